@@ -1,0 +1,55 @@
+// Counters: plain numbers of one engine, written by its thread alone, read by others through snapshots.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "daemon/base/drop.h"
+
+namespace culvert {
+
+// X(name, for a person)
+#define CULVERT_COUNTERS(X)                                             \
+    X(rx_frames, "frames received")                                     \
+    X(rx_bytes, "bytes received")                                       \
+    X(tx_frames, "frames sent")                                         \
+    X(tx_bytes, "bytes sent")                                           \
+    X(tx_kicks, "wake-ups of the device for output")                    \
+    X(local_frames, "frames delivered inside the stack")                \
+    X(tcp_segments_in, "TCP segments received")                         \
+    X(tcp_segments_out, "TCP segments sent")                            \
+    X(tcp_passive_opens, "TCP connections accepted")                    \
+    X(tcp_active_opens, "TCP connections opened")                       \
+    X(tcp_established, "TCP connections established now")               \
+    X(tcp_failed_opens, "TCP connections that failed to open")          \
+    X(tcp_resets_in, "TCP resets received")                             \
+    X(tcp_resets_out, "TCP resets sent")                                \
+    X(tcp_retransmits, "TCP segments sent again")                       \
+    X(tcp_fast_retransmits, "TCP loss recoveries entered by SACK or duplicate ACKs") \
+    X(tcp_timeouts, "TCP retransmission timeouts")                      \
+    X(tcp_zero_window_probes, "TCP zero-window probes sent")            \
+    X(tcp_keepalive_probes, "TCP keepalive probes sent")                \
+    X(tcp_out_of_order, "TCP segments received out of order")           \
+    X(tcp_delayed_acks, "TCP acknowledgements sent by the delay timer") \
+    X(tcp_challenge_acks, "TCP challenge ACKs sent")                    \
+    X(tcp_time_wait, "TCP connections in TIME-WAIT now")                \
+    X(udp_in, "UDP datagrams received")                                 \
+    X(udp_out, "UDP datagrams sent")                                    \
+    X(icmp_in, "ICMP errors received and matched to a socket")          \
+    X(turns, "turns of the engine loop")                                \
+    X(busy_turns, "turns that found work")                              \
+    X(sleeps, "times the engine went to sleep")                         \
+    X(app_wakeups, "wake-ups of applications")                          \
+    X(requests, "sockets looked at on an application's request")
+
+struct Counters {
+#define CULVERT_COUNTER_FIELD(name, text) std::uint64_t name = 0;
+    CULVERT_COUNTERS(CULVERT_COUNTER_FIELD)
+#undef CULVERT_COUNTER_FIELD
+    std::array<std::uint64_t, kDropCount> drops{};
+
+    void drop(Drop reason) { ++drops[static_cast<std::size_t>(reason)]; }
+    std::uint64_t dropped(Drop reason) const { return drops[static_cast<std::size_t>(reason)]; }
+};
+
+}  // namespace culvert

@@ -1,0 +1,94 @@
+// Every reason for which a packet, a request or an application is refused. One name, one counter.
+//
+// Add a line where you add an early return. `culvert stat` shows the names as they stand here; none may be reused
+// for two different causes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace culvert {
+
+// X(name, what happened, for a person)
+#define CULVERT_DROPS(X)                                                                      \
+    X(kNone, "not dropped")                                                                   \
+    /* link */                                                                                \
+    X(kEthernetTruncated, "frame shorter than an Ethernet header")                            \
+    X(kEthernetNotForUs, "destination MAC is not ours")                                       \
+    X(kEtherTypeUnknown, "EtherType we do not speak")                                         \
+    X(kArpMalformed, "ARP packet malformed")                                                  \
+    /* IP */                                                                                  \
+    X(kIpv4Truncated, "IPv4 packet shorter than its header says")                             \
+    X(kIpv4Version, "IPv4 version or header length wrong")                                    \
+    X(kIpv4Checksum, "IPv4 header checksum wrong")                                            \
+    X(kIpv4Options, "IPv4 options refused (source route)")                                    \
+    X(kIpv6Truncated, "IPv6 packet shorter than its header says")                             \
+    X(kIpv6Version, "IPv6 version wrong")                                                     \
+    X(kIpv6ExtensionHeader, "IPv6 extension header refused")                                  \
+    X(kIpFragment, "fragment of a protocol we do not reassemble")                             \
+    X(kIpNotForUs, "destination address is not ours")                                         \
+    X(kIpSourceInvalid, "source address is multicast, broadcast or unspecified")              \
+    X(kIpProtocolUnknown, "IP protocol we do not speak")                                      \
+    X(kIpNoRoute, "no route to the destination")                                              \
+    X(kNeighborUnresolved, "neighbour did not answer")                                        \
+    X(kNeighborQueueFull, "too many packets wait for a neighbour")                            \
+    X(kTxNoFrame, "no free frame for output")                                                 \
+    X(kPacketTooBig, "packet exceeds the MTU of the interface")                               \
+    X(kLocalQueueFull, "too many packets wait for local delivery")                            \
+    /* ICMP */                                                                                \
+    X(kIcmpTruncated, "ICMP message too short")                                               \
+    X(kIcmpChecksum, "ICMP checksum wrong")                                                   \
+    X(kIcmpUnmatched, "ICMP error for no socket of ours")                                     \
+    X(kIcmpIgnored, "ICMP type we leave to the kernel")                                       \
+    X(kIcmpSequence, "ICMP error for a sequence number not in flight")                        \
+    /* UDP */                                                                                 \
+    X(kUdpTruncated, "UDP datagram shorter than its header says")                             \
+    X(kUdpChecksum, "UDP checksum wrong")                                                     \
+    X(kUdpNoSocket, "no UDP socket on the port")                                              \
+    X(kUdpQueueFull, "UDP receive queue full")                                                \
+    /* TCP */                                                                                 \
+    X(kTcpTruncated, "TCP segment shorter than its header says")                              \
+    X(kTcpChecksum, "TCP checksum wrong")                                                     \
+    X(kTcpOptionMalformed, "TCP option malformed")                                            \
+    X(kTcpFlagsInvalid, "TCP flag combination impossible")                                    \
+    X(kTcpNoListener, "no TCP socket on the port (reset sent)")                               \
+    X(kTcpStrayReset, "TCP reset for no connection of ours")                                  \
+    X(kTcpOutOfWindow, "TCP segment outside the receive window")                              \
+    X(kTcpPaws, "TCP timestamp older than the last (PAWS)")                                   \
+    X(kTcpAckInvalid, "TCP acknowledges data never sent")                                     \
+    X(kTcpNoAck, "TCP segment without ACK")                                                   \
+    X(kTcpResetInvalid, "TCP reset with a wrong sequence number (challenge ACK sent)")        \
+    X(kTcpSynInWindow, "TCP SYN on a live connection (challenge ACK sent)")                   \
+    X(kTcpSynQueueFull, "too many half-open connections")                                     \
+    X(kTcpAcceptQueueFull, "accept queue full")                                               \
+    X(kTcpConnectionLimit, "connection table full")                                           \
+    X(kTcpAfterClose, "TCP data after the application closed (reset sent)")                   \
+    X(kTcpReceiveBufferFull, "no room for TCP data")                                          \
+    X(kTcpReassemblyFull, "no room for out-of-order TCP data")                                \
+    X(kTcpDuplicate, "TCP data received before")                                              \
+    X(kTcpZeroWindow, "TCP data sent into a closed window")                                   \
+    /* tenants */                                                                             \
+    X(kTenantBadBlock, "application handed over a block it does not own")                     \
+    X(kTenantBadLength, "application gave a block a length outside its bounds")               \
+    X(kTenantBadRequest, "application sent a request that makes no sense")                    \
+    X(kTenantBadAddress, "application named an address that is not ours")                     \
+    X(kTenantBadSocket, "application named a socket that does not exist")                     \
+    X(kTenantNoBlock, "receive blocks of the application used up")                            \
+    X(kTenantNoSocket, "socket records of the application used up")                           \
+    X(kTenantPolicy, "not allowed by the policy")
+
+enum class Drop : std::uint8_t {
+#define CULVERT_DROP_ENUM(name, text) name,
+    CULVERT_DROPS(CULVERT_DROP_ENUM)
+#undef CULVERT_DROP_ENUM
+    kCount
+};
+
+inline constexpr std::size_t kDropCount = static_cast<std::size_t>(Drop::kCount);
+
+/// The name as written above without its k, in snake_case: "tcp_checksum".
+const char* drop_name(Drop drop);
+/// The sentence for a person.
+const char* drop_text(Drop drop);
+
+}  // namespace culvert

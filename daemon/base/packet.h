@@ -1,0 +1,76 @@
+// A packet on its way in or out, as the stack sees it: bytes in one or more fragments.
+//
+// Input is *borrowed*: an RxPacket is valid until the device's next receive(); the stack copies what it keeps.
+// Output is *owned*: a TxPacket holds chunks of the pool until it is committed to, or returned by, a TxQueue.
+//
+//   RxPacket   [ head: eth ip tcp payload.. ][ rest[0] ][ rest[1] ] ...   the first fragment holds every header
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "daemon/base/frame_pool.h"
+
+namespace culvert {
+
+/// 64 KiB + headers in 4 KiB chunks; the kernel allows 17 + 1 (MAX_SKB_FRAGS + 1).
+inline constexpr std::size_t kMaxFragments = 18;
+
+/// What is known about the layer-4 checksum of a received packet.
+enum class ChecksumState : std::uint8_t {
+    kUnverified,  // must be right
+    kMaybePartial,  // from a virtual device: right, or exactly the pseudo-header sum (CHECKSUM_PARTIAL of a local sender)
+    kVerified,    // the device has checked it
+};
+
+struct RxPacket {
+    std::span<const std::byte> head;                             // never empty
+    std::span<const std::span<const std::byte>> rest;            // further fragments, usually none
+    std::uint32_t length = 0;                                    // of all fragments together
+    ChecksumState checksum = ChecksumState::kUnverified;
+};
+
+/// A packet being written: `reserve` gave it room for `length` bytes. Fill every fragment, then commit.
+struct TxPacket {
+    std::array<ChunkIndex, kMaxFragments> chunks;
+    std::array<std::span<std::byte>, kMaxFragments> fragments;
+    std::uint32_t count = 0;
+    std::uint32_t length = 0;
+};
+
+/// Output of one device for one turn: packets are appended by the stack and taken in a burst by the device.
+/// Concrete on purpose: the stack makes no virtual call per packet.
+class TxQueue {
+public:
+    struct Descriptor {
+        ChunkIndex chunk;
+        std::uint32_t length;
+        bool more;  // the packet goes on in the next descriptor
+    };
+
+    explicit TxQueue(FramePool& pool, std::uint32_t reserve_chunks = 0);
+
+    /// Room for a packet of `length` bytes (1 .. kMaxFragments * kChunkSize). False: no memory; the caller counts it.
+    bool reserve(std::uint32_t length, TxPacket& packet);
+    /// Hands the packet over. `packet` is empty afterwards.
+    void commit(TxPacket& packet);
+    /// Gives the room back unsent.
+    void abandon(TxPacket& packet);
+
+    /// Device side: what has been committed, in order. `consume(n)` drops the first n descriptors.
+    std::span<const Descriptor> pending() const { return {pending_.data() + head_, pending_.size() - head_}; }
+    void consume(std::size_t descriptors);
+
+    FramePool& pool() { return pool_; }
+
+private:
+    FramePool& pool_;
+    std::uint32_t reserve_chunks_;  // left in the pool for the receive side
+    std::vector<Descriptor> pending_;
+    std::size_t head_ = 0;
+};
+
+}  // namespace culvert

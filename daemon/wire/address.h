@@ -1,0 +1,100 @@
+// Addresses, family-neutral: inner code never asks which IP it is speaking.
+//
+// An Address is always 16 bytes in network order; IPv4 is held in its IPv4-mapped form (RFC 4291 2.5.5.2,
+// ::ffff:a.b.c.d), so comparing and hashing need no branch. A mapped address never travels in an IPv6 header
+// (RFC 4038 / 6890): parsing refuses it, so the two families cannot be confused.
+#pragma once
+
+#include <array>
+#include <compare>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace culvert {
+
+enum class Family : std::uint8_t { kIpv4 = 4, kIpv6 = 6 };
+
+/// A TCP or UDP port in host order.
+using Port = std::uint16_t;
+
+struct MacAddress {
+    std::array<std::uint8_t, 6> bytes{};
+
+    bool is_multicast() const { return (bytes[0] & 1) != 0; }  // broadcast included
+    std::string to_string() const;
+    friend bool operator==(const MacAddress&, const MacAddress&) = default;
+};
+
+class Address {
+public:
+    /// "::", the unspecified IPv6 address. See any(Family) for 0.0.0.0.
+    constexpr Address() = default;
+    static constexpr Address v4(std::uint8_t a, std::uint8_t b, std::uint8_t c, std::uint8_t d) {
+        Address address;
+        address.bytes_ = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d};
+        return address;
+    }
+    /// From 4 bytes in network order.
+    static Address from_v4(std::span<const std::byte, 4> bytes);
+    /// From 16 bytes in network order, as they stand.
+    static Address from_v6(std::span<const std::byte, 16> bytes);
+    static constexpr Address any(Family family) { return family == Family::kIpv4 ? v4(0, 0, 0, 0) : Address(); }
+    /// "10.0.0.1" or "fe80::1"; nothing else.
+    static std::optional<Address> parse(std::string_view text);
+
+    constexpr bool is_v4() const {
+        for (std::size_t i = 0; i < 10; ++i)
+            if (bytes_[i] != 0) return false;
+        return bytes_[10] == 0xff && bytes_[11] == 0xff;
+    }
+    constexpr Family family() const { return is_v4() ? Family::kIpv4 : Family::kIpv6; }
+    bool is_unspecified() const;  // 0.0.0.0 or ::
+    bool is_loopback() const;     // 127/8 or ::1
+    bool is_multicast() const;    // 224/4 or ff00::/8
+    bool is_link_local() const;   // 169.254/16 or fe80::/10
+    bool is_broadcast() const;    // 255.255.255.255
+
+    /// All 16 bytes in network order (IPv4 mapped).
+    std::span<const std::uint8_t, 16> bytes() const { return bytes_; }
+    /// The bytes as they stand in an IP header: 4 or 16.
+    std::span<const std::uint8_t> wire_bytes() const {
+        return is_v4() ? std::span<const std::uint8_t>(bytes_).subspan(12) : std::span<const std::uint8_t>(bytes_);
+    }
+    /// True when the first `prefix_length` bits (0-32 for IPv4, 0-128 for IPv6) are those of `network`, same family.
+    bool in(const Address& network, unsigned prefix_length) const;
+    std::string to_string() const;
+
+    friend constexpr bool operator==(const Address&, const Address&) = default;
+    friend constexpr auto operator<=>(const Address&, const Address&) = default;
+
+private:
+    std::array<std::uint8_t, 16> bytes_{};
+};
+
+/// An address and a port: one end of a flow.
+struct Endpoint {
+    Address address;
+    Port port = 0;
+
+    /// "10.0.0.1:80", "[fe80::1]:80"
+    std::string to_string() const;
+    friend constexpr bool operator==(const Endpoint&, const Endpoint&) = default;
+    friend constexpr auto operator<=>(const Endpoint&, const Endpoint&) = default;
+};
+
+}  // namespace culvert
+
+template <>
+struct std::hash<culvert::Address> {
+    std::size_t operator()(const culvert::Address& address) const noexcept {
+        std::uint64_t half[2];
+        std::memcpy(half, address.bytes().data(), sizeof half);
+        return (half[0] * 0x9e3779b97f4a7c15u) ^ (half[1] * 0xc2b2ae3d27d4eb4fu);
+    }
+};
