@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * What the steering program and the daemon agree on: the maps' keys and values. Read by clang for BPF and by g++.
+ *
+ *   map           type              key               value              written by          read by
+ *   addresses     hash              steer_address     __u32 slot         daemon (syscall)    program
+ *   ports         array, mmapable   slot * 2 + proto  steer_ports        daemon (atomic op)  program
+ *   kernel_flows  hash              steer_flow        __u8 (no meaning)  daemon (syscall)    program
+ *   control       array, mmapable   STEER_CONTROL_*   __u64              daemon (store)      program
+ *   counters      per-CPU array     STEER_COUNT_*     __u64              program             daemon (syscall)
+ *   xsks          XSKMAP            receive queue     AF_XDP socket      daemon (syscall)    kernel
+ *
+ * Ordering: every shared word stands alone; the program acts on whichever value it sees. A packet that races with a
+ * port being taken or released goes one way or the other, as it would with a socket being bound or closed.
+ */
+#pragma once
+
+#include <linux/types.h>
+
+#define STEER_MAX_ADDRESSES 64 /* local addresses of one interface */
+#define STEER_MAX_QUEUES 64
+#define STEER_MAX_KERNEL_FLOWS 65536
+
+/* Index of a protocol's bitmap within an address's slot. */
+#define STEER_PROTO_TCP 0
+#define STEER_PROTO_UDP 1
+#define STEER_PROTO_COUNT 2
+
+#define STEER_PORT_WORDS (65536 / 64)
+
+/* An address in network order, IPv4 in its IPv4-mapped form (RFC 4291 2.5.5.2). */
+struct steer_address {
+    __u8 bytes[16];
+};
+
+/* One bit a port: word port / 64, bit port % 64. Set: Culvert's. */
+struct steer_ports {
+    __u64 words[STEER_PORT_WORDS];
+};
+
+/* A flow that the kernel owned before Culvert took its port. Ports in host order. */
+struct steer_flow {
+    struct steer_address local;
+    struct steer_address remote;
+    __u16 local_port;
+    __u16 remote_port;
+    __u8 proto; /* STEER_PROTO_* */
+    __u8 zero[3];
+};
+
+enum steer_control {
+    STEER_CONTROL_ENABLED,      /* 0: everything to the kernel */
+    STEER_CONTROL_KERNEL_FLOWS, /* how many entries kernel_flows has; 0 saves the look-up */
+    STEER_CONTROL_WORDS
+};
+
+/* X(name, for a person). The name is that of the counter in `culvert stat`. */
+#define STEER_COUNTERS(X)                                                              \
+    X(redirected, "packets steered to Culvert")                                        \
+    X(passed_disabled, "packets to the kernel: steering switched off")                 \
+    X(passed_ethertype, "packets to the kernel: neither IPv4 nor IPv6, or VLAN-tagged") \
+    X(passed_malformed, "packets to the kernel: headers cut short or impossible")      \
+    X(passed_address, "packets to the kernel: destination address not ours")           \
+    X(passed_protocol, "packets to the kernel: neither TCP, UDP nor an ICMP error")    \
+    X(passed_fragment, "packets to the kernel: IP fragments")                          \
+    X(passed_port, "packets to the kernel: port not taken")                            \
+    X(passed_kernel_flow, "packets to the kernel: flow older than Culvert's claim")    \
+    X(passed_no_socket, "packets to the kernel: no AF_XDP socket on the receive queue")
+
+enum steer_counter {
+#define STEER_COUNTER_ENUM(name, text) STEER_COUNT_##name,
+    STEER_COUNTERS(STEER_COUNTER_ENUM)
+#undef STEER_COUNTER_ENUM
+    STEER_COUNT_TOTAL
+};
