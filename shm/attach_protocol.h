@@ -1,0 +1,78 @@
+// What shim and daemon say on the control socket (AF_UNIX, SOCK_SEQPACKET, one fixed-size struct a message).
+//
+//   shim                                  daemon
+//   Hello (pid, version, name)   ---->    checks SO_PEERCRED, policy, version
+//                                <----    Welcome (status, geometry, slot) + [segment memfd, doorbell eventfd]
+//   AddQueue + [eventfd]         ---->    a new epoll instance
+//                                <----    Answer (status, value = queue index)
+//   RemoveQueue (queue index)    ---->    (no answer)
+//   AddProcess + [socket]        ---->    before fork: the parent passes one end of a new socketpair for the child
+//                                <----    Answer (status, value = process slot); the child keeps the other end
+//
+// Each process has its own control connection; its end of file tells the daemon that the process is gone. The doorbell
+// wakes a sleeping engine (shm/wakeup.h). A request of an administrator (culvert ss, stat) starts with '{' (JSON) instead
+// of a MessageKind and is answered in JSON.
+#pragma once
+
+#include <cstdint>
+
+#include "shm/layout.h"
+
+namespace culvert::shm {
+
+inline constexpr char kDefaultSocketPath[] = "/run/culvert/control.sock";
+inline constexpr char kSocketPathVariable[] = "CULVERT_SOCKET";  // environment: another path
+inline constexpr char kStrictVariable[] = "CULVERT_STRICT";      // environment: "1" = never fall back to the kernel
+
+enum class MessageKind : std::uint32_t {
+    kHello = 0x43560001,
+    kWelcome = 0x43560002,
+    kAddQueue = 0x43560003,
+    kRemoveQueue = 0x43560004,
+    kAddProcess = 0x43560005,
+    kAnswer = 0x43560006,
+};
+
+struct Hello {
+    MessageKind kind = MessageKind::kHello;
+    std::uint32_t abi_version = kAbiVersion;
+    std::uint64_t magic = kMagic;
+    std::uint32_t pid = 0;
+    std::uint32_t reserved = 0;
+    char program[64] = {};  // name for people, NUL-terminated
+    char version[32] = {};  // of the shim, for the message when they differ
+};
+
+enum class AttachStatus : std::uint32_t { kOk = 0, kVersion = 1, kDenied = 2, kFull = 3, kMalformed = 4 };
+
+struct Welcome {
+    MessageKind kind = MessageKind::kWelcome;
+    AttachStatus status = AttachStatus::kOk;
+    std::uint32_t abi_version = kAbiVersion;
+    std::uint32_t process_slot = 0;
+    Geometry geometry;
+    std::uint32_t spin_us = 0;  // how long a waiter may look before it sleeps
+    char version[32] = {};
+    char reason[96] = {};  // for a person, when status is not kOk
+};
+
+struct AddQueue {
+    MessageKind kind = MessageKind::kAddQueue;
+};
+
+struct RemoveQueue {
+    MessageKind kind = MessageKind::kRemoveQueue;
+    std::uint32_t queue = 0;
+};
+
+struct AddProcess {
+    MessageKind kind = MessageKind::kAddProcess;
+};
+
+struct Answer {
+    MessageKind kind = MessageKind::kAnswer;
+    std::int32_t error = 0;  // errno value
+    std::uint32_t value = 0;
+};
+
+}  // namespace culvert::shm
