@@ -1,0 +1,69 @@
+// Link-layer addresses of neighbours, mirrored from the kernel, and the packets that wait for one.
+//
+// The kernel does ARP and ND (shared-address mode). When a next hop is unknown, or its entry has gone stale, we ask the
+// kernel to resolve it through `NeighborResolver`; the answer comes back as an update of this table.
+#pragma once
+
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+#include "daemon/base/counters.h"
+#include "daemon/base/instant.h"
+#include "daemon/base/packet.h"
+#include "daemon/wire/address.h"
+
+namespace culvert::stack {
+
+/// Asks whoever owns resolution (the kernel, through the control thread). Must not block; called at most once a second
+/// for a neighbour.
+class NeighborResolver {
+public:
+    virtual ~NeighborResolver() = default;
+    virtual void resolve(std::uint32_t interface, const Address& next_hop) = 0;
+};
+
+enum class NeighborState : std::uint8_t { kIncomplete, kReachable, kStale, kFailed };
+
+/// Bounded: at most kMaxEntries neighbours and kMaxPending waiting packets each; what does not fit is dropped by name.
+class NeighborTable {
+public:
+    static constexpr std::size_t kMaxEntries = 8192;
+    static constexpr std::size_t kMaxPending = 8;
+
+    NeighborTable(NeighborResolver& resolver, Counters& counters) : resolver_(resolver), counters_(counters) {}
+
+    /// From the mirror. A usable state sends what waited, kFailed drops it; `tx` is the interface's queue.
+    void update(std::uint32_t interface, const Address& address, const MacAddress& mac, NeighborState state, TxQueue& tx);
+    void remove(std::uint32_t interface, const Address& address, TxQueue& tx);
+
+    /// The MAC to send to, or nullptr: then the caller gives the finished packet to `enqueue`, which asks for
+    /// resolution. Stale entries are used and confirmed in the background (at most every 10 s).
+    const MacAddress* lookup(std::uint32_t interface, const Address& next_hop, Instant now);
+    /// `packet` has a complete Ethernet header but for the destination MAC (its first 6 bytes). Takes it over.
+    void enqueue(std::uint32_t interface, const Address& next_hop, TxPacket packet, TxQueue& tx, Instant now);
+    std::uint32_t generation() const { return generation_; }
+
+private:
+    struct Key {
+        std::uint32_t interface;
+        Address address;
+        friend bool operator==(const Key&, const Key&) = default;
+    };
+    struct KeyHash {
+        std::size_t operator()(const Key& key) const { return std::hash<Address>()(key.address) + key.interface; }
+    };
+    struct Entry {
+        MacAddress mac;
+        NeighborState state = NeighborState::kIncomplete;
+        Instant last_asked{};
+        std::vector<TxPacket> pending;
+    };
+
+    NeighborResolver& resolver_;
+    Counters& counters_;
+    std::unordered_map<Key, Entry, KeyHash> entries_;
+    std::uint32_t generation_ = 1;
+};
+
+}  // namespace culvert::stack

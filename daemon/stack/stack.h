@@ -1,0 +1,153 @@
+// The TCP/IP stack of one engine: a pure library. Frames, requests and `now` in; frames and calls of owners out.
+// No system calls, no clock, no threads.
+//
+//   device burst -> input() -> [ethernet] -> [ip] -> tcp / udp / icmp -> owner (on_data ...)
+//   owner -> connection.send() ... marks the connection for output
+//   flush(): every marked connection emits what its windows allow, data carrying the ACKs, into the interface's TxQueue
+//   advance(): timers
+//
+// Order of one turn: input* , requests of tenants, advance, flush. Output is deferred to flush() so that one ACK serves
+// a whole burst and an answer given in the same turn carries it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "daemon/base/counters.h"
+#include "daemon/base/instant.h"
+#include "daemon/base/packet.h"
+#include "daemon/base/rng.h"
+#include "daemon/stack/interface.h"
+#include "daemon/stack/neighbor.h"
+#include "daemon/stack/owner.h"
+#include "daemon/stack/route_table.h"
+#include "shm/base/error.h"
+
+namespace culvert::stack {
+
+namespace tcp {
+class Listener;
+class Connection;
+
+enum class Congestion : std::uint8_t { kDefault = 0, kNewReno = 1, kCubic = 2 };
+
+/// Per-socket options. Zero means the stack's default.
+struct Options {
+    bool no_delay = false;
+    bool cork = false;
+    bool keep_alive = false;
+    bool quick_ack = false;
+    Duration keep_alive_idle{};
+    Duration keep_alive_interval{};
+    std::uint32_t keep_alive_count = 0;
+    Duration user_timeout{};
+    std::uint32_t receive_buffer = 0;  // bytes
+    std::uint32_t send_buffer = 0;     // bytes; the owner enforces it, here for reference
+    std::uint16_t max_segment = 0;
+    Congestion congestion = Congestion::kDefault;
+    std::uint8_t tos = 0;
+    std::uint8_t ttl = 0;
+};
+
+/// The values of <netinet/tcp.h> (TCP_ESTABLISHED = 1 ... TCP_CLOSING = 11), as `ss` shows them.
+enum class State : std::uint8_t {
+    kEstablished = 1, kSynSent, kSynReceived, kFinWait1, kFinWait2, kTimeWait, kClosed, kCloseWait, kLastAck, kListen,
+    kClosing
+};
+
+/// What TCP_INFO and `culvert ss` show.
+struct Info {
+    State state = State::kClosed;
+    Duration srtt{}, rttvar{}, rto{}, min_rtt{};
+    std::uint32_t cwnd_bytes = 0, ssthresh_bytes = 0, mss = 0, in_flight_bytes = 0, unsent_bytes = 0;
+    std::uint32_t total_retransmits = 0, backoffs = 0, receive_window = 0, send_window = 0;
+    std::uint8_t send_scale = 0, receive_scale = 0;
+    bool timestamps = false, sack = false, window_scaling = false;
+};
+}  // namespace tcp
+
+namespace udp {
+class Socket;
+}
+
+struct StackConfig {
+    std::uint32_t max_connections = 262144;
+    std::uint32_t max_half_open = 8192;
+    std::uint32_t max_time_wait = 65536;
+    std::uint32_t max_listeners = 1024;
+    std::uint32_t max_udp_sockets = 4096;
+    std::uint32_t reassembly_chunks = 4096;           // 2 KiB each, for out-of-order data of all connections
+    std::uint32_t default_receive_buffer = 256 * 1024;  // bytes
+    std::uint32_t max_receive_buffer = 4 * 1024 * 1024;
+    Duration min_rto = std::chrono::milliseconds(200);
+    Duration delayed_ack = std::chrono::milliseconds(40);
+    Duration time_wait = std::chrono::seconds(60);
+    Duration fin_wait_2 = std::chrono::seconds(60);  // of a connection that the application has closed
+    tcp::Congestion congestion = tcp::Congestion::kCubic;
+    std::uint64_t secret[2] = {0, 0};  // key of hashes and ISNs, from getrandom(2)
+};
+
+/// Port bookkeeping of the world outside: whoever steers packets to us must know which ports are ours.
+class PortOwner {
+public:
+    virtual ~PortOwner() = default;
+    enum class Protocol : std::uint8_t { kTcp, kUdp };
+    /// First socket on the port / last one gone. `address` may be unspecified: every address of Culvert's interfaces,
+    /// of that family.
+    virtual void take_port(Protocol protocol, const Address& address, Port port) = 0;
+    virtual void release_port(Protocol protocol, const Address& address, Port port) = 0;
+};
+
+class StackImpl;
+
+class Stack {
+public:
+    Stack(const StackConfig& config, NeighborResolver& resolver, PortOwner& ports, Counters& counters, Rng& rng);
+    ~Stack();
+
+    // --- the world, by commands of the control thread ---------------------------------------------------------------
+    Interface& add_interface(Interface interface);
+    void set_interface_state(std::uint32_t index, bool up, std::uint32_t mtu);
+    void set_addresses(std::uint32_t index, std::vector<InterfaceAddress> addresses);
+    RouteTable& routes();
+    NeighborTable& neighbors();
+    /// True if the address is one of Culvert's interfaces' own.
+    bool is_local(const Address& address) const;
+
+    // --- the turn ---------------------------------------------------------------------------------------------------
+    void input(Interface& interface, const RxPacket& packet, Instant now);
+    void advance(Instant now);
+    void flush(Instant now);
+    /// When advance() has something to do; kNever if nothing waits. Packets that wait for flush() or local delivery make
+    /// it Instant::min().
+    Instant next_deadline() const;
+
+    // --- sockets ----------------------------------------------------------------------------------------------------
+    /// The source address with which `destination` is reached through a Culvert interface, or through ourselves: our own
+    /// address and a port on which we listen. EHOSTUNREACH / ENETUNREACH: not through us, use the kernel.
+    Result<Address> source_for(const Endpoint& destination) const;
+
+    /// `local.address` may be unspecified; `dual` makes [::] listen for IPv4 too. Several listeners on one endpoint share
+    /// it (SO_REUSEPORT): connections are spread by flow hash. Errors: ENOBUFS.
+    Result<tcp::Listener*> listen(const Endpoint& local, bool dual, const tcp::Options& options,
+                                  tcp::ListenerOwner& owner);
+    void close(tcp::Listener& listener);
+
+    /// Sends SYN at the next flush. Errors: EADDRINUSE (flow exists), ENETUNREACH, ENOBUFS.
+    Result<tcp::Connection*> connect(const Endpoint& local, const Endpoint& remote, const tcp::Options& options,
+                                     tcp::ConnectionOwner& owner, Instant now);
+
+    /// Errors: ENOBUFS. `dual` as above.
+    Result<udp::Socket*> bind_udp(const Endpoint& local, bool dual, udp::SocketOwner& owner);
+    void connect_udp(udp::Socket& socket, const Endpoint* remote);
+    void close(udp::Socket& socket);
+    /// One datagram, now (not deferred). `local` unspecified: by route. Errors: EMSGSIZE, ENETUNREACH, ENOBUFS.
+    Result<void> send_datagram(udp::Socket& socket, const Endpoint& remote, const Address& local, Payload payload,
+                               std::uint32_t length, std::uint8_t ttl, std::uint8_t tos, Instant now);
+
+private:
+    std::unique_ptr<StackImpl> impl_;
+};
+
+}  // namespace culvert::stack
