@@ -25,6 +25,7 @@ namespace culvert {
     X(kIpv6Truncated, "IPv6 packet shorter than its header says")                             \
     X(kIpv6Version, "IPv6 version wrong")                                                     \
     X(kIpv6ExtensionHeader, "IPv6 extension header refused")                                  \
+    X(kIpv6MappedAddress, "IPv4-mapped address in an IPv6 header")                            \
     X(kIpFragment, "fragment of a protocol we do not reassemble")                             \
     X(kIpNotForUs, "destination address is not ours")                                         \
     X(kIpSourceInvalid, "source address is multicast, broadcast or unspecified")              \
