@@ -1,0 +1,102 @@
+// Out of the stack: route, neighbour, Ethernet and IP headers, and the choice of queue.
+//
+//   path = find_path(local, remote)            once per connection, again when `stale(path)`
+//   begin(path, ..., transport_length, packet) room for the packet, link and IP headers written
+//   ... the caller writes transport header and payload at PacketWriter(packet, transport_offset) ...
+//   end(path, packet)                          committed: to the device, to the neighbour's queue, or to ourselves
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <vector>
+
+#include "daemon/base/counters.h"
+#include "daemon/base/instant.h"
+#include "daemon/base/packet.h"
+#include "daemon/stack/interface.h"
+#include "daemon/stack/neighbor.h"
+#include "daemon/stack/route_table.h"
+#include "shm/base/error.h"
+
+namespace culvert::stack {
+
+/// The way to one destination, cached by connections.
+struct Path {
+    Interface* interface = nullptr;  // null: no path
+    Address next_hop;
+    MacAddress mac;                  // valid when resolved
+    bool resolved = false;
+    bool local = false;              // to an address of our own: delivered inside the stack
+    std::uint32_t route_generation = 0;
+    std::uint32_t neighbor_generation = 0;
+    std::uint32_t mtu = 0;           // of IP packets
+};
+
+/// Writes bytes across the fragments of a TxPacket.
+class PacketWriter {
+public:
+    PacketWriter(TxPacket& packet, std::uint32_t offset) : packet_(packet) {
+        while (fragment_ < packet.count && offset >= packet.fragments[fragment_].size()) {
+            offset -= static_cast<std::uint32_t>(packet.fragments[fragment_].size());
+            ++fragment_;
+        }
+        at_ = offset;
+    }
+    /// What is left of the current fragment; empty at the end of the packet.
+    std::span<std::byte> room() const {
+        return fragment_ < packet_.count ? packet_.fragments[fragment_].subspan(at_) : std::span<std::byte>{};
+    }
+    /// `bytes` <= room().size() have been written.
+    void advance(std::size_t bytes) {
+        at_ += bytes;
+        if (fragment_ < packet_.count && at_ == packet_.fragments[fragment_].size()) {
+            ++fragment_;
+            at_ = 0;
+        }
+    }
+
+private:
+    TxPacket& packet_;
+    std::uint32_t fragment_ = 0;
+    std::size_t at_ = 0;
+};
+
+class IpOutput {
+public:
+    IpOutput(RouteTable& routes, NeighborTable& neighbors, Counters& counters);
+
+    /// The stack's interfaces and own addresses; set by the Stack when they change. Bumps nothing by itself.
+    void set_interfaces(std::span<Interface* const> interfaces);
+    bool is_local(const Address& address) const;
+    Interface* interface_by_index(std::uint32_t index) const;
+
+    /// Errors: ENETUNREACH (no route, or through an interface that Culvert does not serve), EHOSTUNREACH.
+    Result<Path> find_path(const Address& source, const Address& destination, Instant now);
+    bool stale(const Path& path) const {
+        return path.route_generation != routes_.generation() || path.neighbor_generation != neighbors_.generation();
+    }
+
+    /// False: no memory, or the packet exceeds the MTU (each counted). `transport_offset` tells where to write.
+    bool begin(const Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
+               std::uint8_t tos, std::uint8_t ttl, std::uint32_t transport_length, TxPacket& packet,
+               std::uint32_t& transport_offset);
+    void end(Path& path, TxPacket& packet, Instant now);
+
+    /// Packets sent to ourselves, in order; the Stack feeds them back to its input. Bounded.
+    struct LocalPacket {
+        Interface* interface;
+        TxPacket packet;
+    };
+    std::vector<LocalPacket>& local_packets() { return local_packets_; }
+
+private:
+    RouteTable& routes_;
+    NeighborTable& neighbors_;
+    Counters& counters_;
+    std::vector<Interface*> interfaces_;
+    std::vector<LocalPacket> local_packets_;
+    std::uint16_t next_identification_ = 1;
+};
+
+}  // namespace culvert::stack

@@ -1,0 +1,43 @@
+// TCP as one module of the stack: demultiplexing, listeners, the list of connections that have something to send.
+#pragma once
+
+#include <memory>
+
+#include "daemon/base/counters.h"
+#include "daemon/base/instant.h"
+#include "daemon/base/rng.h"
+#include "daemon/stack/ip_output.h"
+#include "daemon/stack/ip_packet.h"
+#include "daemon/stack/owner.h"
+#include "daemon/stack/stack.h"
+
+namespace culvert::stack::tcp {
+
+class TcpImpl;
+
+class Tcp {
+public:
+    Tcp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng);
+    ~Tcp();
+
+    /// A segment for one of our addresses (the checksum has not been verified yet).
+    void input(const IpPacket& packet, Instant now);
+    /// An ICMP error about a segment of ours: flow from the embedded header. `sequence` is the embedded TCP sequence
+    /// number. `next_hop_mtu` != 0 for "packet too big". `error` is the errno value for hard errors, 0 otherwise.
+    void icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
+                    std::uint32_t next_hop_mtu, Instant now);
+    void advance(Instant now);
+    void flush(Instant now);
+    Instant next_deadline() const;  // Instant::min() when a connection is marked for output
+
+    Result<Listener*> listen(const Endpoint& local, bool dual, const Options& options, ListenerOwner& owner);
+    void close(Listener& listener);
+    bool is_listening(const Endpoint& local) const;
+    Result<Connection*> connect(const Endpoint& local, const Endpoint& remote, const Options& options,
+                                ConnectionOwner& owner, Instant now);
+
+private:
+    std::unique_ptr<TcpImpl> impl_;
+};
+
+}  // namespace culvert::stack::tcp
