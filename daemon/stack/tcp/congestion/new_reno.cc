@@ -33,8 +33,8 @@ void NewReno::on_enter_recovery(Instant, std::uint64_t in_flight) {
 }
 
 void NewReno::on_exit_recovery(Instant) {
-    cwnd_ = std::max(ssthresh_, mss_);  // [RFC6582 3.2 step 3 (2)]
-    prior_cwnd_ = 0;
+    // [RFC6582 3.2 step 3 (2)]. What undo needs stays: a D-SACK often arrives just after the end of recovery.
+    cwnd_ = std::max(ssthresh_, mss_);
 }
 
 void NewReno::on_rto(Instant, std::uint64_t in_flight, bool first) {

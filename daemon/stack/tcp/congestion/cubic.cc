@@ -1,0 +1,138 @@
+#include "daemon/stack/tcp/congestion/cubic.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace culvert::stack::tcp {
+
+namespace {
+constexpr double kBeta = 0.7;  // [RFC9438 4.6]
+constexpr double kC = 0.4;     // [RFC9438 5.1] segments per second cubed
+// [RFC9438 4.3] makes the average of w_est_ that of Reno with a reduction to kBeta
+constexpr double kAlpha = 3 * (1 - kBeta) / (1 + kBeta);
+
+double seconds(Duration d) { return std::chrono::duration<double>(d).count(); }
+}  // namespace
+
+void Cubic::on_ack(const AckEvent& event) {
+    if (event.rtt > Duration::zero()) {
+        rtt_us_ = static_cast<std::uint32_t>(
+            std::min<std::int64_t>(std::chrono::duration_cast<std::chrono::microseconds>(event.rtt).count(), INT32_MAX));
+    }
+    std::uint64_t acked = event.acked_bytes;
+    if (!may_grow(event)) {
+        if (limited_since_ == kNever) limited_since_ = event.now;
+        return;
+    }
+    if (limited_since_ != kNever) {
+        // [RFC9438 5.8] the curve does not advance while the application, not the path, is the limit.
+        if (epoch_start_ != kNever) epoch_start_ += event.now - limited_since_;
+        limited_since_ = kNever;
+    }
+    if (in_slow_start()) slow_start(event, acked);
+    if (acked > 0) avoid_congestion(acked, event.now);
+}
+
+void Cubic::slow_start(const AckEvent& event, std::uint64_t& acked) {
+    std::uint64_t step = acked;
+    if (ssthresh_ == UINT32_MAX) {  // [RFC9406 4.3] only the first slow start
+        const auto phase = hystart_.on_ack(event.rtt, event.snd_una, event.snd_nxt);
+        if (phase == Hystart::Phase::kDone) {
+            ssthresh_ = cwnd_;
+            return;
+        }
+        step = std::min<std::uint64_t>(step, std::uint64_t{Hystart::kMaxSegmentsPerAck} * mss_);
+        if (phase == Hystart::Phase::kConservative) step /= Hystart::kConservativeDivisor;
+        acked = 0;
+    } else {
+        step = std::min<std::uint64_t>(step, ssthresh_ - cwnd_);
+        acked -= step;
+    }
+    grow(step);
+}
+
+void Cubic::begin_epoch(Instant now) {
+    epoch_start_ = now;
+    const double cwnd = cwnd_;
+    if (cwnd < static_cast<double>(w_max_)) {
+        k_ = static_cast<float>(std::cbrt((static_cast<double>(w_max_) - cwnd) / (kC * mss_)));  // [RFC9438 4.2]
+    } else {
+        k_ = 0;  // slow start ended without a loss, or beyond the last one
+        w_max_ = static_cast<float>(cwnd);
+    }
+    w_est_ = cwnd;
+    credit_ = 0;
+}
+
+void Cubic::avoid_congestion(std::uint64_t acked, Instant now) {
+    if (epoch_start_ == kNever) begin_epoch(now);
+    const double cwnd = cwnd_;
+    const double bytes = static_cast<double>(acked);
+    const double t = seconds(now - epoch_start_);
+    const auto curve = [&](double at) {
+        const double x = at - static_cast<double>(k_);
+        return kC * mss_ * x * x * x + static_cast<double>(w_max_);  // [RFC9438 4.2] figure 1
+    };
+
+    // [RFC9438 4.3] once past the window of the last reduction, Reno's own increase of one segment a round trip
+    const double alpha = w_est_ < static_cast<double>(cwnd_prior_) ? kAlpha : 1.0;
+    w_est_ += alpha * mss_ * bytes / cwnd;
+
+    double growth = 0;
+    if (curve(t) < w_est_) {
+        growth = w_est_ - cwnd;
+    } else {
+        const double target = std::clamp(curve(t + rtt_us_ * 1e-6), cwnd, 1.5 * cwnd);  // [RFC9438 4.2]
+        growth = (target - cwnd) * std::min(bytes / cwnd, 1.0);                         // [RFC9438 4.4, 4.5]
+    }
+    growth = std::max(growth, 0.0) + static_cast<double>(credit_);
+    const double whole = std::floor(growth);
+    credit_ = static_cast<float>(growth - whole);
+    grow(static_cast<std::uint64_t>(whole));
+}
+
+void Cubic::reduce(std::uint64_t in_flight) {
+    cwnd_prior_ = cwnd_;
+    prior_ssthresh_ = ssthresh_;
+    prior_w_max_ = w_max_;
+    const double cwnd = cwnd_;
+    // [RFC9438 4.7] fast convergence: a flow that did not reach its last maximum gives way to newer ones.
+    w_max_ = static_cast<float>(cwnd < static_cast<double>(w_max_) ? cwnd * (1 + kBeta) / 2 : cwnd);
+    ssthresh_ = std::max(static_cast<std::uint32_t>(flight_size(in_flight) * kBeta), 2 * mss_);  // [RFC9438 4.6]
+    epoch_start_ = kNever;
+    limited_since_ = kNever;
+    hystart_.stop();
+}
+
+void Cubic::on_enter_recovery(Instant, std::uint64_t in_flight) {
+    reduce(in_flight);
+    cwnd_ = ssthresh_;
+}
+
+void Cubic::on_exit_recovery(Instant) {
+    cwnd_ = std::max(ssthresh_, mss_);
+    epoch_start_ = kNever;  // the curve starts when congestion avoidance does
+}
+
+void Cubic::on_rto(Instant, std::uint64_t in_flight, bool first) {
+    if (first) reduce(in_flight);  // [RFC9438 4.8]
+    epoch_start_ = kNever;
+    cwnd_ = mss_;
+}
+
+void Cubic::undo() {  // [RFC9438 4.9]
+    if (prior_ssthresh_ == 0) return;
+    cwnd_ = std::max(cwnd_, cwnd_prior_);
+    ssthresh_ = std::max(ssthresh_, prior_ssthresh_);
+    w_max_ = std::max(w_max_, prior_w_max_);
+    prior_ssthresh_ = 0;
+    epoch_start_ = kNever;
+}
+
+void Cubic::on_idle_restart() {
+    CongestionController::on_idle_restart();
+    epoch_start_ = kNever;
+    limited_since_ = kNever;
+}
+
+}  // namespace culvert::stack::tcp
