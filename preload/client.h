@@ -1,0 +1,80 @@
+// The process's connection to the daemon: segment, process slot, doorbell, event queues.
+//
+// One per process. Attaches on the first socket() call of a kind that could be Culvert's (or at load when it inherits
+// nothing but the environment says so); a daemon that is absent, refuses, or speaks another version makes every socket
+// a kernel socket, silently (strict mode: socket() fails with ENETDOWN).
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+
+#include "shm/accept_queue.h"
+#include "shm/block_list.h"
+#include "shm/segment.h"
+#include "shm/wakeup.h"
+
+namespace culvert::preload {
+
+/// An event queue of this process: index in the segment and the eventfd that the daemon signals.
+struct EventQueue {
+    std::uint32_t index = 0;
+    int eventfd = -1;
+};
+
+class Client {
+public:
+    /// The process's client, attached if possible; null when this process runs on kernel sockets. Thread-safe, no
+    /// allocation after the first call, never throws.
+    static Client* attached() noexcept;
+    /// Null when not attached *yet*; never attaches. For calls on existing descriptors.
+    static Client* current() noexcept;
+
+    shm::Segment& segment() noexcept;
+    std::uint32_t process_slot() const noexcept;
+    /// How long a waiter may look before it sleeps.
+    std::uint32_t spin_us() const noexcept;
+
+    /// Marks the socket for the daemon and rings the doorbell if the engine sleeps. One fetch_or when it does not.
+    void post(std::uint32_t record) noexcept;
+
+    /// A record of the application's range: holder bit first, then the claim (see shm/layout.h). Nothing left: nullopt.
+    std::optional<std::uint32_t> take_record() noexcept;
+    /// Marks this process as holder of an accepted record.
+    void hold(std::uint32_t record) noexcept;
+    /// Gives up this process's hold; if no other live process holds the record, asks the daemon to close it.
+    void let_go(std::uint32_t record) noexcept;
+
+    /// A free transmit block, or kNoIndex (pool empty: set tx_starved and wait for kAppWantWrite's notice).
+    std::uint32_t take_block() noexcept;
+    /// Returns a received block to the daemon.
+    void return_block(std::uint32_t block) noexcept;
+
+    /// A new event queue (one round trip on the control connection) / one from the pool for a poll() call.
+    std::optional<EventQueue> add_queue() noexcept;
+    void remove_queue(EventQueue queue) noexcept;
+    std::optional<EventQueue> borrow_poll_queue() noexcept;
+    void give_back_poll_queue(EventQueue queue) noexcept;
+
+    /// `queue` wants news of `record` (sets its watch bit, then AppLine::watch) / does not any more.
+    void watch(std::uint32_t queue, std::uint32_t record) noexcept;
+    void unwatch(std::uint32_t queue, std::uint32_t record) noexcept;
+
+    /// The control connection; readable (EOF) when the daemon is gone. Every wait in the kernel includes it.
+    int control_fd() const noexcept;
+    /// True once the daemon's end is closed: every Culvert connection is then reset (ECONNRESET), listeners go on in the
+    /// kernel.
+    bool daemon_gone() const noexcept;
+    /// Looks at the control connection (a system call) and sets daemon_gone().
+    bool check_daemon() noexcept;
+
+    /// Why a descriptor of ours is on the kernel path; shown by `culvert ss`.
+    void note_reason(int fd, shm::KernelReason reason) noexcept;
+
+    // pthread_atfork: a slot for the child is asked for before the fork; the child takes it over and inherits the holds.
+    static void before_fork() noexcept;
+    static void after_fork_in_parent() noexcept;
+    static void after_fork_in_child() noexcept;
+};
+
+}  // namespace culvert::preload

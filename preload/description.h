@@ -1,0 +1,57 @@
+// An open file description that the shim knows about: what one or several descriptors of this process refer to.
+//
+//   descriptor --(fd_table)--> Description --(record index)--> SocketRecord in shared memory
+//
+// Descriptions are type-stable: they come from a pool and are never unmapped, so a thread may look at one that another
+// thread is just closing; `acquire`/`release` (fd_table.h) keep it alive during a call.
+//
+// Every Culvert descriptor is also a real kernel descriptor: the socket that the application made, or for an accepted
+// connection a placeholder duplicated from one.
+#pragma once
+
+#include <sys/epoll.h>
+
+#include <atomic>
+#include <cstdint>
+
+namespace culvert::preload {
+
+class Description {
+public:
+    enum class Kind : std::uint8_t {
+        kSocket,  // an AF_INET/AF_INET6 stream or datagram socket
+        kEpoll,
+    };
+
+    explicit Description(Kind kind) : kind_(kind) {}
+    virtual ~Description() = default;
+    Description(const Description&) = delete;
+    Description& operator=(const Description&) = delete;
+
+    Kind kind() const { return kind_; }
+
+    /// Last descriptor of this process closed (or overwritten by dup2). The kernel descriptor is closed by the caller.
+    virtual void on_last_close() noexcept = 0;
+
+    // --- readiness, for epoll, poll and select -----------------------------------------------------------------------
+    /// True if readiness must be asked of us (a connection, a listener, a datagram socket in Culvert). False: the kernel
+    /// descriptor tells the whole truth, and the shim passes it through.
+    virtual bool is_ours() const noexcept = 0;
+    /// EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI as they are now, of the Culvert side alone.
+    /// If `wants_write` and there is no room to send, arms the daemon's notice of room *before* the last look.
+    virtual std::uint32_t poll_now(bool wants_write) noexcept = 0;
+    /// True if the kernel descriptor must be polled too: a listener takes connections from both sides.
+    virtual bool polls_kernel_too() const noexcept = 0;
+    /// Number of the shared socket record; valid while is_ours().
+    virtual std::uint32_t record() const noexcept = 0;
+
+    std::atomic<std::uint32_t> references{0};   // descriptors + calls in progress
+    std::atomic<std::uint32_t> descriptors{0};  // descriptors of this process
+    /// Epoll sets of this process that hold a descriptor of this description; lets close() skip the search.
+    std::atomic<std::uint32_t> epoll_registrations{0};
+
+private:
+    Kind kind_;
+};
+
+}  // namespace culvert::preload

@@ -1,0 +1,66 @@
+// Which descriptor is whose: one pointer a descriptor, null for the kernel's.
+//
+// Looked up by every interposed call, so a kernel descriptor costs one bounds check and one load. The array is mapped
+// once (malloc-free, lazily backed) for as many descriptors as the hard limit allows, at most 1 M.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "preload/description.h"
+
+namespace culvert::preload {
+
+/// A counted reference to a Description during one call. Empty: not ours.
+class DescriptionRef {
+public:
+    DescriptionRef() = default;
+    explicit DescriptionRef(Description* description) : description_(description) {}
+    DescriptionRef(DescriptionRef&& other) noexcept : description_(other.description_) { other.description_ = nullptr; }
+    DescriptionRef& operator=(DescriptionRef&&) = delete;
+    ~DescriptionRef();
+    explicit operator bool() const { return description_ != nullptr; }
+    Description* operator->() const { return description_; }
+    Description* get() const { return description_; }
+
+private:
+    Description* description_ = nullptr;
+};
+
+class FdTable {
+public:
+    /// The process's one table; usable before main and before constructors.
+    static FdTable& instance() noexcept;
+
+    /// True if the descriptor is not the kernel's alone. The hot path of every interposed call.
+    bool contains(int fd) const noexcept {
+        return static_cast<unsigned>(fd) < size_ && slots_[fd].load(std::memory_order_acquire) != nullptr;
+    }
+    /// The description behind `fd`, kept alive until the reference goes.
+    DescriptionRef find(int fd) noexcept;
+    /// Puts `description` behind `fd` (one more descriptor). What was there before is dropped as by close.
+    void insert(int fd, Description& description) noexcept;
+    /// Takes `fd` out; calls on_last_close when it was the last descriptor. The kernel descriptor is not touched.
+    void remove(int fd) noexcept;
+    /// Calls visit(fd, description) for every entry (fork, exec, close_range).
+    template <class Visit>
+    void for_each(Visit&& visit) noexcept {
+        for (std::uint32_t fd = 0; fd < used_.load(std::memory_order_relaxed); ++fd)
+            if (Description* description = slots_[fd].load(std::memory_order_acquire)) visit(static_cast<int>(fd), *description);
+    }
+
+    /// Descriptors of the shim itself (control connection, eventfds, segment): the application must not close them.
+    /// close() on one says EBADF, dup2() onto one first moves it away.
+    bool is_protected(int fd) const noexcept;
+    void protect(int fd) noexcept;
+    void unprotect(int fd) noexcept;
+
+private:
+    FdTable() noexcept;
+
+    std::atomic<Description*>* slots_ = nullptr;
+    std::uint32_t size_ = 0;
+    std::atomic<std::uint32_t> used_{0};  // highest entry ever used + 1
+};
+
+}  // namespace culvert::preload
