@@ -1,0 +1,39 @@
+// Where an idle engine sleeps: one io_uring that waits for any device, the applications' doorbell, or a deadline.
+//
+// Multishot polls are armed once; each wake-up of a descriptor posts a completion, so that neither the doorbell nor an
+// XSK has to be read to be heard again. The caller has announced its sleep and looked once more before (shm/wakeup.h).
+#pragma once
+
+#include <liburing.h>
+
+#include <vector>
+
+#include "daemon/base/instant.h"
+#include "shm/base/unique_fd.h"
+
+namespace culvert::engine {
+
+class Sleeper {
+public:
+    /// Throws std::system_error.
+    Sleeper();
+    ~Sleeper();
+    Sleeper(const Sleeper&) = delete;
+
+    /// Wakes the sleeper when `fd` becomes readable.
+    void watch(int fd);
+    /// Sleeps until something happens, at most `longest` (zero or less: returns at once).
+    void wait(Duration longest);
+    /// Wakes a sleeper, now or at its next wait. Any thread.
+    void ring();
+    int doorbell_fd() const { return doorbell_.get(); }
+
+private:
+    void arm(int fd);
+
+    io_uring ring_{};
+    UniqueFd doorbell_;
+    std::vector<int> watched_;
+};
+
+}  // namespace culvert::engine

@@ -1,0 +1,86 @@
+// Whose block is whose: the daemon's private truth about the blocks of one segment.
+//
+// | block    | state      | meaning                                              |
+// | transmit | kApp       | the application's: in its pool, or being filled      |
+// | transmit | kDaemon    | handed over, not yet acknowledged by the peer        |
+// | receive  | kFree      | ours, empty                                          |
+// | receive  | kStaged    | ours, being filled for a socket                      |
+// | receive  | kLent      | handed to the application for a socket, not yet back |
+//
+// The chains that the application builds are walked only here: a block that is not in the state that the walk expects
+// ends it and is counted, so that a loop, a foreign block or a wild index costs the daemon nothing and harms only the
+// application that made it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "daemon/base/counters.h"
+#include "daemon/stack/owner.h"
+#include "shm/segment.h"
+
+namespace culvert::tenant {
+
+/// Receive blocks that a socket has been lent, oldest first; kept by the socket, threaded through the ledger.
+struct LentList {
+    std::uint32_t head = shm::kNoIndex;
+    std::uint32_t tail = shm::kNoIndex;
+    std::uint32_t count = 0;
+};
+
+class BlockLedger {
+public:
+    /// Puts every transmit block into the application's pool and every receive block into ours.
+    BlockLedger(shm::Segment& segment, Counters& counters);
+
+    /// Chunks in order, from a chain taken off a tx_list (index + 1 of the newest). `bytes` is their total length.
+    /// Stops at the first block that is not the application's or has an impossible length, and counts it.
+    struct Taken {
+        stack::SendChunk* first = nullptr;
+        stack::SendChunk* last = nullptr;
+        std::uint64_t bytes = 0;
+    };
+    Taken take_chain(std::uint32_t newest);
+    /// Flags of a taken block as they were when it was taken.
+    std::uint32_t flags(const stack::SendChunk& chunk) const { return tx_flags_[chunk.tag]; }
+    /// Gives a list of chunks back to the application's pool. Returns the number of bytes.
+    std::uint64_t release(stack::SendChunk* first);
+    /// Transmit blocks that the daemon holds now.
+    std::uint32_t transmitting() const { return transmitting_; }
+
+    /// An empty receive block (kStaged), or kNoIndex.
+    std::uint32_t allocate();
+    /// kStaged -> kLent, for the owner of `list`.
+    void lend(std::uint32_t block, LentList& list);
+    /// kStaged -> kFree.
+    void abandon(std::uint32_t block);
+    /// Takes back what the application has returned. `list_of(socket index)` is not needed: the owner list is found by
+    /// the block.
+    void collect_returned();
+    /// Everything still lent to `list` is ours again (the socket is gone).
+    void reclaim(LentList& list);
+    std::uint32_t free_receive_blocks() const { return static_cast<std::uint32_t>(rx_free_.size()); }
+
+private:
+    enum class State : std::uint8_t { kApp, kDaemon, kFree, kStaged, kLent };
+    struct ReceiveBlock {
+        LentList* list = nullptr;
+        std::uint32_t previous = shm::kNoIndex;
+        std::uint32_t next = shm::kNoIndex;
+    };
+
+    void unlink(std::uint32_t rx_index);
+    std::uint32_t rx_index(std::uint32_t block) const { return block - tx_count_; }
+
+    shm::Segment& segment_;
+    Counters& counters_;
+    std::uint32_t tx_count_;
+    std::vector<State> states_;
+    std::vector<stack::SendChunk> chunks_;   // one per transmit block
+    std::vector<std::uint32_t> tx_flags_;
+    std::vector<ReceiveBlock> rx_;           // one per receive block
+    std::vector<std::uint32_t> rx_free_;
+    std::uint32_t transmitting_ = 0;
+};
+
+}  // namespace culvert::tenant

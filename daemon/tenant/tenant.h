@@ -1,0 +1,132 @@
+// A tenant: one attached process family, its segment, its sockets. The client is hostile.
+//
+//   look at socket N  <- dirty bitmap          events -> ready bitmaps, futex words, eventfds
+//        |                                        ^
+//        v                                        |
+//   operations, options, tx_list -> stack -> on_data, on_established, on_acknowledged ...
+//
+// Belongs to one engine and is used on its thread only. Everything that an application can write is read once into a
+// local, checked, and used from there; what it gets wrong is counted and harms only itself.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "daemon/base/counters.h"
+#include "daemon/stack/stack.h"
+#include "daemon/tenant/block_ledger.h"
+#include "shm/base/unique_fd.h"
+#include "shm/segment.h"
+
+namespace culvert::tenant {
+
+class StreamSocket;
+class ListenSocket;
+class DatagramSocket;
+
+/// One line of `culvert ss`.
+struct SocketSnapshot {
+    std::uint32_t record = 0;
+    std::uint32_t pid = 0;  // of one process that holds it
+    bool is_tcp = true;
+    stack::tcp::State state = stack::tcp::State::kClosed;
+    Endpoint local;
+    Endpoint remote;
+    std::uint64_t receive_queue = 0;  // bytes delivered and not read; of a listener: connections waiting
+    std::uint64_t send_queue = 0;     // bytes not acknowledged; of a listener: the backlog
+    stack::tcp::Info info;
+};
+
+struct TenantSnapshot {
+    std::uint32_t id = 0;
+    std::string program;
+    std::vector<std::uint32_t> pids;
+    std::vector<SocketSnapshot> sockets;
+    Counters counters;  // of requests and drops that this tenant caused
+};
+
+class Tenant {
+public:
+    /// `segment` as created by the control thread. The first process is added by add_process.
+    Tenant(std::uint32_t id, std::string program, shm::Segment segment, stack::Stack& stack, Counters& counters);
+    ~Tenant();
+    Tenant(const Tenant&) = delete;
+
+    std::uint32_t id() const { return id_; }
+    const std::string& program() const { return program_; }
+
+    // --- by commands of the control thread ------------------------------------------------------------------------
+    /// A free process slot for a process of this family; ENOSPC when all are taken.
+    Result<std::uint32_t> add_process(std::uint32_t pid);
+    /// The process has ended: its holds are released, sockets that nobody holds any more are closed, its locks freed.
+    void remove_process(std::uint32_t slot, Instant now);
+    Result<std::uint32_t> add_queue(std::uint32_t process, UniqueFd eventfd);
+    void remove_queue(std::uint32_t queue);
+    bool has_processes() const { return live_processes_ != 0; }
+    /// True when no process is left and nothing of it is in the stack any more: it may be destroyed.
+    bool finished() const;
+    TenantSnapshot snapshot();
+
+    // --- the turn ---------------------------------------------------------------------------------------------------
+    /// True when poll() would find something: the second look before sleeping.
+    bool has_requests() { return dirty_.any(); }
+    /// Looks at every dirty socket. Returns how many there were.
+    std::uint32_t poll(Instant now);
+    /// Publishes what has changed in this turn and wakes who waits for it.
+    void deliver_events();
+    /// The flag that tells the applications whether the engine must be woken (shm/wakeup.h).
+    std::atomic<std::uint32_t>& engine_asleep() { return segment_.header().engine_asleep; }
+
+private:
+    friend class StreamSocket;
+    friend class ListenSocket;
+    friend class DatagramSocket;
+    class OrphanOwner;
+    enum class Kind : std::uint8_t { kFree, kIdle, kStream, kListener, kDatagram };
+    struct Slot;
+
+    void look(std::uint32_t index, Instant now);
+    void run_operation(std::uint32_t index, std::uint32_t sequence, Instant now);
+    int start_connect(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote, Instant now);
+    int start_listen(std::uint32_t index, const shm::WireEndpoint& local, std::uint32_t backlog);
+    int start_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote);
+    int route(std::uint32_t index, const shm::WireEndpoint& remote);
+    stack::tcp::Options read_options(std::uint32_t index) const;
+
+    std::uint32_t allocate_record();
+    void free_record(std::uint32_t index);
+    void reset_record(std::uint32_t index);
+    void close_socket(std::uint32_t index);
+    bool held_by_live_process(std::uint32_t index);
+    void mark_changed(std::uint32_t index);
+    void publish(std::uint32_t index);
+    void notify(std::uint32_t index, std::uint32_t app_flags);
+    void wake_queue(std::uint32_t queue);
+    void wake_starved();
+    void drop(Drop reason);
+
+    std::uint32_t id_;
+    std::string program_;
+    shm::Segment segment_;
+    stack::Stack& stack_;
+    Counters& counters_;     // of the engine
+    Counters own_counters_;  // of this tenant
+    BlockLedger ledger_;
+    shm::ReadyBitmap dirty_;
+    std::unique_ptr<OrphanOwner> orphan_;
+    std::unique_ptr<Slot[]> slots_;
+    std::vector<std::uint32_t> free_records_;    // of the daemon's range
+    std::vector<std::uint32_t> free_accept_queues_;
+    std::vector<std::uint32_t> changed_;         // records to publish at the end of the turn
+    std::vector<UniqueFd> queue_fds_;            // by queue; empty: unused
+    std::vector<std::uint32_t> queue_process_;   // by queue: the slot that made it
+    std::uint32_t queues_used_ = 0;              // highest used + 1
+    std::uint32_t processes_used_ = 0;           // highest used + 1
+    std::uint32_t live_processes_ = 0;
+    std::uint32_t next_exclusive_ = 0;
+    std::uint32_t orphans_ = 0;
+};
+
+}  // namespace culvert::tenant
