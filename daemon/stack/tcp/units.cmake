@@ -1,0 +1,11 @@
+# The pure parts of TCP; paths relative to daemon/stack. They need libsodium (isn.cc), culvert_base and culvert_wire.
+set(CULVERT_TCP_UNITS
+  tcp/rtt_estimator.cc
+  tcp/sack_scoreboard.cc
+  tcp/loss_recovery.cc
+  tcp/reassembler.cc
+  tcp/isn.cc
+  tcp/congestion/controller.cc
+  tcp/congestion/new_reno.cc
+  tcp/congestion/hystart.cc
+  tcp/congestion/cubic.cc)
