@@ -1,0 +1,129 @@
+#include "daemon/cli/program.h"
+
+#include <elf.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "shm/base/unique_fd.h"
+
+namespace culvert::cli {
+namespace {
+
+constexpr int kMaxInterpreters = 5;  // as many as the kernel follows (BINPRM)
+constexpr std::size_t kHeadBytes = 256;  // BINPRM_BUF_SIZE: the kernel reads no longer first line
+constexpr std::size_t kMaxProgramHeaders = 256;
+
+#if defined(__x86_64__)
+constexpr int kOurMachine = EM_X86_64;
+#elif defined(__aarch64__)
+constexpr int kOurMachine = EM_AARCH64;
+#else
+#error "which ELF machine is this?"
+#endif
+
+enum class Runnable { kYes, kAbsent, kForbidden };
+
+Runnable runnable(const std::string& path) {
+    struct stat status;
+    if (::stat(path.c_str(), &status) != 0) return errno == EACCES ? Runnable::kForbidden : Runnable::kAbsent;
+    if (!S_ISREG(status.st_mode) || ::access(path.c_str(), X_OK) != 0) return Runnable::kForbidden;
+    return Runnable::kYes;
+}
+
+bool read_at(int fd, void* into, std::size_t bytes, off_t offset) {
+    return ::pread(fd, into, bytes, offset) == static_cast<ssize_t>(bytes);
+}
+
+/// The interpreter named by "#!", if `head` begins with one.
+std::optional<std::string> script_interpreter(std::string_view head) {
+    if (!head.starts_with("#!")) return std::nullopt;
+    head.remove_prefix(2);
+    head = head.substr(0, head.find_first_of(std::string_view("\n\0", 2)));
+    const std::size_t begin = head.find_first_not_of(" \t");
+    if (begin == std::string_view::npos) return std::nullopt;
+    head.remove_prefix(begin);
+    return std::string(head.substr(0, head.find_first_of(" \t\r")));
+}
+
+std::string why_elf_unreachable(int fd) {
+    Elf64_Ehdr header;
+    if (!read_at(fd, &header, sizeof header, 0)) return "it is no complete ELF file";
+    if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_machine != kOurMachine)
+        return "it is built for another architecture than libculvert.so";
+    if (header.e_phentsize != sizeof(Elf64_Phdr) || header.e_phnum > kMaxProgramHeaders) return "its ELF header is damaged";
+    std::vector<Elf64_Phdr> segments(header.e_phnum);
+    if (!read_at(fd, segments.data(), segments.size() * sizeof(Elf64_Phdr), static_cast<off_t>(header.e_phoff)))
+        return "its ELF header is damaged";
+    for (const Elf64_Phdr& segment : segments) {
+        if (segment.p_type != PT_INTERP) continue;
+        char linker[128] = {};
+        const std::size_t length = std::min<std::size_t>(segment.p_filesz, sizeof linker - 1);
+        if (!read_at(fd, linker, length, static_cast<off_t>(segment.p_offset))) return "its ELF header is damaged";
+        if (std::strstr(linker, "ld-musl") != nullptr) return "it is linked with musl, libculvert.so with glibc";
+        return {};
+    }
+    return "it is statically linked";
+}
+
+}  // namespace
+
+Result<std::string> find_program(const std::string& name, const char* search_path) {
+    if (name.find('/') != std::string::npos) {
+        switch (runnable(name)) {
+            case Runnable::kYes: return name;
+            case Runnable::kForbidden: return fail(EACCES, name);
+            case Runnable::kAbsent: return fail(ENOENT, name);
+        }
+    }
+    bool forbidden = false;
+    std::string_view rest = search_path != nullptr ? search_path : "/bin:/usr/bin";
+    for (;;) {
+        const std::size_t colon = rest.find(':');
+        const std::string_view folder = rest.substr(0, colon);
+        const std::string path = folder.empty() ? name : fmt::format("{}/{}", folder, name);
+        const Runnable found = name.empty() ? Runnable::kAbsent : runnable(path);
+        if (found == Runnable::kYes) return path;
+        forbidden |= found == Runnable::kForbidden;
+        if (colon == std::string_view::npos) break;
+        rest.remove_prefix(colon + 1);
+    }
+    return fail(forbidden ? EACCES : ENOENT, name);
+}
+
+std::string why_unreachable(const std::string& path, uid_t uid, gid_t gid) {
+    std::string file = path;
+    for (int depth = 0; depth < kMaxInterpreters; ++depth) {
+        const UniqueFd fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
+        if (!fd) return {};
+        char head[kHeadBytes] = {};
+        const ssize_t length = ::pread(fd.get(), head, sizeof head, 0);
+        const std::string_view text(head, length > 0 ? static_cast<std::size_t>(length) : 0);
+        if (const std::optional<std::string> interpreter = script_interpreter(text)) {
+            file = *interpreter;  // set-user-ID bits and capabilities of a script are ignored by the kernel
+            continue;
+        }
+        const std::string of = file == path ? "" : fmt::format("its interpreter {}: ", file);
+        if (!text.starts_with(std::string_view(ELFMAG, SELFMAG))) return {};
+        struct stat status;
+        if (::fstat(fd.get(), &status) == 0) {
+            if ((status.st_mode & S_ISUID) != 0 && status.st_uid != uid) return of + "it is set-user-ID";
+            if ((status.st_mode & S_ISGID) != 0 && status.st_gid != gid) return of + "it is set-group-ID";
+        }
+        if (uid != 0 && ::fgetxattr(fd.get(), "security.capability", nullptr, 0) > 0)
+            return of + "it has file capabilities";
+        const std::string reason = why_elf_unreachable(fd.get());
+        return reason.empty() ? reason : of + reason;
+    }
+    return {};
+}
+
+}  // namespace culvert::cli

@@ -1,0 +1,299 @@
+#include "daemon/control/config.h"
+
+#include <algorithm>
+#include <array>
+#include <fstream>
+#include <initializer_list>
+#include <numeric>
+#include <set>
+#include <sstream>
+
+#include <fmt/format.h>
+#include <toml++/toml.h>
+
+namespace culvert::control {
+namespace {
+
+constexpr std::array<std::string_view, 5> kLogLevels{"trace", "debug", "info", "warning", "error"};
+
+/// Levenshtein distance; the names here are short.
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+    std::vector<std::size_t> row(b.size() + 1);
+    std::iota(row.begin(), row.end(), std::size_t{0});
+    for (std::size_t i = 1; i <= a.size(); ++i) {
+        std::size_t diagonal = row[0];
+        row[0] = i;
+        for (std::size_t j = 1; j <= b.size(); ++j) {
+            const std::size_t substitute = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+            diagonal = row[j];
+            row[j] = std::min({row[j] + 1, row[j - 1] + 1, substitute});
+        }
+    }
+    return row[b.size()];
+}
+
+/// What went wrong, on its way to parse_config; never leaves this file.
+struct ConfigError {
+    toml::source_position where;
+    std::string text;
+};
+
+[[noreturn]] void refuse(const toml::source_position& where, std::string text) {
+    throw ConfigError{where, std::move(text)};
+}
+[[noreturn]] void refuse(const toml::node& node, std::string text) { refuse(node.source().begin, std::move(text)); }
+
+std::string_view type_name(toml::node_type type) {
+    switch (type) {
+        case toml::node_type::table: return "a table";
+        case toml::node_type::array: return "an array";
+        case toml::node_type::string: return "a string";
+        case toml::node_type::integer: return "an integer";
+        case toml::node_type::floating_point: return "a floating-point number";
+        case toml::node_type::boolean: return "a boolean";
+        case toml::node_type::date:
+        case toml::node_type::time:
+        case toml::node_type::date_time: return "a date or time";
+        default: return "nothing";
+    }
+}
+
+using Keys = std::vector<std::string_view>;
+
+/// One table of the file: typed reads, and `done` refuses every key that nobody asked for.
+class TableReader {
+public:
+    /// `name` as it stands in messages: "tcp", "interface"; empty for the top level.
+    TableReader(const toml::table& table, std::string name) : table_(table), name_(std::move(name)) {}
+
+    const toml::node* find(std::string_view key) {
+        known_.push_back(key);
+        return table_.get(key);
+    }
+
+    std::int64_t integer(std::string_view key, std::int64_t current, std::int64_t low, std::int64_t high) {
+        const toml::node* node = find(key);
+        if (node == nullptr) return current;
+        const toml::value<std::int64_t>* value = node->as_integer();
+        if (value == nullptr) wrong_type(*node, key, fmt::format("an integer from {} to {}", low, high));
+        if (value->get() < low || value->get() > high)
+            refuse(*node, fmt::format("{} = {} is out of range: {} to {} allowed", full(key), value->get(), low, high));
+        return value->get();
+    }
+    void read(std::string_view key, std::uint32_t& target, std::int64_t low, std::int64_t high) {
+        target = static_cast<std::uint32_t>(integer(key, target, low, high));
+    }
+    template <class Rep, class Period>
+    void read(std::string_view key, std::chrono::duration<Rep, Period>& target, std::int64_t low, std::int64_t high) {
+        target = std::chrono::duration<Rep, Period>(integer(key, target.count(), low, high));
+    }
+    void read(std::string_view key, std::string& target) {
+        const toml::node* node = find(key);
+        if (node == nullptr) return;
+        if (!node->is_string()) wrong_type(*node, key, "a string");
+        target = node->as_string()->get();
+    }
+    /// A string out of a fixed list.
+    void read(std::string_view key, std::string& target, const Keys& allowed) {
+        read(key, target);
+        if (std::ranges::find(allowed, target) != allowed.end()) return;
+        std::string list;
+        for (const std::string_view one : allowed) list += fmt::format("{}\"{}\"", list.empty() ? "" : ", ", one);
+        refuse(*table_.get(key), fmt::format("{} = \"{}\" is not known: {} allowed", full(key), target, list));
+    }
+    void read(std::string_view key, std::vector<std::string>& target) {
+        const toml::node* node = find(key);
+        if (node == nullptr) return;
+        if (!node->is_array()) wrong_type(*node, key, "an array of strings");
+        target.clear();
+        for (const toml::node& element : *node->as_array()) {
+            if (!element.is_string()) wrong_type(element, key, "an array of strings");
+            target.push_back(element.as_string()->get());
+        }
+    }
+
+    [[noreturn]] void wrong_type(const toml::node& node, std::string_view key, std::string_view wanted) const {
+        refuse(node, fmt::format("{} is {}, must be {}", full(key), type_name(node.type()), wanted));
+    }
+    std::string full(std::string_view key) const {
+        return name_.empty() ? std::string(key) : fmt::format("{}.{}", name_, key);
+    }
+
+    /// Refuses the first unknown key, with the nearest known one as a suggestion.
+    void done() const {
+        const toml::key* first = nullptr;
+        for (const auto& [key, node] : table_) {
+            if (std::ranges::find(known_, key.str()) != known_.end()) continue;
+            if (first == nullptr || key.source().begin < first->source().begin) first = &key;
+        }
+        if (first == nullptr) return;
+        const auto nearest = std::ranges::min_element(
+            known_, {}, [&](std::string_view candidate) { return edit_distance(first->str(), candidate); });
+        std::string text = fmt::format("unknown key '{}'{}", first->str(),
+                                       name_.empty() ? "" : fmt::format(" in [{}]", name_));
+        if (edit_distance(first->str(), *nearest) <= std::max<std::size_t>(2, nearest->size() / 3)) {
+            text += fmt::format(" (did you mean '{}'?)", *nearest);
+        } else {
+            text += "; known are";
+            for (const std::string_view key : known_) text += fmt::format("{} {}", key == known_.front() ? "" : ",", key);
+        }
+        refuse(first->source().begin, std::move(text));
+    }
+
+private:
+    const toml::table& table_;
+    std::string name_;
+    Keys known_;
+};
+
+/// Runs `read` over the sub-table `key` if it is there.
+template <class Read>
+void read_table(TableReader& parent, std::string_view key, Read read) {
+    const toml::node* node = parent.find(key);
+    if (node == nullptr) return;
+    if (!node->is_table()) parent.wrong_type(*node, key, fmt::format("a table: [{}]", key));
+    TableReader reader(*node->as_table(), std::string(key));
+    read(reader, *node->as_table());
+    reader.done();
+}
+
+void read_socket(TableReader& reader, SocketConfig& socket) {
+    // sun_path holds 107 bytes and a NUL.
+    reader.read("path", socket.path);
+    if (socket.path.empty() || socket.path.front() != '/' || socket.path.size() > 107)
+        refuse(*reader.find("path"), "socket.path must be an absolute path of at most 107 bytes");
+    reader.read("group", socket.group);
+    std::string mode = fmt::format("{:04o}", socket.mode);
+    reader.read("mode", mode);
+    const bool octal = !mode.empty() && mode.size() <= 4 && mode.find_first_not_of("01234567") == std::string::npos;
+    const unsigned long bits = octal ? std::stoul(mode, nullptr, 8) : 01000;
+    if (bits > 0777)
+        refuse(*reader.find("mode"), fmt::format("socket.mode = \"{}\" must be an octal file mode such as \"0660\"", mode));
+    socket.mode = static_cast<std::uint32_t>(bits);
+    reader.read("allow_users", socket.allow_users);
+    reader.read("allow_groups", socket.allow_groups);
+}
+
+InterfaceConfig read_interface(const toml::table& table) {
+    InterfaceConfig interface;
+    TableReader reader(table, "interface");
+    reader.read("name", interface.name);
+    const toml::node* name = table.get("name");
+    if (name == nullptr) refuse(table, "[[interface]] needs a name, for example name = \"eth0\"");
+    if (!is_interface_name(interface.name))
+        refuse(*name, fmt::format("interface.name = \"{}\" is no interface name: 1 to 15 bytes without '/', ':' or space",
+                                  interface.name));
+    if (const toml::node* queues = reader.find("queues")) {
+        if (!queues->is_array()) reader.wrong_type(*queues, "queues", "an array: [0]");
+        const toml::array& list = *queues->as_array();
+        if (list.size() != 1 || !list[0].is_integer() || list[0].as_integer()->get() != 0)
+            refuse(*queues, "interface.queues must be [0]: this version serves exactly queue 0");
+    }
+    std::string mode = attach_mode_name(interface.mode);
+    reader.read("mode", mode, {"auto", "native", "generic"});
+    interface.mode = mode == "native" ? AttachMode::kNative : mode == "generic" ? AttachMode::kGeneric : AttachMode::kAuto;
+    reader.read("device", interface.device, {"af_xdp"});
+    reader.done();
+    return interface;
+}
+
+void read_interfaces(TableReader& top, std::vector<InterfaceConfig>& interfaces) {
+    const toml::node* node = top.find("interface");
+    if (node == nullptr) return;
+    if (!node->is_array_of_tables()) top.wrong_type(*node, "interface", "an array of tables: [[interface]]");
+    std::set<std::string> seen;
+    for (const toml::node& element : *node->as_array()) {
+        interfaces.push_back(read_interface(*element.as_table()));
+        if (!seen.insert(interfaces.back().name).second)
+            refuse(element, fmt::format("interface \"{}\" is named twice", interfaces.back().name));
+    }
+}
+
+void read_tcp(TableReader& reader, const toml::table& table, TcpConfig& tcp) {
+    constexpr std::int64_t kLowest = 4096;
+    constexpr std::int64_t kHighest = 64 << 20;
+    reader.read("congestion", tcp.congestion, {"cubic", "newreno"});
+    reader.read("receive_buffer", tcp.receive_buffer_bytes, kLowest, kHighest);
+    reader.read("receive_buffer_max", tcp.receive_buffer_max_bytes, kLowest, kHighest);
+    reader.read("send_buffer", tcp.send_buffer_bytes, kLowest, kHighest);
+    reader.read("send_buffer_max", tcp.send_buffer_max_bytes, kLowest, kHighest);
+    reader.read("min_rto_ms", tcp.min_rto, 1, 60000);
+    reader.read("time_wait_ms", tcp.time_wait, 0, 240000);
+    const auto at_most = [&](std::string_view name, std::uint32_t value, std::uint32_t most) {
+        if (value <= most) return;
+        const toml::node* node = table.get(name);
+        refuse(node != nullptr ? *node : *table.get(fmt::format("{}_max", name)),
+               fmt::format("tcp.{0} = {1} is more than tcp.{0}_max = {2}", name, value, most));
+    };
+    at_most("receive_buffer", tcp.receive_buffer_bytes, tcp.receive_buffer_max_bytes);
+    at_most("send_buffer", tcp.send_buffer_bytes, tcp.send_buffer_max_bytes);
+}
+
+Config read_config(const toml::table& file) {
+    Config config;
+    TableReader top(file, "");
+    read_interfaces(top, config.interfaces);
+    read_table(top, "socket", [&](TableReader& reader, const toml::table&) { read_socket(reader, config.socket); });
+    read_table(top, "log", [&](TableReader& reader, const toml::table&) {
+        reader.read("level", config.log_level, Keys(kLogLevels.begin(), kLogLevels.end()));
+    });
+    read_table(top, "limits", [&](TableReader& reader, const toml::table&) {
+        reader.read("max_sockets", config.limits.max_sockets, 64, shm::kMaxSockets);
+        reader.read("tx_blocks", config.limits.tx_blocks, 64, shm::kMaxBlocks / 2);
+        reader.read("rx_blocks", config.limits.rx_blocks, 64, shm::kMaxBlocks / 2);
+        reader.read("max_tenants", config.limits.max_tenants, 1, 1024);
+        reader.read("max_time_wait", config.limits.max_time_wait, 0, 1 << 20);
+    });
+    read_table(top, "tcp", [&](TableReader& reader, const toml::table& table) { read_tcp(reader, table, config.tcp); });
+    read_table(top, "engine", [&](TableReader& reader, const toml::table&) {
+        reader.read("spin_us", config.engine.spin, 0, 10000);
+        config.engine.cpu = static_cast<int>(reader.integer("cpu", config.engine.cpu, -1, 1023));
+        reader.read("frames", config.engine.frames, 1024, 1 << 20);
+    });
+    top.done();
+    return config;
+}
+
+std::unexpected<Error> fail_at(const std::string& file, const toml::source_position& where, std::string_view text) {
+    return fail(0, fmt::format("{}:{}:{}: {}", file, where.line, where.column, text));
+}
+
+}  // namespace
+
+const char* attach_mode_name(AttachMode mode) {
+    switch (mode) {
+        case AttachMode::kAuto: return "auto";
+        case AttachMode::kNative: return "native";
+        case AttachMode::kGeneric: return "generic";
+    }
+    return "?";
+}
+
+bool is_log_level(std::string_view level) { return std::ranges::find(kLogLevels, level) != kLogLevels.end(); }
+
+bool is_interface_name(std::string_view name) {
+    return !name.empty() && name.size() <= 15 && name != "." && name != ".." &&
+           std::ranges::none_of(name, [](unsigned char c) { return c == '/' || c == ':' || c <= ' '; });
+}
+
+Result<Config> parse_config(std::string_view text, const std::string& file) {
+    try {
+        return read_config(toml::parse(text, std::string_view(file)));
+    } catch (const toml::parse_error& error) {
+        return fail_at(file, error.source().begin, error.description());
+    } catch (const ConfigError& error) {
+        return fail_at(file, error.where, error.text);
+    }
+}
+
+Result<Config> load_config(const std::string& file) {
+    std::ifstream stream(file);
+    if (!stream) return fail_errno("cannot read " + file);
+    std::stringstream text;
+    text << stream.rdbuf();
+    if (stream.bad() || (text.fail() && stream.peek() != std::ifstream::traits_type::eof()))
+        return fail(EIO, "cannot read " + file);
+    return parse_config(text.str(), file);
+}
+
+}  // namespace culvert::control

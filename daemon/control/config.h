@@ -1,0 +1,89 @@
+// The configuration file of culvertd: TOML, every key checked, every mistake one line that says where and what is allowed.
+//
+//   /etc/culvert/config.toml --parse--> Config --(command line wins)--> main.cc
+//
+// An unknown key is an error, never ignored: a misspelt limit that silently does nothing is worse than no start.
+// packaging/config.example.toml shows every key with its default; a test keeps the two in step.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "shm/attach_protocol.h"
+#include "shm/base/error.h"
+
+namespace culvert::control {
+
+inline constexpr const char* kDefaultConfigPath = "/etc/culvert/config.toml";
+inline constexpr const char* kDefaultSocketPath = shm::kDefaultSocketPath;
+
+/// How the XDP program is attached.
+enum class AttachMode : std::uint8_t { kAuto, kNative, kGeneric };
+const char* attach_mode_name(AttachMode mode);
+
+/// One interface whose packets Culvert may take.
+struct InterfaceConfig {
+    std::string name;
+    std::vector<unsigned> queues{0};  // this version serves exactly queue 0
+    AttachMode mode = AttachMode::kAuto;
+    std::string device = "af_xdp";
+};
+
+/// Upper bounds of what one tenant, and all of them, may use.
+struct LimitsConfig {
+    std::uint32_t max_sockets = 16384;  // socket records a tenant
+    std::uint32_t tx_blocks = 16384;    // blocks of shm::kBlockSize a tenant for bytes it sends
+    std::uint32_t rx_blocks = 16384;    // the same for bytes it receives
+    std::uint32_t max_tenants = 64;
+    std::uint32_t max_time_wait = 32768;  // TIME-WAIT records, all tenants
+};
+
+struct TcpConfig {
+    std::string congestion = "cubic";
+    std::uint32_t receive_buffer_bytes = 256 * 1024;
+    std::uint32_t receive_buffer_max_bytes = 6 * 1024 * 1024;
+    std::uint32_t send_buffer_bytes = 256 * 1024;
+    std::uint32_t send_buffer_max_bytes = 4 * 1024 * 1024;
+    std::chrono::milliseconds min_rto{200};
+    std::chrono::milliseconds time_wait{60000};
+};
+
+struct EngineConfig {
+    std::chrono::microseconds spin{50};  // longest busy wait before sleeping
+    int cpu = -1;                        // pinned to this CPU; -1: wherever the scheduler likes
+    std::uint32_t frames = 16384;        // 4 KiB chunks of packet memory an interface
+};
+
+struct SocketConfig {
+    std::string path = kDefaultSocketPath;
+    std::string group;            // group that owns the socket file; empty: the daemon's own
+    std::uint32_t mode = 0666;    // who may attach at all; allow_users / allow_groups narrow it further
+    std::vector<std::string> allow_users;   // empty together with allow_groups: everybody the file mode lets in
+    std::vector<std::string> allow_groups;
+};
+
+struct Config {
+    SocketConfig socket;
+    std::string log_level = "info";
+    std::vector<InterfaceConfig> interfaces;
+    LimitsConfig limits;
+    TcpConfig tcp;
+    EngineConfig engine;
+};
+
+/// Parses `text`. Errors: "FILE:LINE:COLUMN: what is wrong, what is allowed", code 0.
+Result<Config> parse_config(std::string_view text, const std::string& file);
+
+/// Reads and parses a file. Errors: as parse_config, or that the file cannot be read (code = errno).
+Result<Config> load_config(const std::string& file);
+
+/// "trace", "debug", "info", "warning", "error".
+bool is_log_level(std::string_view level);
+
+/// Checks an interface name as the kernel does (1 to 15 bytes, no slash, colon or space).
+bool is_interface_name(std::string_view name);
+
+}  // namespace culvert::control

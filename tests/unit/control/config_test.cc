@@ -1,0 +1,140 @@
+#include "daemon/control/config.h"
+
+#include <gtest/gtest.h>
+
+namespace culvert::control {
+namespace {
+
+/// The message with which `text` is refused; empty when it is accepted.
+std::string refusal(std::string_view text) {
+    const Result<Config> config = parse_config(text, "c.toml");
+    return config ? "" : config.error().message();
+}
+
+TEST(Config, EmptyFileIsTheDefaults) {
+    const Result<Config> config = parse_config("", "c.toml");
+    ASSERT_TRUE(config) << config.error().message();
+    EXPECT_EQ(config->socket.path, "/run/culvert/control.sock");
+    EXPECT_EQ(config->limits.max_sockets, 16384u);
+    EXPECT_EQ(config->limits.tx_blocks, 16384u);
+    EXPECT_EQ(config->limits.max_tenants, 64u);
+    EXPECT_EQ(config->tcp.congestion, "cubic");
+    EXPECT_EQ(config->engine.spin, std::chrono::microseconds(50));
+    EXPECT_TRUE(config->interfaces.empty());
+}
+
+TEST(Config, ReadsEveryTable) {
+    const Result<Config> config = parse_config(R"(
+        [[interface]]
+        name = "eth0"
+        mode = "generic"
+        [[interface]]
+        name = "eth1"
+        queues = [0]
+        [socket]
+        path = "/tmp/c.sock"
+        group = "www-data"
+        mode = "0660"
+        allow_users = ["nginx", "redis"]
+        [log]
+        level = "debug"
+        [limits]
+        max_sockets = 131072
+        [tcp]
+        congestion = "newreno"
+        min_rto_ms = 20
+        [engine]
+        spin_us = 0
+        cpu = 1
+    )", "c.toml");
+    ASSERT_TRUE(config) << config.error().message();
+    ASSERT_EQ(config->interfaces.size(), 2u);
+    EXPECT_EQ(config->interfaces[0].name, "eth0");
+    EXPECT_EQ(config->interfaces[0].mode, AttachMode::kGeneric);
+    EXPECT_EQ(config->interfaces[1].mode, AttachMode::kAuto);
+    EXPECT_EQ(config->socket.path, "/tmp/c.sock");
+    EXPECT_EQ(config->socket.mode, 0660u);
+    EXPECT_EQ(config->socket.allow_users, (std::vector<std::string>{"nginx", "redis"}));
+    EXPECT_EQ(config->log_level, "debug");
+    EXPECT_EQ(config->limits.max_sockets, 131072u);
+    EXPECT_EQ(config->tcp.congestion, "newreno");
+    EXPECT_EQ(config->tcp.min_rto, std::chrono::milliseconds(20));
+    EXPECT_EQ(config->engine.spin, std::chrono::microseconds(0));
+    EXPECT_EQ(config->engine.cpu, 1);
+}
+
+struct Refused {
+    const char* text;
+    const char* message;
+};
+
+class ConfigRefuses : public testing::TestWithParam<Refused> {};
+
+TEST_P(ConfigRefuses, WithOneLineThatSaysWhere) { EXPECT_EQ(refusal(GetParam().text), GetParam().message); }
+
+INSTANTIATE_TEST_SUITE_P(
+    Table, ConfigRefuses,
+    testing::Values(
+        Refused{"\n[[interfcae]]\nname = \"eth0\"\n", "c.toml:2:3: unknown key 'interfcae' (did you mean 'interface'?)"},
+        Refused{"[tcp]\nmin_rto = 5\n", "c.toml:2:1: unknown key 'min_rto' in [tcp] (did you mean 'min_rto_ms'?)"},
+        Refused{"[log]\nfacility = \"x\"\n", "c.toml:2:1: unknown key 'facility' in [log]; known are level"},
+        Refused{"[limits]\nmax_sockets = 1000000\n",
+                "c.toml:2:15: limits.max_sockets = 1000000 is out of range: 64 to 131072 allowed"},
+        Refused{"[limits]\nmax_sockets = \"many\"\n",
+                "c.toml:2:15: limits.max_sockets is a string, must be an integer from 64 to 131072"},
+        Refused{"[engine]\nspin_us = 1.5\n",
+                "c.toml:2:11: engine.spin_us is a floating-point number, must be an integer from 0 to 10000"},
+        Refused{"[log]\nlevel = \"loud\"\n",
+                "c.toml:2:9: log.level = \"loud\" is not known: \"trace\", \"debug\", \"info\", \"warning\", \"error\" allowed"},
+        Refused{"interface = \"eth0\"\n", "c.toml:1:13: interface is a string, must be an array of tables: [[interface]]"},
+        Refused{"[[interface]]\nmode = \"auto\"\n", "c.toml:1:1: [[interface]] needs a name, for example name = \"eth0\""},
+        Refused{"[[interface]]\nname = \"eth0\"\nqueues = [0, 1]\n",
+                "c.toml:3:10: interface.queues must be [0]: this version serves exactly queue 0"},
+        Refused{"[[interface]]\nname = \"a name\"\n",
+                "c.toml:2:8: interface.name = \"a name\" is no interface name: 1 to 15 bytes without '/', ':' or space"},
+        Refused{"[[interface]]\nname = \"eth0\"\n[[interface]]\nname = \"eth0\"\n",
+                "c.toml:3:1: interface \"eth0\" is named twice"},
+        Refused{"[socket]\nmode = \"0999\"\n",
+                "c.toml:2:8: socket.mode = \"0999\" must be an octal file mode such as \"0660\""},
+        Refused{"[socket]\npath = \"run.sock\"\n",
+                "c.toml:2:8: socket.path must be an absolute path of at most 107 bytes"},
+        Refused{"[tcp]\nsend_buffer = 8000000\nsend_buffer_max = 4000000\n",
+                "c.toml:2:15: tcp.send_buffer = 8000000 is more than tcp.send_buffer_max = 4000000"}));
+
+TEST(ConfigRefuses, BrokenTomlNamesThePlace) {
+    EXPECT_TRUE(refusal("[tcp\n").starts_with("c.toml:1:5: ")) << refusal("[tcp\n");
+}
+
+TEST(Config, AbsentFileSaysWhy) {
+    const Result<Config> config = load_config("/nonexistent/culvert.toml");
+    ASSERT_FALSE(config);
+    EXPECT_EQ(config.error().message(), "cannot read /nonexistent/culvert.toml: No such file or directory");
+}
+
+// The annotated example documents every key with its default: it must parse, and change nothing.
+TEST(Config, ExampleIsValidAndHoldsTheDefaults) {
+    const Result<Config> example = load_config(CULVERT_SOURCE_DIR "/packaging/config.example.toml");
+    ASSERT_TRUE(example) << example.error().message();
+    const Config defaults;
+    EXPECT_EQ(example->socket.path, defaults.socket.path);
+    EXPECT_EQ(example->socket.mode, defaults.socket.mode);
+    EXPECT_EQ(example->log_level, defaults.log_level);
+    EXPECT_EQ(example->limits.max_sockets, defaults.limits.max_sockets);
+    EXPECT_EQ(example->limits.tx_blocks, defaults.limits.tx_blocks);
+    EXPECT_EQ(example->limits.rx_blocks, defaults.limits.rx_blocks);
+    EXPECT_EQ(example->limits.max_tenants, defaults.limits.max_tenants);
+    EXPECT_EQ(example->limits.max_time_wait, defaults.limits.max_time_wait);
+    EXPECT_EQ(example->tcp.congestion, defaults.tcp.congestion);
+    EXPECT_EQ(example->tcp.receive_buffer_bytes, defaults.tcp.receive_buffer_bytes);
+    EXPECT_EQ(example->tcp.receive_buffer_max_bytes, defaults.tcp.receive_buffer_max_bytes);
+    EXPECT_EQ(example->tcp.send_buffer_bytes, defaults.tcp.send_buffer_bytes);
+    EXPECT_EQ(example->tcp.send_buffer_max_bytes, defaults.tcp.send_buffer_max_bytes);
+    EXPECT_EQ(example->tcp.min_rto, defaults.tcp.min_rto);
+    EXPECT_EQ(example->tcp.time_wait, defaults.tcp.time_wait);
+    EXPECT_EQ(example->engine.spin, defaults.engine.spin);
+    EXPECT_EQ(example->engine.cpu, defaults.engine.cpu);
+    EXPECT_EQ(example->engine.frames, defaults.engine.frames);
+}
+
+}  // namespace
+}  // namespace culvert::control
