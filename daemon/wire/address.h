@@ -15,6 +15,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 namespace culvert {
 
@@ -41,14 +42,26 @@ public:
         return address;
     }
     /// From 4 bytes in network order.
-    static Address from_v4(std::span<const std::byte, 4> bytes);
+    static Address from_v4(std::span<const std::byte, 4> bytes) {
+        Address address = v4(0, 0, 0, 0);
+        std::memcpy(address.bytes_.data() + 12, bytes.data(), 4);
+        return address;
+    }
     /// From 16 bytes in network order, as they stand.
-    static Address from_v6(std::span<const std::byte, 16> bytes);
+    static Address from_v6(std::span<const std::byte, 16> bytes) {
+        Address address;
+        std::memcpy(address.bytes_.data(), bytes.data(), 16);
+        return address;
+    }
     static constexpr Address any(Family family) { return family == Family::kIpv4 ? v4(0, 0, 0, 0) : Address(); }
     /// "10.0.0.1" or "fe80::1"; nothing else.
     static std::optional<Address> parse(std::string_view text);
 
     constexpr bool is_v4() const {
+        if (!std::is_constant_evaluated()) {  // two loads: asked several times a packet
+            constexpr std::uint8_t kMapped[8] = {0, 0, 0, 0, 0, 0, 0xff, 0xff};
+            return std::memcmp(bytes_.data(), kMapped, 4) == 0 && std::memcmp(bytes_.data() + 4, kMapped, 8) == 0;
+        }
         for (std::size_t i = 0; i < 10; ++i)
             if (bytes_[i] != 0) return false;
         return bytes_[10] == 0xff && bytes_[11] == 0xff;
