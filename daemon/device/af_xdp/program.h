@@ -1,8 +1,7 @@
 // The steering program on one interface: which packets are Culvert's. See bpf/steer.bpf.c for the verdicts.
 //
-//   control thread --- addresses, kernel flows, enable ---> maps (syscalls)      \
-//   engine threads --- take_port / release_port ----------> bitmaps (one atomic   >  XDP program on the interface
-//                                                           operation, no syscall) /
+//   control thread: addresses, kernel flows, enable --(syscalls)--------> maps -----+
+//   engine threads: take_port, release_port ---(one atomic operation)--> bitmaps ---+--> XDP program on the interface
 //
 // Threads: every member may be called from any thread. take_port and release_port hold a short mutex and do one atomic
 // operation on memory that the program reads; no syscall, so the engine may call them. Addresses, kernel flows and
@@ -51,6 +50,8 @@ public:
     /// EPERM no capabilities.
     static Result<std::unique_ptr<SteeringProgram>> attach(const std::string& interface,
                                                            XdpMode preferred = XdpMode::kNative);
+    /// Loads the program without an interface, for BPF_PROG_TEST_RUN.
+    static Result<std::unique_ptr<SteeringProgram>> load_detached();
     /// All packets to the kernel, then detached.
     ~SteeringProgram();
     SteeringProgram(const SteeringProgram&) = delete;
@@ -72,7 +73,7 @@ public:
     /// True when packets to this address and port come to Culvert: the bit that the program reads.
     bool owns_port(const Address& address, Protocol protocol, Port port) const;
 
-    /// A flow that stays with the kernel although Culvert has its port. Errors: ENOSPC (E2BIG) when the table is full.
+    /// A flow that stays with the kernel although Culvert has its port. Errors: ENOSPC when the table is full.
     Result<void> add_kernel_flow(const Endpoint& local, const Endpoint& remote, Protocol protocol);
     /// Does nothing when the flow is not there.
     Result<void> remove_kernel_flow(const Endpoint& local, const Endpoint& remote, Protocol protocol);
@@ -116,10 +117,9 @@ private:
     };
 
     SteeringProgram() = default;
-    Result<void> open();
-    Result<void> attach_to_interface(XdpMode preferred);
+    Result<void> load();
     Result<void> attach_link(XdpMode preferred);
-    Result<void> attach_dispatcher();
+    Result<void> attach_beside_others(std::uint32_t program_id);
     Result<void> map_shared_memory();
     Result<void> add_address_locked(const Address& address);
     Result<void> remove_address_locked(std::size_t slot);
@@ -130,9 +130,11 @@ private:
     int ifindex_ = 0;
     XdpMode mode_ = XdpMode::kNative;
     Attachment attachment_ = Attachment::kLink;
+    std::string native_refusal_;  // why it is generic mode, if native was tried
 
     steer_bpf* skeleton_ = nullptr;
     xdp_program* program_ = nullptr;  // with a dispatcher only
+    UniqueFd dispatcher_claim_;       // with a dispatcher only: see dispatcher.h
     UniqueFd link_;                   // without one
     std::uint64_t* ports_ = nullptr;  // [slot][protocol][word], shared with the program
     std::size_t ports_bytes_ = 0;
