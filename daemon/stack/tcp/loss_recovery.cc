@@ -57,7 +57,7 @@ LossRecovery::Verdict LossRecovery::on_ack(const AckFacts& facts, CongestionCont
     const std::uint64_t progress = verdict.newly_acked + sacked_bytes();
     verdict.delivered = progress > sacked_before ? progress - sacked_before : 0;
 
-    if (!sack_in_use()) count_without_sack(facts, cc.mss(), verdict);
+    if (blind_) count_without_sack(facts, cc.mss(), verdict);
     if (state_ == State::kOpen) {
         if (verdict.newly_acked > 0) dup_acks_ = 0;
         if (new_sacks && dup_acks_ < UINT8_MAX) ++dup_acks_;  // [RFC6675 2] DupAcks
@@ -74,8 +74,8 @@ LossRecovery::Verdict LossRecovery::on_ack(const AckFacts& facts, CongestionCont
         verdict.grow = verdict.newly_acked > 0;
         // [RFC6582 3.2 step 2] [RFC6675 5] not again for the window that was already reduced for. Without SACK,
         // duplicates right at `recover` may be echoes of our own retransmissions.
-        const bool fresh = sack_in_use() ? facts.ack >= recover_ : facts.ack > recover_;
-        const bool lost = dup_acks_ >= kDupThresh || (sack_in_use() && board_->loss_edge() > facts.ack);
+        const bool fresh = blind_ ? facts.ack > recover_ : facts.ack >= recover_;
+        const bool lost = dup_acks_ >= kDupThresh || loss_edge() > facts.ack;
         if (fresh && lost && facts.ack < facts.snd_nxt) enter_recovery(facts, cc, verdict);
     } else if (facts.ack >= recover_) {
         const State from = state_;
@@ -94,7 +94,11 @@ LossRecovery::Verdict LossRecovery::on_ack(const AckFacts& facts, CongestionCont
 }
 
 /// True if the blocks told something new. Takes a scoreboard from the pool when the first block comes in.
-bool LossRecovery::take_sacks(const AckFacts& facts, CongestionController& cc, SackPool& pool) {
+bool LossRecovery::take_sacks(const AckFacts& facts, const CongestionController& cc, SackPool& pool) {
+    if (!facts.sack_permitted) {
+        blind_ = true;
+        return false;
+    }
     if (board_ != nullptr) board_->advance(facts.ack, cc.mss());
     std::span<const Range> blocks = facts.sack;
     const bool usable = std::ranges::any_of(
@@ -102,7 +106,8 @@ bool LossRecovery::take_sacks(const AckFacts& facts, CongestionController& cc, S
     if (!usable) return false;
     if (board_ == nullptr) {
         board_ = pool.create();
-        if (board_ == nullptr) return false;
+        blind_ = board_ == nullptr;
+        if (blind_) return false;
         dup_bytes_ = 0;  // from now on SACK tells more exactly
     }
     return board_->update(blocks, facts.ack, facts.snd_nxt, cc.mss()).new_information;
@@ -117,7 +122,7 @@ void LossRecovery::count_without_sack(const AckFacts& facts, std::uint32_t mss, 
         dup_bytes_ -= static_cast<std::uint32_t>(announced);
         verdict.delivered -= std::min(verdict.delivered, announced);
         if (state_ == State::kOpen) dup_bytes_ = 0;
-    } else if (facts.duplicate && facts.sack.empty() && state_ != State::kLoss) {
+    } else if (facts.duplicate && state_ != State::kLoss) {
         if (dup_acks_ < UINT8_MAX) ++dup_acks_;
         const std::uint64_t flight = facts.snd_nxt - facts.snd_una;
         const std::uint64_t limit = flight - std::min<std::uint64_t>(flight, mss);  // the first is what is missing
@@ -168,10 +173,10 @@ void LossRecovery::enter_recovery(const AckFacts& facts, CongestionController& c
 
 /// Something was acknowledged or SACKed, but not all that was sent before the episode.
 void LossRecovery::on_partial_ack(const AckFacts& facts, const Verdict& verdict, const CongestionController& cc) {
-    if (sack_in_use()) {
+    if (!blind_) {
         // Data sent after the last retransmission was SACKed so far up that every hole below must be lost again:
         // the retransmissions were lost themselves. Without this, only a timeout would find out.
-        if (board_->loss_edge() > rxt_mark_ && high_rxt_ > facts.ack && !next_hole({facts.ack, high_rxt_}).empty()) {
+        if (board_ != nullptr && board_->loss_edge() > rxt_mark_ && high_rxt_ > facts.ack && !next_hole({facts.ack, high_rxt_}).empty()) {
             high_rxt_ = facts.ack;
             rxt_mark_ = facts.snd_nxt;
         }
@@ -204,6 +209,8 @@ void LossRecovery::reduce_proportionally(const AckFacts& facts, const Verdict& v
 void LossRecovery::leave(State from, Verdict& verdict) {
     state_ = State::kOpen;
     lost_below_ = 0;
+    high_rxt_ = 0;
+    blind_ = false;
     dup_acks_ = 0;
     dup_bytes_ = 0;
     credit_ = 0;
@@ -231,14 +238,15 @@ LossRecovery::Permit LossRecovery::next(Position snd_una, Position snd_nxt, cons
         if (!lost.empty()) return retransmit(lost, false);  // [RFC6675 4 NextSeg (1)]
     }
     if (has_new_data) return {.kind = Permit::Kind::kNewData, .range = {}, .bytes = window, .rescue = false};  // (2)
-    if (state_ != State::kRecovery || !sack_in_use()) return {};
+    if (state_ != State::kRecovery || blind_) return {};
 
+    const Position highest = board_ == nullptr ? snd_una : board_->highest();
     const Position from = std::max(high_rxt_, snd_una);
-    const Range doubtful = next_hole({from, board_->highest()});
+    const Range doubtful = next_hole({from, highest});
     if (!doubtful.empty()) return retransmit(doubtful, false);  // (3)
-    if (!rescued_ && high_rxt_ < snd_nxt && board_->highest() < snd_nxt) {
+    if (!rescued_ && from < snd_nxt && highest < snd_nxt) {
         // (4) The tail may be lost too, and nothing after it would tell.
-        const Position tail = std::max({board_->highest(), snd_una, snd_nxt - std::min<Position>(mss, snd_nxt)});
+        const Position tail = std::max({from, highest, snd_nxt - std::min<Position>(mss, snd_nxt)});
         return retransmit({tail, snd_nxt}, true);
     }
     return {};

@@ -41,6 +41,7 @@ struct AckFacts {
     Position snd_una = 0;  // before this ACK
     Position ack = 0;      // SEG.ACK
     Position snd_nxt = 0;
+    bool sack_permitted = false;  // negotiated in the handshake
     bool duplicate = false;  // RFC 5681 2: data outstanding, no payload, no SYN or FIN, SEG.ACK == SND.UNA, window unchanged
     std::span<const Range> sack;             // as received, D-SACK included; empty without SACK
     std::optional<std::uint32_t> ts_echo;    // RFC 7323 TSecr
@@ -99,11 +100,10 @@ public:
     std::uint8_t duplicate_acks() const { return dup_acks_; }
 
 private:
-    bool sack_in_use() const { return board_ != nullptr; }
     Position loss_edge() const;
     std::uint64_t unsacked(Range range) const;
     Range next_hole(Range within) const;
-    bool take_sacks(const AckFacts& facts, CongestionController& cc, SackPool& pool);
+    bool take_sacks(const AckFacts& facts, const CongestionController& cc, SackPool& pool);
     void count_without_sack(const AckFacts& facts, std::uint32_t mss, Verdict& verdict);
     bool proves_spurious(const AckFacts& facts, const Verdict& verdict);
     void enter_recovery(const AckFacts& facts, CongestionController& cc, Verdict& verdict);
@@ -126,6 +126,7 @@ private:
     std::uint32_t first_rxt_ts_ = 0;   // timestamp of the first retransmission of the episode
     State state_ = State::kOpen;
     std::uint8_t dup_acks_ = 0;
+    bool blind_ : 1 = false;           // no SACK: not negotiated, or no scoreboard was left for us
     bool rescued_ : 1 = false;         // NextSeg (4) was used in this episode
     bool undo_open_ : 1 = false;       // D-SACK may still prove the episode needless
     bool stamped_ : 1 = false;         // first_rxt_ts_ is valid, and no ACK has been judged by it

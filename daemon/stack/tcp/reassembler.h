@@ -98,6 +98,8 @@ private:
     struct Store;
     std::byte* piece_for(Position position, ReassemblyPool& pool);
     void release_block(std::uint64_t block, ReassemblyPool& pool);
+    std::uint64_t note(Range segment, ReassemblyPool& pool);
+    bool holds(Range range) const;
 
     Store* store_ = nullptr;  // lies in a piece of the pool
 };
