@@ -5,9 +5,9 @@
 namespace culvert::wire {
 namespace {
 
-// The hot loop. Each 8-byte word is split in two 32-bit halves that are added into 64-bit lanes, so no carry is lost for
-// 2^32 words and there is no chain of dependent carries. The vector types are GCC's: SSE2 on x86-64, NEON on aarch64,
-// plain registers elsewhere.
+// The hot loop. Each 8-byte word is split in two 32-bit halves that are added into 64-bit lanes, so no carry is lost
+// for 2^32 words and there is no chain of dependent carries. The vector types are GCC's: SSE2 on x86-64, NEON on
+// aarch64, plain registers elsewhere.
 using Lanes = std::uint64_t __attribute__((vector_size(16)));
 constexpr std::size_t kVector = sizeof(Lanes);
 constexpr std::size_t kBlock = 4 * kVector;  // a cache line a turn
@@ -72,16 +72,20 @@ PartialSum sum(const std::byte* from, [[maybe_unused]] std::byte* to, std::size_
 }
 
 struct Field {
-    std::size_t offset;     // of the checksum in the upper-layer header
-    bool pseudo_header;     // is part of the sum
+    std::size_t offset;  // of the checksum in the upper-layer header
+    bool pseudo_header;  // is part of the sum
 };
 
 constexpr Field field_of(IpProtocol protocol) {
     switch (protocol) {
-        case IpProtocol::kTcp: return {16, true};
-        case IpProtocol::kUdp: return {6, true};
-        case IpProtocol::kIcmpv6: return {2, true};
-        default: break;
+        case IpProtocol::kTcp:
+            return {16, true};
+        case IpProtocol::kUdp:
+            return {6, true};
+        case IpProtocol::kIcmpv6:
+            return {2, true};
+        default:
+            break;
     }
     CHECK(protocol == IpProtocol::kIcmp);
     return {2, false};
@@ -129,8 +133,7 @@ bool verify_transport_checksum(const RxPacket& packet, std::size_t transport_off
         const std::uint16_t value = load_be16(packet.head, transport_offset + field.offset);
         // [RFC768] a UDP sender over IPv4 may leave the checksum out; over IPv6 it may not [RFC8200 8.1]
         if (protocol == IpProtocol::kUdp && value == 0) return source.is_v4();
-        pseudo_header =
-            pseudo_header_sum(source, destination, protocol, static_cast<std::uint32_t>(transport_length));
+        pseudo_header = pseudo_header_sum(source, destination, protocol, static_cast<std::uint32_t>(transport_length));
         if (packet.checksum == ChecksumState::kMaybePartial && value == fold(pseudo_header)) return true;
     }
     return fold(pseudo_header + sum_packet(packet, transport_offset, transport_length)) == 0xffff;

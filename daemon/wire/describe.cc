@@ -91,13 +91,19 @@ std::string describe_packet(const View& ip) {
         return upper.hosts() + " fragment of protocol " + number(static_cast<unsigned>(upper.protocol)) + " offset " +
                number(ip.fragment_offset()) + (ip.more_fragments() ? "+" : "") + " len " + number(upper.length);
     switch (upper.protocol) {
-        case IpProtocol::kTcp: return describe_tcp(upper);
-        case IpProtocol::kUdp: return describe_udp(upper);
-        case IpProtocol::kIcmp: return describe_icmp(upper, Family::kIpv4);
-        case IpProtocol::kIcmpv6: return describe_icmp(upper, Family::kIpv6);
-        default: break;
+        case IpProtocol::kTcp:
+            return describe_tcp(upper);
+        case IpProtocol::kUdp:
+            return describe_udp(upper);
+        case IpProtocol::kIcmp:
+            return describe_icmp(upper, Family::kIpv4);
+        case IpProtocol::kIcmpv6:
+            return describe_icmp(upper, Family::kIpv6);
+        default:
+            break;
     }
-    return upper.hosts() + " protocol " + number(static_cast<unsigned>(upper.protocol)) + " len " + number(upper.length);
+    return upper.hosts() + " protocol " + number(static_cast<unsigned>(upper.protocol)) + " len " +
+           number(upper.length);
 }
 
 std::string describe_arp(std::span<const std::byte> packet) {
@@ -124,9 +130,12 @@ std::string describe(std::span<const std::byte> frame) {
     if (!ethernet) return refused("ethernet", ethernet.error());
     switch (ethernet->ether_type()) {
         case EtherType::kIpv4:
-        case EtherType::kIpv6: return describe_ip(ethernet->payload_in_head());
-        case EtherType::kArp: return describe_arp(ethernet->payload_in_head());
-        default: break;
+        case EtherType::kIpv6:
+            return describe_ip(ethernet->payload_in_head());
+        case EtherType::kArp:
+            return describe_arp(ethernet->payload_in_head());
+        default:
+            break;
     }
     return ethernet->source().to_string() + " > " + ethernet->destination().to_string() + " type " +
            number(static_cast<unsigned>(ethernet->ether_type()));

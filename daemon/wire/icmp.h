@@ -101,9 +101,9 @@ struct EmbeddedPacket {
     Address source;
     Address destination;
     IpProtocol protocol = IpProtocol::kTcp;
-    Port source_port = 0;             // of TCP and UDP
+    Port source_port = 0;  // of TCP and UDP
     Port destination_port = 0;
-    std::uint32_t tcp_sequence = 0;   // of TCP
+    std::uint32_t tcp_sequence = 0;        // of TCP
     std::span<const std::byte> transport;  // what there is of the upper layer
 
     /// Accepts TCP and UDP iff the first 8 bytes of their header are there, as RFC 792 guarantees; a fragment

@@ -46,14 +46,20 @@ public:
         if (head.size() < header_length || total_length < header_length || total_length > available)
             return std::unexpected(Drop::kIpv4Truncated);
         // [RFC1122 3.2.1.2] a host MUST verify the header checksum
-        if (fold(sum_bytes(head.first(header_length))) != 0xffff) return std::unexpected(Drop::kIpv4Checksum);
-        if (header_length > kIpv4HeaderLength) [[unlikely]] {
-            const Drop drop = check_ipv4_options(head.subspan(kIpv4HeaderLength, header_length - kIpv4HeaderLength));
+        PartialSum sum = sum_fixed<kIpv4HeaderLength>(head.data());
+        const auto options = head.subspan(kIpv4HeaderLength, header_length - kIpv4HeaderLength);
+        if (!options.empty()) [[unlikely]]
+            sum += sum_bytes(options);
+        if (fold(sum) != 0xffff) return std::unexpected(Drop::kIpv4Checksum);
+        if (!options.empty()) [[unlikely]] {
+            const Drop drop = check_ipv4_options(options);
             if (drop != Drop::kNone) return std::unexpected(drop);
         }
         return Ipv4View(head.first(std::min(head.size(), total_length)));
     }
-    static std::expected<Ipv4View, Drop> parse(std::span<const std::byte> packet) { return parse(packet, packet.size()); }
+    static std::expected<Ipv4View, Drop> parse(std::span<const std::byte> packet) {
+        return parse(packet, packet.size());
+    }
 
     std::size_t header_length() const { return std::size_t{load_8(at(0)) & 0x0fu} * 4; }
     std::size_t total_length() const { return load_be16(at(2)); }
@@ -110,7 +116,7 @@ inline void emit(const Ipv4Header& header, std::size_t payload_length, std::span
     store_be16(to + 10, 0);
     std::memcpy(to + 12, header.source.bytes().data() + 12, 4);
     std::memcpy(to + 16, header.destination.bytes().data() + 12, 4);
-    store_be16(to + 10, checksum(sum_bytes(out.first(kIpv4HeaderLength))));
+    store_be16(to + 10, checksum(sum_fixed<kIpv4HeaderLength>(to)));
 }
 
 }  // namespace culvert::wire

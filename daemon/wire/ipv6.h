@@ -7,9 +7,9 @@
 //   | destination (16 bytes)                                        |
 //   | hop-by-hop? routing? fragment? destination options? | upper layer ...
 //
-// The view hides the chain: `protocol`, `header_length` and `payload_length` speak of the upper layer (of the fragment's
-// bytes, if the packet is one). Accepted and skipped: hop-by-hop options, destination options, routing headers with no
-// segments left. Refused: everything else, by name.
+// The view hides the chain: `protocol`, `header_length` and `payload_length` speak of the upper layer (of the bytes of
+// the fragment, if the packet is one). Accepted and skipped: hop-by-hop options, destination options, routing headers
+// with no segments left. Refused: everything else, by name.
 #pragma once
 
 #include <cstddef>
@@ -46,7 +46,9 @@ public:
         }
         return view;
     }
-    static std::expected<Ipv6View, Drop> parse(std::span<const std::byte> packet) { return parse(packet, packet.size()); }
+    static std::expected<Ipv6View, Drop> parse(std::span<const std::byte> packet) {
+        return parse(packet, packet.size());
+    }
 
     /// The fixed header and the extension headers: where the upper layer starts.
     std::size_t header_length() const { return header_length_; }
@@ -81,9 +83,9 @@ private:
     const std::byte* at(std::size_t offset) const { return head_.data() + offset; }
 
     std::span<const std::byte> head_;
-    std::uint32_t identification_ = 0;                 // of the fragment header
+    std::uint32_t identification_ = 0;  // of the fragment header
     std::uint16_t header_length_ = kIpv6HeaderLength;
-    std::uint16_t fragment_ = 0;                       // offset and M flag as on the wire
+    std::uint16_t fragment_ = 0;  // offset and M flag as on the wire
     IpProtocol protocol_ = IpProtocol::kNoNextHeader;
 };
 

@@ -43,17 +43,13 @@ struct TcpFlags {
     /// All of `wanted` are set.
     constexpr bool has(TcpFlags wanted) const { return (bits & wanted.bits) == wanted.bits; }
     constexpr bool any_of(TcpFlags wanted) const { return (bits & wanted.bits) != 0; }
-    constexpr TcpFlags without(TcpFlags unwanted) const {
-        return {static_cast<std::uint8_t>(bits & ~unwanted.bits)};
-    }
+    constexpr TcpFlags without(TcpFlags unwanted) const { return {static_cast<std::uint8_t>(bits & ~unwanted.bits)}; }
     constexpr TcpFlags& operator|=(TcpFlags other) {
         bits |= other.bits;
         return *this;
     }
     friend constexpr TcpFlags operator|(TcpFlags a, TcpFlags b) { return a |= b; }
-    friend constexpr TcpFlags operator&(TcpFlags a, TcpFlags b) {
-        return {static_cast<std::uint8_t>(a.bits & b.bits)};
-    }
+    friend constexpr TcpFlags operator&(TcpFlags a, TcpFlags b) { return {static_cast<std::uint8_t>(a.bits & b.bits)}; }
     friend constexpr bool operator==(const TcpFlags&, const TcpFlags&) = default;
 };
 
@@ -149,8 +145,8 @@ inline std::size_t emit(const TcpHeader& header, const TcpOptions& options, std:
     return length;
 }
 
-/// Sets the checksum of an emitted header (`header` is all of it, options included), given length and sum of the payload
-/// (copy_and_checksum, ChecksumAccumulator).
+/// Sets the checksum of an emitted header (`header` is all of it, options included), given length and sum of the
+/// payload (copy_and_checksum, ChecksumAccumulator).
 inline void finish_tcp_checksum(std::span<std::byte> header, PartialSum payload, std::size_t payload_length,
                                 const Address& source, const Address& destination) {
     PartialSum sum = payload;

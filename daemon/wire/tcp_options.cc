@@ -45,7 +45,8 @@ void parse_option(std::span<const std::byte> option, TcpOptions& parsed) {
             if (option.size() == 2 || (option.size() >= 6 && option.size() <= 18 && option.size() % 2 == 0))
                 parsed.fast_open_cookie = option.subspan(2);
             break;
-        default: break;
+        default:
+            break;
     }
 }
 

@@ -20,9 +20,9 @@
 namespace culvert::wire {
 
 inline constexpr std::size_t kMaxTcpOptionsLength = 40;
-inline constexpr std::size_t kMaxSackBlocks = 4;          // 3 beside timestamps [RFC2018 3]
-inline constexpr std::uint8_t kMaxWindowScale = 14;       // [RFC7323 2.3]
-inline constexpr std::size_t kTcpTimestampsLength = 12;   // as emitted alone: NOP NOP TIMESTAMPS
+inline constexpr std::size_t kMaxSackBlocks = 4;         // 3 beside timestamps [RFC2018 3]
+inline constexpr std::uint8_t kMaxWindowScale = 14;      // [RFC7323 2.3]
+inline constexpr std::size_t kTcpTimestampsLength = 12;  // as emitted alone: NOP NOP TIMESTAMPS
 
 struct TcpTimestamps {
     std::uint32_t value = 0;  // TSval
@@ -51,7 +51,7 @@ struct TcpOptions {
     std::span<const SackBlock> sack() const { return {sack_blocks.data(), sack_count}; }
 
     /// `options` is all between the fixed header and the payload. Refuses only a list that cannot be walked
-    /// [RFC9293 3.1 MUST-7]; an option of unknown kind [MUST-6] or with a length that its kind does not have is skipped.
+    /// [RFC9293 3.1 MUST-7]. Skips an option of unknown kind [MUST-6], or with a length that its kind does not have.
     static std::expected<TcpOptions, Drop> parse(std::span<const std::byte> options) {
         if (options.size() == kTcpTimestampsLength && load_be32(options.data()) == 0x0101080a) [[likely]] {
             TcpOptions parsed;

@@ -22,8 +22,8 @@ inline constexpr std::size_t kUdpHeaderLength = 8;
 class UdpView {
 public:
     /// `head` starts at the UDP header; `available` is the length of the IP payload, which may go beyond `head`.
-    /// Accepts iff the header lies in `head` and the datagram is all there. The checksum is verify_transport_checksum's,
-    /// over `length()` bytes.
+    /// Accepts iff the header lies in `head` and the datagram is all there. The checksum, over `length()` bytes, is
+    /// left to verify_transport_checksum.
     static std::expected<UdpView, Drop> parse(std::span<const std::byte> head, std::size_t available) {
         if (head.size() < kUdpHeaderLength || available < kUdpHeaderLength) return std::unexpected(Drop::kUdpTruncated);
         const std::size_t length = load_be16(head.data() + 4);
@@ -71,7 +71,7 @@ inline void finish_udp_checksum(std::span<std::byte> header, PartialSum payload,
                                 const Address& destination) {
     PartialSum sum = payload;
     sum += pseudo_header_sum(source, destination, IpProtocol::kUdp, load_be16(header.data() + 4));
-    sum += sum_bytes(header.first(kUdpHeaderLength));
+    sum += sum_fixed<kUdpHeaderLength>(header.data());
     // [RFC768] a computed zero is sent as all ones: zero means "no checksum"
     const std::uint16_t value = wire::checksum(sum);
     store_be16(header.data() + 6, value == 0 ? std::uint16_t{0xffff} : value);

@@ -32,9 +32,7 @@ INSTANTIATE_TEST_SUITE_P(Table, AddressText,
                                          TextCase{"::ffff:10.0.0.1", nullptr}, TextCase{"localhost", nullptr},
                                          TextCase{"1111:2222:3333:4444:5555:6666:7777:8888:9999:aaaa:bbbb", nullptr}));
 
-TEST(Address, ParseRefusesAnEmbeddedNul) {
-    EXPECT_FALSE(Address::parse(std::string_view("10.0.0.1\0x", 10)));
-}
+TEST(Address, ParseRefusesAnEmbeddedNul) { EXPECT_FALSE(Address::parse(std::string_view("10.0.0.1\0x", 10))); }
 
 Address a(const char* text) { return Address::parse(text).value(); }
 
@@ -86,13 +84,22 @@ struct PrefixCase {
 };
 
 TEST(Address, In) {
-    for (const PrefixCase& c : {PrefixCase{"10.1.2.3", "10.1.2.0", 24, true}, {"10.1.3.3", "10.1.2.0", 24, false},
-                                {"10.1.3.3", "10.1.2.0", 23, true}, {"10.1.2.3", "10.1.2.3", 32, true},
-                                {"10.1.2.2", "10.1.2.3", 32, false}, {"10.1.2.2", "10.1.2.3", 31, true},
-                                {"1.2.3.4", "0.0.0.0", 0, true}, {"fe80::1", "0.0.0.0", 0, false},
-                                {"1.2.3.4", "::", 0, false}, {"fe80::1", "::", 0, true}, {"fe80::1", "fe80::", 10, true},
-                                {"fec0::1", "fe80::", 10, false}, {"::1", "::1", 128, true}, {"::2", "::1", 128, false},
-                                {"1.2.3.4", "1.2.3.4", 33, false}, {"::1", "::1", 129, false}})
+    for (const PrefixCase& c : {PrefixCase{"10.1.2.3", "10.1.2.0", 24, true},
+                                {"10.1.3.3", "10.1.2.0", 24, false},
+                                {"10.1.3.3", "10.1.2.0", 23, true},
+                                {"10.1.2.3", "10.1.2.3", 32, true},
+                                {"10.1.2.2", "10.1.2.3", 32, false},
+                                {"10.1.2.2", "10.1.2.3", 31, true},
+                                {"1.2.3.4", "0.0.0.0", 0, true},
+                                {"fe80::1", "0.0.0.0", 0, false},
+                                {"1.2.3.4", "::", 0, false},
+                                {"fe80::1", "::", 0, true},
+                                {"fe80::1", "fe80::", 10, true},
+                                {"fec0::1", "fe80::", 10, false},
+                                {"::1", "::1", 128, true},
+                                {"::2", "::1", 128, false},
+                                {"1.2.3.4", "1.2.3.4", 33, false},
+                                {"::1", "::1", 129, false}})
         EXPECT_EQ(a(c.address).in(a(c.network), c.length), c.in) << c.address << " in " << c.network << "/" << c.length;
 }
 
@@ -106,7 +113,8 @@ TEST(Address, HashTellsNeighboursApart) {
     std::unordered_set<std::size_t> hashes;
     for (unsigned i = 0; i < 256; ++i)
         for (unsigned j = 0; j < 256; ++j)
-            hashes.insert(std::hash<Address>()(Address::v4(10, 0, static_cast<std::uint8_t>(i), static_cast<std::uint8_t>(j))));
+            hashes.insert(
+                std::hash<Address>()(Address::v4(10, 0, static_cast<std::uint8_t>(i), static_cast<std::uint8_t>(j))));
     EXPECT_EQ(hashes.size(), 65536u);
 }
 

@@ -39,10 +39,22 @@ TEST(Checksum, EveryLengthAndAlignment) {
         }
 }
 
+TEST(Checksum, FixedLengths) {
+    Rng rng(7);
+    const Bytes data = random_bytes(rng, 40);
+    EXPECT_EQ(fold(sum_fixed<4>(data.data() + 1)), naive_sum(std::span(data).subspan(1, 4)));
+    EXPECT_EQ(fold(sum_fixed<8>(data.data() + 1)), naive_sum(std::span(data).subspan(1, 8)));
+    EXPECT_EQ(fold(sum_fixed<20>(data.data())), naive_sum(std::span(data).first(20)));
+    EXPECT_EQ(fold(sum_fixed<40>(data.data())), naive_sum(data));
+}
+
 TEST(Checksum, CopyAndChecksumEveryLengthAndAlignment) {
     Rng rng(2);
     const Bytes data = random_bytes(rng, 512);
     constexpr std::byte kCanary{0xa5};
+    const auto untouched = [](std::span<const std::byte> bytes) {
+        return std::ranges::all_of(bytes, [](std::byte byte) { return byte == kCanary; });
+    };
     for (std::size_t from = 0; from < 17; ++from)
         for (std::size_t to : {0u, 1u, 2u, 3u, 7u, 8u, 15u})
             for (std::size_t length = 0; length < 200; ++length) {
@@ -51,10 +63,8 @@ TEST(Checksum, CopyAndChecksumEveryLengthAndAlignment) {
                 const PartialSum sum = copy_and_checksum(std::span(copy).subspan(to, length), source);
                 ASSERT_EQ(fold(sum), naive_sum(source)) << from << " " << to << " " << length;
                 ASSERT_TRUE(std::equal(source.begin(), source.end(), copy.begin() + static_cast<std::ptrdiff_t>(to)));
-                const auto outside = [&](std::size_t begin, std::size_t count) {
-                    return std::ranges::all_of(std::span(copy).subspan(begin, count), [&](std::byte b) { return b == kCanary; });
-                };
-                ASSERT_TRUE(outside(0, to) && outside(to + length, 8)) << from << " " << to << " " << length;
+                ASSERT_TRUE(untouched(std::span(copy).first(to)) && untouched(std::span(copy).last(8)))
+                    << from << " " << to << " " << length;
             }
 }
 
@@ -93,7 +103,8 @@ Bytes pseudo_header(const Address& source, const Address& destination, IpProtoco
     for (const Address* address : {&source, &destination})
         for (const std::uint8_t byte : address->wire_bytes()) bytes.push_back(std::byte{byte});
     const auto push = [&bytes](std::size_t value, int width) {
-        for (int shift = 8 * (width - 1); shift >= 0; shift -= 8) bytes.push_back(static_cast<std::byte>(value >> shift));
+        for (int shift = 8 * (width - 1); shift >= 0; shift -= 8)
+            bytes.push_back(static_cast<std::byte>(value >> shift));
     };
     if (source.is_v4()) {
         push(static_cast<unsigned>(protocol), 2);
@@ -110,9 +121,10 @@ TEST(Checksum, PseudoHeader) {
     for (int round = 0; round < 2000; ++round) {
         const bool four = rng.happens(0.5);
         const Bytes raw = random_bytes(rng, 32);
-        const Address source = four ? Address::from_v4(std::span(raw).first<4>()) : Address::from_v6(std::span(raw).first<16>());
-        const Address destination =
-            four ? Address::from_v4(std::span(raw).subspan<4, 4>()) : Address::from_v6(std::span(raw).subspan<16, 16>());
+        const auto address = [four](std::span<const std::byte> bytes) {
+            return four ? Address::from_v4(bytes.first<4>()) : Address::from_v6(bytes.first<16>());
+        };
+        const Address source = address(raw), destination = address(std::span(raw).subspan(16));
         const IpProtocol protocol = rng.happens(0.5) ? IpProtocol::kTcp : IpProtocol::kUdp;
         const std::size_t length = rng.below(65536);
         ASSERT_EQ(fold(pseudo_header_sum(source, destination, protocol, static_cast<std::uint32_t>(length))),

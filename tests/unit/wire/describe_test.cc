@@ -41,7 +41,13 @@ TEST(Describe, Syn) {
     options.sack_permitted = true;
     options.timestamps = TcpTimestamps{7, 0};
     options.window_scale = 7;
-    const TcpHeader header{.source = 40000, .destination = 80, .sequence = 100, .acknowledgment = 0, .flags = kSyn, .window = 65535, .urgent = 0};
+    const TcpHeader header{.source = 40000,
+                           .destination = 80,
+                           .sequence = 100,
+                           .acknowledgment = 0,
+                           .flags = kSyn,
+                           .window = 65535,
+                           .urgent = 0};
     EXPECT_EQ(describe(ipv4(IpProtocol::kTcp, tcp(header, options, 0))),
               "10.0.0.1:40000 > 10.0.0.2:80 tcp SYN seq 100 win 65535 <mss 1460, sack ok, ts 7/0, wscale 7> len 0");
 }
@@ -50,7 +56,13 @@ TEST(Describe, DataOverIpv6) {
     TcpOptions options;
     options.sack_count = 1;
     options.sack_blocks[0] = {5, 9};
-    const TcpHeader header{.source = 80, .destination = 40000, .sequence = 1, .acknowledgment = 2, .flags = kPsh | kAck, .window = 3, .urgent = 0};
+    const TcpHeader header{.source = 80,
+                           .destination = 40000,
+                           .sequence = 1,
+                           .acknowledgment = 2,
+                           .flags = kPsh | kAck,
+                           .window = 3,
+                           .urgent = 0};
     const Bytes segment = tcp(header, options, 11);
     Bytes ip(kIpv6HeaderLength);
     emit(Ipv6Header{.source = Address::parse("fe80::1").value(), .destination = Address::parse("fe80::2").value()},

@@ -59,12 +59,18 @@ struct TypeCase {
 };
 
 TEST(Icmp, WhichTypesAreErrors) {
-    for (const TypeCase& c : {TypeCase{Family::kIpv4, 0, 0, false, false}, {Family::kIpv4, 3, 3, true, false},
-                              {Family::kIpv4, 3, 4, true, true}, {Family::kIpv4, 5, 1, false, false},
-                              {Family::kIpv4, 8, 0, false, false}, {Family::kIpv4, 11, 0, true, false},
-                              {Family::kIpv4, 12, 0, true, false}, {Family::kIpv6, 1, 4, true, false},
-                              {Family::kIpv6, 2, 0, true, true}, {Family::kIpv6, 3, 0, true, false},
-                              {Family::kIpv6, 127, 0, true, false}, {Family::kIpv6, 128, 0, false, false},
+    for (const TypeCase& c : {TypeCase{Family::kIpv4, 0, 0, false, false},
+                              {Family::kIpv4, 3, 3, true, false},
+                              {Family::kIpv4, 3, 4, true, true},
+                              {Family::kIpv4, 5, 1, false, false},
+                              {Family::kIpv4, 8, 0, false, false},
+                              {Family::kIpv4, 11, 0, true, false},
+                              {Family::kIpv4, 12, 0, true, false},
+                              {Family::kIpv6, 1, 4, true, false},
+                              {Family::kIpv6, 2, 0, true, true},
+                              {Family::kIpv6, 3, 0, true, false},
+                              {Family::kIpv6, 127, 0, true, false},
+                              {Family::kIpv6, 128, 0, false, false},
                               {Family::kIpv6, 135, 0, false, false}}) {
         Bytes message(8);
         message[0] = static_cast<std::byte>(c.type);
@@ -142,8 +148,7 @@ TEST(Icmp, EmittedMessageVerifies) {
         emit(header, payload, source, destination, message);
         const auto view = IcmpView::parse(source.family(), message);
         ASSERT_TRUE(view);
-        EXPECT_EQ((IcmpHeader{view->type(), view->code(),
-                              std::uint32_t{view->identifier()} << 16 | view->sequence()}),
+        EXPECT_EQ((IcmpHeader{view->type(), view->code(), std::uint32_t{view->identifier()} << 16 | view->sequence()}),
                   header);
         EXPECT_TRUE(std::ranges::equal(view->payload_in_head(), payload));
         const RxPacket packet{message, {}, static_cast<std::uint32_t>(message.size()), ChecksumState::kUnverified};

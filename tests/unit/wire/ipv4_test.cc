@@ -63,9 +63,10 @@ TEST(Ipv4, RoundTrip) {
         const Bytes packet = packet_of(header, payload);
         const auto view = Ipv4View::parse(packet);
         ASSERT_TRUE(view) << "round " << round << ": " << drop_name(view.error());
-        const Ipv4Header parsed{view->source(),        view->destination(),   view->protocol(),
-                                view->hop_limit(),     view->traffic_class(), view->identification(),
-                                view->dont_fragment(), view->more_fragments(), static_cast<std::uint16_t>(view->fragment_offset())};
+        const Ipv4Header parsed{
+            view->source(),        view->destination(),    view->protocol(),
+            view->hop_limit(),     view->traffic_class(),  view->identification(),
+            view->dont_fragment(), view->more_fragments(), static_cast<std::uint16_t>(view->fragment_offset())};
         EXPECT_EQ(parsed, header);
         EXPECT_EQ(view->payload_length(), payload);
         EXPECT_EQ(view->payload_in_head().size(), payload);

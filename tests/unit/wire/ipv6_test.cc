@@ -29,8 +29,9 @@ Drop refusal(std::span<const std::byte> packet) {
 }
 
 TEST(Ipv6, EmitWritesTheBytesOfRfc8200) {
-    EXPECT_EQ(packet_of(IpProtocol::kTcp, Bytes(4)),
-              from_hex("6ba12345 0004 06 3f 20010db8000000000000000000000001 20010db8000000000000000000000002 00000000"));
+    EXPECT_EQ(
+        packet_of(IpProtocol::kTcp, Bytes(4)),
+        from_hex("6ba12345 0004 06 3f 20010db8000000000000000000000001 20010db8000000000000000000000002 00000000"));
 }
 
 TEST(Ipv6, RoundTrip) {
@@ -87,7 +88,8 @@ const ChainCase kChains[] = {
     {"ESP is left to IP", static_cast<IpProtocol>(50), "", Drop::kNone, static_cast<IpProtocol>(50)},
     {"unknown option, skip", IpProtocol::kDestinationOptions, "06 00 3f0400000000", Drop::kNone},
     {"unknown option, discard", IpProtocol::kDestinationOptions, "06 00 4f0400000000", Drop::kIpv6ExtensionHeader},
-    {"unknown option, discard and tell", IpProtocol::kDestinationOptions, "06 00 8f0400000000", Drop::kIpv6ExtensionHeader},
+    {"unknown option, discard and tell", IpProtocol::kDestinationOptions, "06 00 8f0400000000",
+     Drop::kIpv6ExtensionHeader},
     {"jumbo payload", IpProtocol::kHopByHop, "06 00 c20400010000", Drop::kIpv6ExtensionHeader},
     {"option beyond its header", IpProtocol::kDestinationOptions, "06 00 010500000000", Drop::kIpv6ExtensionHeader},
     {"option without length", IpProtocol::kDestinationOptions, "06 00 010300000001", Drop::kIpv6ExtensionHeader},
@@ -173,7 +175,8 @@ TEST(Ipv6, Fragments) {
 TEST(Ipv6, TheChainIsBounded) {
     for (int count = 1; count < 12; ++count) {
         Bytes chain;
-        for (int i = 0; i < count; ++i) chain = chain + from_hex(i + 1 < count ? "3c 00 010400000000" : "06 00 010400000000");
+        for (int i = 0; i < count; ++i)
+            chain = chain + from_hex(i + 1 < count ? "3c 00 010400000000" : "06 00 010400000000");
         EXPECT_EQ(refusal(packet_of(IpProtocol::kDestinationOptions, chain + Bytes(4))),
                   count <= 8 ? Drop::kNone : Drop::kIpv6ExtensionHeader)
             << count;
@@ -188,7 +191,8 @@ TEST(Ipv6, RandomChainsNeverLeadOutOfBounds) {
     for (int round = 0; round < 20000; ++round) {
         Bytes rest(rng.below(80));
         for (std::byte& byte : rest)
-            byte = rng.happens(0.3) ? static_cast<std::byte>(kSome[rng.below(5)]) : static_cast<std::byte>(rng.below(4));
+            byte =
+                rng.happens(0.3) ? static_cast<std::byte>(kSome[rng.below(5)]) : static_cast<std::byte>(rng.below(4));
         const Bytes packet = packet_of(kSome[rng.below(4)], rest);
         const auto view = Ipv6View::parse(packet);
         if (!view) continue;

@@ -46,9 +46,13 @@ const std::vector<Case> kCases = {
     {"window scale 255 counts as 14", "0303 ff00", [](TcpOptions& o) { o.window_scale = 14; }},
     {"SACK permitted", "04020101", [](TcpOptions& o) { o.sack_permitted = true; }},
     {"timestamps, the usual layout", "0101080a 00000001 80000002",
-     [](TcpOptions& o) { o.timestamps = TcpTimestamps{1, 0x80000002}; }},
+     [](TcpOptions& o) {
+         o.timestamps = TcpTimestamps{1, 0x80000002};
+     }},
     {"timestamps, NOPs behind", "080a 00000001 00000002 0101",
-     [](TcpOptions& o) { o.timestamps = TcpTimestamps{1, 2}; }},
+     [](TcpOptions& o) {
+         o.timestamps = TcpTimestamps{1, 2};
+     }},
     {"one SACK block", "0101050a 00000001 00000002",
      [](TcpOptions& o) {
          o.sack_count = 1;
@@ -123,12 +127,15 @@ TEST(TcpOptions, EveryShorterLengthIsInBounds) {
 
 TcpOptions random_options(Rng& rng, const Bytes& cookie) {
     TcpOptions options;
-    if (rng.happens(0.5)) options.timestamps = TcpTimestamps{static_cast<std::uint32_t>(rng.next()), static_cast<std::uint32_t>(rng.next())};
+    if (rng.happens(0.5))
+        options.timestamps =
+            TcpTimestamps{static_cast<std::uint32_t>(rng.next()), static_cast<std::uint32_t>(rng.next())};
     if (rng.happens(0.5)) {  // a SYN
         options.mss = static_cast<std::uint16_t>(rng.next());
         options.sack_permitted = rng.happens(0.5);
         if (rng.happens(0.5)) options.window_scale = static_cast<std::uint8_t>(rng.below(15));
-        if (rng.happens(0.5)) options.fast_open_cookie = std::span(cookie).first(rng.happens(0.3) ? 0 : 4 + 2 * rng.below(7));
+        if (rng.happens(0.5))
+            options.fast_open_cookie = std::span(cookie).first(rng.happens(0.3) ? 0 : 4 + 2 * rng.below(7));
     } else {
         options.sack_count = static_cast<std::uint8_t>(rng.below(max_sack_blocks(options.timestamps.has_value()) + 1));
         for (std::size_t i = 0; i < options.sack_count; ++i)

@@ -100,7 +100,8 @@ TEST(Tcp, Flags) {
     static_assert(flags.syn() && flags.ack() && !flags.fin() && !flags.rst());
     static_assert(flags.has(kSyn | kAck) && !flags.has(kSyn | kRst) && flags.any_of(kSyn | kRst));
     static_assert(flags.without(kSyn) == kAck && (flags & kSyn) == kSyn);
-    static_assert((kFin.bits | kSyn.bits | kRst.bits | kPsh.bits | kAck.bits | kUrg.bits | kEce.bits | kCwr.bits) == 0xff);
+    static_assert((kFin.bits | kSyn.bits | kRst.bits | kPsh.bits | kAck.bits | kUrg.bits | kEce.bits | kCwr.bits) ==
+                  0xff);
     EXPECT_TRUE(kPsh.psh() && kUrg.urg() && kEce.ece() && kCwr.cwr() && kRst.rst() && kFin.fin());
 }
 
@@ -117,9 +118,11 @@ TEST(Tcp, FinishedChecksumVerifies) {
         const PartialSum sum = copy_and_checksum(std::span(segment).subspan(length), payload);
         finish_tcp_checksum(std::span(segment).first(length), sum, payload.size(), source, destination);
         RxPacket packet{segment, {}, static_cast<std::uint32_t>(segment.size()), ChecksumState::kUnverified};
-        ASSERT_TRUE(verify_transport_checksum(packet, 0, segment.size(), source, destination, IpProtocol::kTcp)) << round;
+        ASSERT_TRUE(verify_transport_checksum(packet, 0, segment.size(), source, destination, IpProtocol::kTcp))
+            << round;
         segment[rng.below(segment.size())] ^= std::byte{0x20};
-        ASSERT_FALSE(verify_transport_checksum(packet, 0, segment.size(), source, destination, IpProtocol::kTcp)) << round;
+        ASSERT_FALSE(verify_transport_checksum(packet, 0, segment.size(), source, destination, IpProtocol::kTcp))
+            << round;
     }
 }
 

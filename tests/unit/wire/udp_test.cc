@@ -75,7 +75,8 @@ TEST(Udp, FinishedChecksumVerifies) {
         finish_udp_checksum(datagram, sum, source, destination);
         const RxPacket packet{datagram, {}, static_cast<std::uint32_t>(datagram.size()), ChecksumState::kUnverified};
         ASSERT_NE(UdpView::parse(datagram)->checksum(), 0);
-        ASSERT_TRUE(verify_transport_checksum(packet, 0, datagram.size(), source, destination, IpProtocol::kUdp)) << round;
+        ASSERT_TRUE(verify_transport_checksum(packet, 0, datagram.size(), source, destination, IpProtocol::kUdp))
+            << round;
     }
 }
 
