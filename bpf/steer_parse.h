@@ -23,7 +23,6 @@
 #include "steer_shared.h"
 
 #define STEER_GO_ON (-1) /* parsers: "go on", else a steer_counter */
-#define STEER_MAX_EXTENSION_HEADERS 6 /* IPv6: more is nobody's honest packet */
 
 #define IPPROTO_HOPOPTS_ 0
 #define IPPROTO_FRAGMENT_ 44

@@ -20,6 +20,7 @@
 #define STEER_MAX_ADDRESSES 64 /* local addresses of one interface */
 #define STEER_MAX_QUEUES 64
 #define STEER_MAX_KERNEL_FLOWS 65536
+#define STEER_MAX_EXTENSION_HEADERS 6 /* of IPv6: more is nobody's honest packet */
 
 /* Index of a protocol's bitmap within an address's slot. */
 #define STEER_PROTO_TCP 0

@@ -1,0 +1,319 @@
+// The verdict table of the steering program, through BPF_PROG_TEST_RUN: the real program in the real kernel, one packet
+// at a time. Every case names the counter that must count it, so that a packet cannot go the right way for a wrong reason.
+#include <bpf/bpf.h>
+#include <gtest/gtest.h>
+#include <linux/bpf.h>
+#include <linux/if_xdp.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <memory>
+#include <string>
+
+#include "bpf/steer_shared.h"
+#include "daemon/device/af_xdp/program.h"
+#include "tests/bpf/packet_builder.h"
+
+namespace culvert::bpf_test {
+namespace {
+
+using device::Protocol;
+using device::SteeringProgram;
+
+const Address kOurs4 = Address::v4(10, 0, 0, 1);
+const Address kPeer4 = Address::v4(10, 0, 0, 9);
+constexpr std::uint8_t kPrefix[] = {0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+
+Address v6(unsigned last) {
+    std::byte bytes[16] = {};
+    for (std::size_t i = 0; i < sizeof kPrefix; ++i) bytes[i] = static_cast<std::byte>(kPrefix[i]);
+    bytes[15] = static_cast<std::byte>(last);
+    return Address::from_v6(bytes);
+}
+const Address kOurs6 = v6(1);
+const Address kPeer6 = v6(9);
+
+constexpr unsigned kIp4 = 0x0800;
+constexpr unsigned kIp6 = 0x86dd;
+constexpr unsigned kMoreFragments = 0x2000;
+
+class Steer : public testing::Test {
+protected:
+    void SetUp() override {
+        if (::geteuid() != 0) GTEST_SKIP() << "needs root to load a BPF program";
+        auto loaded = SteeringProgram::load_detached();
+        ASSERT_TRUE(loaded) << loaded.error().message();
+        program_ = std::move(*loaded);
+        // An AF_XDP socket with a fill ring is enough for the map; it need not be bound.
+        xsk_.reset(::socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0));
+        ASSERT_TRUE(xsk_);
+        const int entries = 64;
+        ASSERT_EQ(::setsockopt(xsk_.get(), SOL_XDP, XDP_UMEM_FILL_RING, &entries, sizeof entries), 0);
+        ASSERT_EQ(::setsockopt(xsk_.get(), SOL_XDP, XDP_RX_RING, &entries, sizeof entries), 0);
+        const auto added = program_->add_socket(0, xsk_.get());
+        ASSERT_TRUE(added) << added.error().message();
+        const Address addresses[] = {kOurs4, kOurs6};
+        ASSERT_TRUE(program_->set_addresses(addresses));
+        for (const Address& address : addresses) {
+            ASSERT_TRUE(program_->take_port(address, Protocol::kTcp, 80));
+            ASSERT_TRUE(program_->take_port(address, Protocol::kUdp, 53));
+        }
+    }
+
+    /// Runs the packet through; returns the one counter that moved. The action must fit it.
+    std::string judge(const Bytes& packet) {
+        const auto before = program_->counters();
+        LIBBPF_OPTS(bpf_test_run_opts, run);
+        run.data_in = packet.data();
+        run.data_size_in = static_cast<__u32>(packet.size());
+        run.repeat = 1;
+        const int error = bpf_prog_test_run_opts(program_->program_fd(), &run);
+        EXPECT_EQ(error, 0) << "packet of " << packet.size() << " bytes";
+        const auto after = program_->counters();
+        std::string moved;
+        for (std::size_t i = 0; i < after.size(); ++i) {
+            if (after[i].value == before[i].value) continue;
+            EXPECT_EQ(after[i].value, before[i].value + 1);
+            EXPECT_TRUE(moved.empty()) << moved << " and " << after[i].name;
+            moved = after[i].name;
+        }
+        EXPECT_EQ(run.retval, static_cast<__u32>(moved == "redirected" ? XDP_REDIRECT : XDP_PASS)) << moved;
+        return moved;
+    }
+
+    std::unique_ptr<SteeringProgram> program_;
+    UniqueFd xsk_;
+};
+
+Bytes tcp4(unsigned port, const Address& to = kOurs4) { return ethernet(kIp4, ipv4(kPeer4, to, kTcp, l4(40000, port))); }
+Bytes udp4(unsigned port, const Address& to = kOurs4) { return ethernet(kIp4, ipv4(kPeer4, to, kUdp, l4(40000, port, 8))); }
+Bytes tcp6(unsigned port, const Address& to = kOurs6) { return ethernet(kIp6, ipv6(kPeer6, to, kTcp, l4(40000, port))); }
+Bytes udp6(unsigned port, const Address& to = kOurs6) { return ethernet(kIp6, ipv6(kPeer6, to, kUdp, l4(40000, port, 8))); }
+
+TEST_F(Steer, TakenPortsComeToUs) {
+    EXPECT_EQ(judge(tcp4(80)), "redirected");
+    EXPECT_EQ(judge(udp4(53)), "redirected");
+    EXPECT_EQ(judge(tcp6(80)), "redirected");
+    EXPECT_EQ(judge(udp6(53)), "redirected");
+}
+
+TEST_F(Steer, OtherPortsStayWithTheKernel) {
+    for (const unsigned port : {0u, 22u, 79u, 81u, 80u + 64u, 65535u}) {
+        EXPECT_EQ(judge(tcp4(port)), "passed_port") << port;
+        EXPECT_EQ(judge(tcp6(port)), "passed_port") << port;
+    }
+    EXPECT_EQ(judge(udp4(80)), "passed_port") << "TCP 80 is taken, UDP 80 is not";
+    EXPECT_EQ(judge(tcp4(53)), "passed_port");
+}
+
+TEST_F(Steer, OtherAddressesStayWithTheKernel) {
+    EXPECT_EQ(judge(tcp4(80, Address::v4(10, 0, 0, 2))), "passed_address");
+    EXPECT_EQ(judge(udp4(53, Address::v4(255, 255, 255, 255))), "passed_address");
+    EXPECT_EQ(judge(tcp6(80, v6(2))), "passed_address");
+}
+
+TEST_F(Steer, EveryPortHasItsOwnBit) {
+    for (const unsigned port : {0u, 1u, 63u, 64u, 1023u, 32768u, 65534u, 65535u}) {
+        const auto number = static_cast<Port>(port);
+        EXPECT_EQ(judge(udp4(port)), "passed_port") << port;
+        program_->take_port(kOurs4, Protocol::kUdp, number);
+        EXPECT_EQ(judge(udp4(port)), "redirected") << port;
+        EXPECT_EQ(judge(udp4(port ^ 1)), "passed_port") << port;
+        EXPECT_EQ(judge(udp6(port)), "passed_port") << "only of the IPv4 address";
+        program_->release_port(kOurs4, Protocol::kUdp, number);
+        EXPECT_EQ(judge(udp4(port)), "passed_port") << port;
+    }
+}
+
+TEST_F(Steer, OtherProtocolsStayWithTheKernel) {
+    EXPECT_EQ(judge(ethernet(0x0806, Bytes().zeros(28))), "passed_ethertype");                       // ARP
+    EXPECT_EQ(judge(ethernet(0x8100, Bytes().u16(1).u16(kIp4).add(ipv4(kPeer4, kOurs4, kTcp, l4(1, 80))))), "passed_ethertype");  // VLAN
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, 132, l4(40000, 80)))), "passed_protocol");   // SCTP
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kIcmp, icmp(8, Bytes().zeros(56))))), "passed_protocol");      // ping
+    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, kIcmpv6, icmp(135, Bytes().zeros(24))))), "passed_protocol");  // ND
+    // Each family's ICMP belongs to that family alone.
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kIcmpv6, icmp(1, ipv4(kOurs4, kPeer4, kTcp, l4(80, 40000)))))), "passed_protocol");
+    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, kIcmp, icmp(3, ipv6(kOurs6, kPeer6, kTcp, l4(80, 40000)))))), "passed_protocol");
+}
+
+TEST_F(Steer, Ipv4OptionsAreSteppedOver) {
+    for (const std::size_t options : {4u, 20u, 40u})
+        EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kTcp, l4(40000, 80), 0, options))), "redirected") << options;
+}
+
+TEST_F(Steer, ImpossibleHeadersStayWithTheKernel) {
+    EXPECT_EQ(judge(ethernet(kIp4, Bytes().u8(0x44).zeros(39))), "passed_malformed");  // header length 16
+    EXPECT_EQ(judge(ethernet(kIp4, Bytes().u8(0x65).zeros(39))), "passed_malformed");  // version 6 in an IPv4 frame
+    EXPECT_EQ(judge(ethernet(kIp6, Bytes().u8(0x45).zeros(59))), "passed_malformed");
+    // [RFC4291 2.5.5.2] A mapped address in an IPv6 header would cross the families.
+    Bytes mapped;
+    mapped.u32(0x60000000).u16(20).u8(kTcp).u8(64).address(kPeer6).zeros(10).u16(0xffff).address(kOurs4).add(l4(40000, 80));
+    EXPECT_EQ(judge(ethernet(kIp6, mapped)), "passed_malformed");
+}
+
+TEST_F(Steer, TruncatedAtEveryLength) {
+    struct Case {
+        const char* name;
+        Bytes packet;
+        std::size_t needed;  // Ethernet to the ports
+    };
+    const Bytes quoted4 = ipv4(kOurs4, kPeer4, kTcp, l4(80, 40000, 8));
+    const Bytes quoted6 = ipv6(kOurs6, kPeer6, kUdp, l4(53, 40000, 8));
+    const Case cases[] = {
+        {"tcp4", tcp4(80), 14 + 20 + 4},
+        {"tcp4 options", ethernet(kIp4, ipv4(kPeer4, kOurs4, kTcp, l4(1, 80), 0, 12)), 14 + 32 + 4},
+        {"udp6", udp6(53), 14 + 40 + 4},
+        {"udp6 extensions", ethernet(kIp6, ipv6(kPeer6, kOurs6, 0, extension(60, 0, extension(kUdp, 1, l4(1, 53, 8))))), 14 + 40 + 8 + 16 + 4},
+        {"icmp4 error", ethernet(kIp4, ipv4(kPeer4, kOurs4, kIcmp, icmp(3, quoted4))), 14 + 20 + 8 + 20 + 4},
+        {"icmp6 error", ethernet(kIp6, ipv6(kPeer6, kOurs6, kIcmpv6, icmp(1, quoted6))), 14 + 40 + 8 + 40 + 4},
+    };
+    for (const Case& test : cases) {
+        // The kernel itself refuses frames shorter than an Ethernet header.
+        for (std::size_t size = 14; size <= test.packet.size(); ++size)
+            EXPECT_EQ(judge(test.packet.first(size)), size < test.needed ? "passed_malformed" : "redirected") << test.name << " cut to " << size;
+    }
+}
+
+TEST_F(Steer, UdpFragmentsStayWithTheKernel) {
+    const Bytes datagram = l4(40000, 53, 8);
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kUdp, datagram, kMoreFragments))), "passed_fragment");
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kUdp, datagram, kMoreFragments | 1))), "passed_fragment");
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kUdp, datagram, 185))), "passed_fragment");
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kUdp, datagram, 0x4000))), "redirected") << "DF is no fragment";
+    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, kFragment, fragment6(kUdp, 1, datagram)))), "passed_fragment");
+    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, kFragment, fragment6(kUdp, 8, datagram)))), "passed_fragment");
+    // [RFC6946 4] An atomic fragment is a whole packet.
+    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, kFragment, fragment6(kUdp, 0, datagram)))), "redirected");
+}
+
+TEST_F(Steer, TcpFragmentsComeOnlyWithTheirPorts) {
+    const Bytes segment = l4(40000, 80);
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kTcp, segment, kMoreFragments))), "redirected");
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kTcp, segment, 100))), "passed_fragment");
+    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, kFragment, fragment6(kTcp, 1, segment)))), "redirected");
+    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, kFragment, fragment6(kTcp, 0xfff8, segment)))), "passed_fragment");
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kTcp, l4(40000, 81), kMoreFragments))), "passed_port");
+}
+
+TEST_F(Steer, Ipv6ExtensionHeadersAreSteppedOverUpToABound) {
+    Bytes inner = l4(40000, 80);
+    unsigned next = kTcp;
+    for (int headers = 1; headers <= STEER_MAX_EXTENSION_HEADERS + 1; ++headers) {
+        inner = extension(next, static_cast<unsigned>(headers % 3), inner);
+        next = 60;
+        EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, 60, inner))),
+                  headers <= STEER_MAX_EXTENSION_HEADERS ? "redirected" : "passed_protocol")
+            << headers;
+    }
+    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, 0, extension(kTcp, 255, l4(40000, 80))))), "redirected") << "2048 bytes of options";
+    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, 43, extension(kTcp, 0, l4(40000, 80))))), "passed_protocol") << "routing header";
+}
+
+TEST_F(Steer, IcmpErrorsAreJudgedByTheQuotedSource) {
+    const auto error4 = [](unsigned type, const Bytes& quoted) { return ethernet(kIp4, ipv4(Address::v4(10, 9, 9, 9), kOurs4, kIcmp, icmp(type, quoted))); };
+    const auto error6 = [](unsigned type, const Bytes& quoted) { return ethernet(kIp6, ipv6(v6(77), kOurs6, kIcmpv6, icmp(type, quoted))); };
+    const Bytes ours4 = ipv4(kOurs4, kPeer4, kTcp, l4(80, 40000, 8));
+    const Bytes ours6 = ipv6(kOurs6, kPeer6, kTcp, l4(80, 40000, 8));
+    for (const unsigned type : {3u, 11u, 12u}) EXPECT_EQ(judge(error4(type, ours4)), "redirected") << type;
+    for (const unsigned type : {1u, 2u, 3u, 4u}) EXPECT_EQ(judge(error6(type, ours6)), "redirected") << type;
+    for (const unsigned type : {0u, 5u, 8u, 13u}) EXPECT_EQ(judge(error4(type, ours4)), "passed_protocol") << type;
+    for (const unsigned type : {0u, 5u, 128u, 134u, 137u}) EXPECT_EQ(judge(error6(type, ours6)), "passed_protocol") << type;
+
+    EXPECT_EQ(judge(error4(3, ipv4(kOurs4, kPeer4, kUdp, l4(53, 40000, 8)))), "redirected");
+    EXPECT_EQ(judge(error4(3, ipv4(kOurs4, kPeer4, kUdp, l4(54, 40000, 8)))), "passed_port") << "a kernel socket's packet";
+    EXPECT_EQ(judge(error4(3, ipv4(kOurs4, kPeer4, kUdp, l4(40000, 53, 8)))), "passed_port") << "the quoted destination port is the peer's";
+    EXPECT_EQ(judge(error4(3, ipv4(kPeer4, kOurs4, kTcp, l4(80, 80, 8)))), "passed_address") << "we never sent that";
+    EXPECT_EQ(judge(error4(3, ipv4(kOurs4, kPeer4, kTcp, l4(80, 40000, 8), 100))), "passed_fragment");
+    EXPECT_EQ(judge(error4(3, ipv4(kOurs4, kPeer4, kUdp, l4(53, 40000, 8), kMoreFragments))), "redirected") << "quotes a first fragment of ours";
+    EXPECT_EQ(judge(error4(3, ipv4(kOurs4, kPeer4, kIcmp, icmp(8, Bytes())))), "passed_protocol") << "answer to a ping";
+    EXPECT_EQ(judge(error4(3, Bytes().u8(0x45).zeros(10))), "passed_malformed");
+    // The error itself comes in fragments: its quotation cannot be trusted to be whole.
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kIcmp, icmp(3, ours4), kMoreFragments))), "passed_fragment");
+    // Sent to another address than ours, quoting ours.
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, Address::v4(10, 0, 0, 2), kIcmp, icmp(3, ours4)))), "passed_address");
+}
+
+TEST_F(Steer, FlowsOfTheKernelStayWithTheKernel) {
+    const Endpoint local4{kOurs4, 80};
+    const Endpoint remote4{kPeer4, 40000};
+    ASSERT_TRUE(program_->add_kernel_flow(local4, remote4, Protocol::kTcp));
+    ASSERT_TRUE(program_->add_kernel_flow(local4, remote4, Protocol::kTcp)) << "again: no harm";
+    EXPECT_EQ(program_->kernel_flow_count(), 1u);
+    EXPECT_EQ(judge(tcp4(80)), "passed_kernel_flow");
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kTcp, l4(40001, 80)))), "redirected") << "another client port";
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(Address::v4(10, 0, 0, 8), kOurs4, kTcp, l4(40000, 80)))), "redirected") << "another client";
+    EXPECT_EQ(judge(tcp6(80)), "redirected");
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kIcmp, icmp(3, ipv4(kOurs4, kPeer4, kTcp, l4(80, 40000, 8)))))), "passed_kernel_flow")
+        << "its errors too";
+    ASSERT_TRUE(program_->remove_kernel_flow(local4, remote4, Protocol::kTcp));
+    ASSERT_TRUE(program_->remove_kernel_flow(local4, remote4, Protocol::kTcp)) << "again: no harm";
+    EXPECT_EQ(program_->kernel_flow_count(), 0u);
+    EXPECT_EQ(judge(tcp4(80)), "redirected");
+
+    ASSERT_TRUE(program_->add_kernel_flow({kOurs6, 53}, {kPeer6, 40000}, Protocol::kUdp));
+    EXPECT_EQ(judge(udp6(53)), "passed_kernel_flow");
+}
+
+TEST_F(Steer, DisabledPassesEverything) {
+    program_->enable(false);
+    EXPECT_EQ(judge(tcp4(80)), "passed_disabled");
+    EXPECT_EQ(judge(udp6(53)), "passed_disabled");
+    program_->enable(true);
+    EXPECT_EQ(judge(tcp4(80)), "redirected");
+}
+
+TEST_F(Steer, WithoutASocketTheKernelTakesOver) {
+    program_->remove_socket(0);
+    EXPECT_EQ(judge(tcp4(80)), "passed_no_socket");
+    ASSERT_TRUE(program_->add_socket(0, xsk_.get()));
+    EXPECT_EQ(judge(tcp4(80)), "redirected");
+    xsk_.reset();  // what happens when the daemon is killed
+    EXPECT_EQ(judge(tcp4(80)), "passed_no_socket");
+}
+
+TEST_F(Steer, PortsAreCounted) {
+    EXPECT_TRUE(program_->take_port(kOurs4, Protocol::kTcp, 80));  // the second time
+    program_->release_port(kOurs4, Protocol::kTcp, 80);
+    EXPECT_TRUE(program_->owns_port(kOurs4, Protocol::kTcp, 80));
+    EXPECT_EQ(judge(tcp4(80)), "redirected");
+    program_->release_port(kOurs4, Protocol::kTcp, 80);
+    EXPECT_FALSE(program_->owns_port(kOurs4, Protocol::kTcp, 80));
+    EXPECT_EQ(judge(tcp4(80)), "passed_port");
+    program_->release_port(kOurs4, Protocol::kTcp, 80);  // once too often: no harm
+    EXPECT_TRUE(program_->take_port(kOurs4, Protocol::kTcp, 80));
+    EXPECT_EQ(judge(tcp4(80)), "redirected");
+}
+
+TEST_F(Steer, AddressesComeAndGoWithTheirPorts) {
+    ASSERT_TRUE(program_->set_address(kOurs4, false));
+    EXPECT_FALSE(program_->owns_port(kOurs4, Protocol::kTcp, 80));
+    EXPECT_EQ(judge(tcp4(80)), "passed_address");
+    EXPECT_EQ(judge(tcp6(80)), "redirected");
+    EXPECT_FALSE(program_->take_port(kOurs4, Protocol::kTcp, 443)) << "not yet";
+    program_->release_port(kOurs4, Protocol::kUdp, 53);
+    ASSERT_TRUE(program_->set_address(Address::v4(10, 0, 0, 3), true));  // takes the free slot: must find it clean
+    EXPECT_EQ(judge(tcp4(80, Address::v4(10, 0, 0, 3))), "passed_port");
+    ASSERT_TRUE(program_->set_address(kOurs4, true));
+    EXPECT_EQ(judge(tcp4(80)), "redirected");
+    EXPECT_EQ(judge(tcp4(443)), "redirected");
+    EXPECT_EQ(judge(udp4(53)), "passed_port");
+}
+
+TEST_F(Steer, AddressesAreBounded) {
+    for (unsigned i = 0; i < STEER_MAX_ADDRESSES - 2; ++i)
+        ASSERT_TRUE(program_->set_address(Address::v4(10, 1, 0, static_cast<std::uint8_t>(i)), true)) << i;
+    const auto one_more = program_->set_address(Address::v4(10, 2, 0, 1), true);
+    ASSERT_FALSE(one_more);
+    EXPECT_EQ(one_more.error().code, ENOSPC);
+    EXPECT_TRUE(program_->take_port(Address::v4(10, 1, 0, 61), Protocol::kTcp, 65535)) << "the last slot's last bits";
+    EXPECT_TRUE(program_->take_port(Address::v4(10, 1, 0, 61), Protocol::kUdp, 65535));
+    EXPECT_EQ(judge(udp4(65535, Address::v4(10, 1, 0, 61))), "redirected");
+    const Address one[] = {kOurs4};
+    ASSERT_TRUE(program_->set_addresses(one));
+    EXPECT_EQ(judge(tcp4(80)), "redirected");
+    EXPECT_EQ(judge(tcp6(80)), "passed_address");
+}
+
+}  // namespace
+}  // namespace culvert::bpf_test
