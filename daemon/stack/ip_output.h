@@ -7,7 +7,7 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -15,6 +15,7 @@
 #include "daemon/base/instant.h"
 #include "daemon/base/packet.h"
 #include "daemon/stack/interface.h"
+#include "daemon/stack/local_addresses.h"
 #include "daemon/stack/neighbor.h"
 #include "daemon/stack/route_table.h"
 #include "shm/base/error.h"
@@ -62,15 +63,39 @@ private:
     std::size_t at_ = 0;
 };
 
+/// Where a destination lies, before anything is asked about link-layer addresses.
+struct Hop {
+    Interface* interface = nullptr;
+    Address next_hop;
+    std::optional<Address> preferred_source;  // of the route
+    bool local = false;                       // an address of our own
+};
+
+/// A part of an IP packet that is sent in pieces.
+struct Fragment {
+    std::uint32_t identification = 0;  // IPv4 takes the low 16 bits
+    std::uint32_t offset = 0;          // bytes of the transport message before this part, a multiple of 8
+    bool more = false;
+};
+
 class IpOutput {
 public:
+    /// Of paths to ourselves. Large, so that few packets are needed; not so large that a default receive buffer holds
+    /// only a handful of segments.
+    static constexpr std::uint32_t kLocalMtu = 16384;
+    static constexpr std::size_t kMaxLocalPackets = 1024;
+    static constexpr std::uint8_t kDefaultTtl = 64;  // [RFC1122 3.2.1.7]
+
     IpOutput(RouteTable& routes, NeighborTable& neighbors, Counters& counters);
 
     /// The stack's interfaces and own addresses; set by the Stack when they change. Bumps nothing by itself.
     void set_interfaces(std::span<Interface* const> interfaces);
     bool is_local(const Address& address) const;
     Interface* interface_by_index(std::uint32_t index) const;
+    const LocalAddresses& local_addresses() const { return local_addresses_; }
 
+    /// The route's part of find_path. `source` unspecified: not chosen yet. Errors: as find_path.
+    Result<Hop> find_hop(const Address& source, const Address& destination) const;
     /// Errors: ENETUNREACH (no route, or through an interface that Culvert does not serve), EHOSTUNREACH.
     Result<Path> find_path(const Address& source, const Address& destination, Instant now);
     bool stale(const Path& path) const {
@@ -81,6 +106,11 @@ public:
     bool begin(const Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
                std::uint8_t tos, std::uint8_t ttl, std::uint32_t transport_length, TxPacket& packet,
                std::uint32_t& transport_offset);
+    /// The same for one fragment of a message, or (offset 0, no more) for a whole one that routers may cut on its way
+    /// over IPv4. Over IPv6 a fragment header is written unless the fragment is the whole.
+    bool begin_fragment(const Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
+                        std::uint8_t tos, std::uint8_t ttl, const Fragment& fragment, std::uint32_t fragment_length,
+                        TxPacket& packet, std::uint32_t& transport_offset);
     void end(Path& path, TxPacket& packet, Instant now);
 
     /// Packets sent to ourselves, in order; the Stack feeds them back to its input. Bounded.
@@ -89,14 +119,19 @@ public:
         TxPacket packet;
     };
     std::vector<LocalPacket>& local_packets() { return local_packets_; }
+    const std::vector<LocalPacket>& local_packets() const { return local_packets_; }
 
 private:
+    Interface* interface_for_unrouted(const Address& source) const;
+    bool reserve(const Path& path, bool v4, std::uint32_t ip_header_length, std::uint32_t payload_length,
+                 TxPacket& packet);
+
     RouteTable& routes_;
     NeighborTable& neighbors_;
     Counters& counters_;
     std::vector<Interface*> interfaces_;
+    LocalAddresses local_addresses_;
     std::vector<LocalPacket> local_packets_;
-    std::uint16_t next_identification_ = 1;
 };
 
 }  // namespace culvert::stack

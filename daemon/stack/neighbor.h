@@ -4,7 +4,9 @@
 // kernel to resolve it through `NeighborResolver`; the answer comes back as an update of this table.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -23,6 +25,14 @@ public:
     virtual void resolve(std::uint32_t interface, const Address& next_hop) = 0;
 };
 
+/// Told about packets that were given up because their neighbour did not answer, as ICMP would tell about a host behind
+/// a router. `ip_packet` starts at the IP header and ends with the first fragment; valid during the call.
+class UnresolvedObserver {
+public:
+    virtual ~UnresolvedObserver() = default;
+    virtual void on_unresolved(std::span<const std::byte> ip_packet) = 0;
+};
+
 enum class NeighborState : std::uint8_t { kIncomplete, kReachable, kStale, kFailed };
 
 /// Bounded: at most kMaxEntries neighbours and kMaxPending waiting packets each; what does not fit is dropped by name.
@@ -30,8 +40,16 @@ class NeighborTable {
 public:
     static constexpr std::size_t kMaxEntries = 8192;
     static constexpr std::size_t kMaxPending = 8;
+    /// Between two questions about one neighbour that is unknown.
+    static constexpr Duration kAskInterval = std::chrono::seconds(1);
+    /// Between two questions about one that is stale.
+    static constexpr Duration kConfirmInterval = std::chrono::seconds(10);
+    /// The kernel gives up after three probes of a second each; twice that, and its answer was lost on the way to us.
+    static constexpr Duration kPendingTimeout = std::chrono::seconds(6);
 
-    NeighborTable(NeighborResolver& resolver, Counters& counters) : resolver_(resolver), counters_(counters) {}
+    NeighborTable(NeighborResolver& resolver, Counters& counters);
+    /// Optional; cold.
+    void set_observer(UnresolvedObserver* observer) { observer_ = observer; }
 
     /// From the mirror. A usable state sends what waited, kFailed drops it; `tx` is the interface's queue.
     void update(std::uint32_t interface, const Address& address, const MacAddress& mac, NeighborState state, TxQueue& tx);
@@ -42,7 +60,13 @@ public:
     const MacAddress* lookup(std::uint32_t interface, const Address& next_hop, Instant now);
     /// `packet` has a complete Ethernet header but for the destination MAC (its first 6 bytes). Takes it over.
     void enqueue(std::uint32_t interface, const Address& next_hop, TxPacket packet, TxQueue& tx, Instant now);
+    /// Changes when a MAC, or whether there is one, changes, and when an entry goes stale: cached MACs are looked up again.
     std::uint32_t generation() const { return generation_; }
+
+    /// Gives up what has waited longer than kPendingTimeout.
+    void advance(Instant now);
+    Instant next_deadline() const { return next_deadline_; }
+    std::size_t size() const { return entries_.size(); }
 
 private:
     struct Key {
@@ -56,12 +80,21 @@ private:
     struct Entry {
         MacAddress mac;
         NeighborState state = NeighborState::kIncomplete;
-        Instant last_asked{};
+        Instant last_asked = Instant::min();  // min: never
+        Instant waiting_since{};              // of the oldest packet in `pending`
+        TxQueue* tx = nullptr;                // where `pending` got its memory from
         std::vector<TxPacket> pending;
+
+        bool usable() const { return state == NeighborState::kReachable || state == NeighborState::kStale; }
     };
+    void ask(const Key& key, Entry& entry, Duration interval, Instant now);
+    void send_pending(Entry& entry);
+    void drop_pending(Entry& entry);
 
     NeighborResolver& resolver_;
     Counters& counters_;
+    UnresolvedObserver* observer_ = nullptr;
+    Instant next_deadline_ = kNever;  // no later than the first packet's timeout
     std::unordered_map<Key, Entry, KeyHash> entries_;
     std::uint32_t generation_ = 1;
 };

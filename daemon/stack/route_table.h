@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -32,12 +31,22 @@ public:
     void replace(std::vector<Route> routes);
     /// The best route: longest prefix, then lowest metric. Null when there is none.
     const Route* lookup(const Address& destination) const;
-    /// Changes with every replace().
+    /// Changes with every replace() and touch().
     std::uint32_t generation() const { return generation_; }
+    /// An interface or its addresses have changed: what was found here must be looked up again.
+    void touch() { ++generation_; }
     std::span<const Route> routes() const { return routes_; }
 
 private:
-    std::vector<Route> routes_;  // sorted: longest prefix first, then metric
+    /// The routes of one prefix length: [begin, end) of routes_.
+    struct Length {
+        unsigned prefix_length;
+        std::uint32_t begin;
+        std::uint32_t end;
+    };
+
+    std::vector<Route> routes_;    // sorted: longest prefix first, then network, then metric
+    std::vector<Length> lengths_;  // longest first; a lookup is one binary search for each
     std::uint32_t generation_ = 1;
 };
 

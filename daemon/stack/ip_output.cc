@@ -1,0 +1,240 @@
+#include "daemon/stack/ip_output.h"
+
+#include <algorithm>
+
+#include "daemon/wire/ethernet.h"
+#include "daemon/wire/ipv4.h"
+#include "daemon/wire/ipv6.h"
+
+namespace culvert::stack {
+namespace {
+
+/// [RFC1112 6.4] 01:00:5e and 23 bits of the group; [RFC2464 7] 33:33 and 32 bits.
+MacAddress multicast_mac(const Address& group) {
+    const auto bytes = group.bytes();
+    if (group.is_v4())
+        return {{0x01, 0x00, 0x5e, static_cast<std::uint8_t>(bytes[13] & 0x7f), bytes[14], bytes[15]}};
+    return {{0x33, 0x33, bytes[12], bytes[13], bytes[14], bytes[15]}};
+}
+
+/// All host bits set in one of the interface's IPv4 networks.
+bool is_directed_broadcast(const Interface& interface, const Address& address) {
+    if (!address.is_v4()) return false;
+    const auto bytes = address.bytes();
+    const std::uint32_t value = std::uint32_t{bytes[12]} << 24 | std::uint32_t{bytes[13]} << 16 |
+                                std::uint32_t{bytes[14]} << 8 | bytes[15];
+    return std::ranges::any_of(interface.addresses, [&](const InterfaceAddress& own) {
+        // [RFC3021] a /31 has no broadcast address
+        if (own.prefix_length >= 31 || !address.in(own.address, own.prefix_length)) return false;
+        const std::uint32_t host_bits = 0xffffffffu >> own.prefix_length;
+        return (value & host_bits) == host_bits;
+    });
+}
+
+bool serves(const Interface* interface) { return interface != nullptr && interface->up && interface->tx != nullptr; }
+
+std::uint8_t ttl_for(std::uint8_t ttl, const Address& destination) {
+    if (ttl != 0) return ttl;
+    return destination.is_multicast() ? std::uint8_t{1} : IpOutput::kDefaultTtl;  // [RFC1112 6.1]
+}
+
+}  // namespace
+
+IpOutput::IpOutput(RouteTable& routes, NeighborTable& neighbors, Counters& counters)
+    : routes_(routes), neighbors_(neighbors), counters_(counters) {
+    local_packets_.reserve(kMaxLocalPackets);
+}
+
+void IpOutput::set_interfaces(std::span<Interface* const> interfaces) {
+    interfaces_.assign(interfaces.begin(), interfaces.end());
+    local_addresses_.assign(interfaces);
+}
+
+bool IpOutput::is_local(const Address& address) const { return local_addresses_.contains(address); }
+
+Interface* IpOutput::interface_by_index(std::uint32_t index) const {
+    const auto found = std::ranges::find(interfaces_, index, &Interface::index);
+    return found == interfaces_.end() ? nullptr : *found;
+}
+
+/// For destinations that mean nothing without an interface: the source's, else the first that works.
+Interface* IpOutput::interface_for_unrouted(const Address& source) const {
+    Interface* const own = local_addresses_.owner(source);
+    if (serves(own)) return own;
+    const auto first = std::ranges::find_if(interfaces_, serves);
+    return first == interfaces_.end() ? nullptr : *first;
+}
+
+Result<Hop> IpOutput::find_hop(const Address& source, const Address& destination) const {
+    if (destination.is_loopback() || destination.is_unspecified()) return fail(EHOSTUNREACH, "loopback");
+    if (Interface* const own = local_addresses_.owner(destination); own != nullptr)
+        return Hop{own, destination, destination, true};
+
+    const bool v6_link_local = !destination.is_v4() && destination.is_link_local();
+    if (destination.is_broadcast() || v6_link_local || destination.is_multicast()) {
+        const Route* const route = destination.is_multicast() ? routes_.lookup(destination) : nullptr;
+        Interface* interface = route != nullptr ? interface_by_index(route->interface) : nullptr;
+        if (!serves(interface)) interface = interface_for_unrouted(source);
+        if (interface == nullptr) return fail(ENETUNREACH, "no interface");
+        return Hop{interface, destination, std::nullopt, false};
+    }
+
+    const Route* const route = routes_.lookup(destination);
+    if (route == nullptr) return fail(ENETUNREACH, "no route");
+    switch (route->type) {
+        case Route::Type::kUnicast: break;
+        case Route::Type::kLocal: return fail(EHOSTUNREACH, "kernel's own");  // of an interface that is not Culvert's
+        case Route::Type::kUnreachable: return fail(EHOSTUNREACH, "unreachable");
+    }
+    Interface* const interface = interface_by_index(route->interface);
+    if (!serves(interface)) return fail(ENETUNREACH, "not served");
+    return Hop{interface, route->gateway.value_or(destination), route->source, false};
+}
+
+Result<Path> IpOutput::find_path(const Address& source, const Address& destination, Instant now) {
+    const Hop hop = TRY(find_hop(source, destination));
+    Path path;
+    path.interface = hop.interface;
+    path.next_hop = hop.next_hop;
+    path.local = hop.local;
+    path.route_generation = routes_.generation();
+    path.mtu = hop.local ? std::max(kLocalMtu, hop.interface->mtu) : hop.interface->mtu;
+
+    const Address& target = hop.next_hop;
+    if (hop.local) {
+        path.mac = hop.interface->mac;
+        path.resolved = true;
+    } else if (target.is_multicast()) {
+        path.mac = multicast_mac(target);
+        path.resolved = true;
+    } else if (target.is_broadcast() || is_directed_broadcast(*hop.interface, target)) {
+        path.mac = wire::kBroadcastMac;
+        path.resolved = true;
+    } else if (const MacAddress* const mac = neighbors_.lookup(hop.interface->index, target, now); mac != nullptr) {
+        path.mac = *mac;
+        path.resolved = true;
+    }
+    path.neighbor_generation = neighbors_.generation();
+    return path;
+}
+
+bool IpOutput::reserve(const Path& path, bool v4, std::uint32_t ip_header_length, std::uint32_t payload_length,
+                       TxPacket& packet) {
+    DCHECK(path.interface != nullptr);
+    // A path to ourselves has no link that limits it, only the length fields of the headers.
+    const std::uint32_t ip_length = ip_header_length + payload_length;
+    const std::uint32_t longest = v4 ? 0xffff : 0xffff + static_cast<std::uint32_t>(wire::kIpv6HeaderLength);
+    if (ip_length > (path.local ? longest : std::min(longest, path.mtu))) {
+        counters_.drop(Drop::kPacketTooBig);
+        return false;
+    }
+    if (!path.interface->tx->reserve(static_cast<std::uint32_t>(wire::kEthernetHeaderLength) + ip_length, packet)) {
+        counters_.drop(Drop::kTxNoFrame);
+        return false;
+    }
+    wire::emit(wire::EthernetHeader{.destination = path.mac,
+                                    .source = path.interface->mac,
+                                    .ether_type = v4 ? wire::EtherType::kIpv4 : wire::EtherType::kIpv6},
+               packet.fragments[0]);
+    return true;
+}
+
+bool IpOutput::begin(const Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
+                     std::uint8_t tos, std::uint8_t ttl, std::uint32_t transport_length, TxPacket& packet,
+                     std::uint32_t& transport_offset) {
+    const bool v4 = destination.is_v4();
+    const std::size_t header_length = v4 ? wire::kIpv4HeaderLength : wire::kIpv6HeaderLength;
+    if (!reserve(path, v4, static_cast<std::uint32_t>(header_length), transport_length, packet)) return false;
+    const auto out = packet.fragments[0].subspan(wire::kEthernetHeaderLength);
+    if (v4) {
+        // [RFC6864 4.1] DF is set, so nobody will cut the packet and its identification means nothing
+        wire::emit(wire::Ipv4Header{.source = source,
+                                    .destination = destination,
+                                    .protocol = static_cast<wire::IpProtocol>(protocol),
+                                    .hop_limit = ttl_for(ttl, destination),
+                                    .traffic_class = tos},
+                   transport_length, out);
+    } else {
+        wire::emit(wire::Ipv6Header{.source = source,
+                                    .destination = destination,
+                                    .protocol = static_cast<wire::IpProtocol>(protocol),
+                                    .hop_limit = ttl_for(ttl, destination),
+                                    .traffic_class = tos},
+                   transport_length, out);
+    }
+    transport_offset = static_cast<std::uint32_t>(wire::kEthernetHeaderLength + header_length);
+    return true;
+}
+
+bool IpOutput::begin_fragment(const Path& path, const Address& source, const Address& destination,
+                              std::uint8_t protocol, std::uint8_t tos, std::uint8_t ttl, const Fragment& fragment,
+                              std::uint32_t fragment_length, TxPacket& packet, std::uint32_t& transport_offset) {
+    const bool whole = fragment.offset == 0 && !fragment.more;
+    const bool v4 = destination.is_v4();
+    if (!v4 && whole)
+        return begin(path, source, destination, protocol, tos, ttl, fragment_length, packet, transport_offset);
+    const std::size_t header_length =
+        v4 ? wire::kIpv4HeaderLength : wire::kIpv6HeaderLength + wire::kIpv6FragmentHeaderLength;
+    if (!reserve(path, v4, static_cast<std::uint32_t>(header_length), fragment_length, packet)) return false;
+    const auto out = packet.fragments[0].subspan(wire::kEthernetHeaderLength);
+    if (v4) {
+        wire::emit(wire::Ipv4Header{.source = source,
+                                    .destination = destination,
+                                    .protocol = static_cast<wire::IpProtocol>(protocol),
+                                    .hop_limit = ttl_for(ttl, destination),
+                                    .traffic_class = tos,
+                                    .identification = static_cast<std::uint16_t>(fragment.identification),
+                                    .dont_fragment = false,
+                                    .more_fragments = fragment.more,
+                                    .fragment_offset = static_cast<std::uint16_t>(fragment.offset)},
+                   fragment_length, out);
+    } else {
+        wire::emit(wire::Ipv6Header{.source = source,
+                                    .destination = destination,
+                                    .protocol = wire::IpProtocol::kFragment,
+                                    .hop_limit = ttl_for(ttl, destination),
+                                    .traffic_class = tos},
+                   wire::kIpv6FragmentHeaderLength + fragment_length, out);
+        // [RFC8200 4.5] next header, reserved, offset in units of 8 with M in the lowest bit, identification
+        std::byte* const to = out.data() + wire::kIpv6HeaderLength;
+        wire::store_8(to, protocol);
+        wire::store_8(to + 1, 0);
+        wire::store_be16(to + 2, static_cast<std::uint16_t>(fragment.offset | (fragment.more ? 1u : 0u)));
+        wire::store_be32(to + 4, fragment.identification);
+    }
+    transport_offset = static_cast<std::uint32_t>(wire::kEthernetHeaderLength + header_length);
+    return true;
+}
+
+void IpOutput::end(Path& path, TxPacket& packet, Instant now) {
+    if (path.local) {
+        if (local_packets_.size() >= kMaxLocalPackets) {
+            counters_.drop(Drop::kLocalQueueFull);
+            path.interface->tx->abandon(packet);
+            return;
+        }
+        ++counters_.local_frames;
+        local_packets_.push_back({path.interface, packet});
+        packet.count = 0;
+        packet.length = 0;
+        return;
+    }
+    if (!path.resolved) {
+        const MacAddress* const mac = neighbors_.lookup(path.interface->index, path.next_hop, now);
+        if (mac == nullptr) {
+            neighbors_.enqueue(path.interface->index, path.next_hop, packet, *path.interface->tx, now);
+            packet.count = 0;
+            packet.length = 0;
+            return;
+        }
+        path.mac = *mac;
+        path.resolved = true;
+        path.neighbor_generation = neighbors_.generation();
+        wire::store_mac(packet.fragments[0].data(), path.mac);
+    }
+    ++counters_.tx_frames;
+    counters_.tx_bytes += packet.length;
+    path.interface->tx->commit(packet);
+}
+
+}  // namespace culvert::stack

@@ -1,0 +1,146 @@
+#include "daemon/stack/neighbor.h"
+
+#include <algorithm>
+
+#include "daemon/wire/ethernet.h"
+
+namespace culvert::stack {
+
+NeighborTable::NeighborTable(NeighborResolver& resolver, Counters& counters)
+    : resolver_(resolver), counters_(counters) {
+    entries_.reserve(256);
+}
+
+void NeighborTable::update(std::uint32_t interface, const Address& address, const MacAddress& mac, NeighborState state,
+                           TxQueue& tx) {
+    const Key key{interface, address};
+    auto found = entries_.find(key);
+    if (found == entries_.end()) {
+        // The kernel keeps at most gc_thresh3 (1024) entries, so a full table means that its deletions were lost; the
+        // dump that follows an overrun brings the rest.
+        if (entries_.size() >= kMaxEntries) return;
+        found = entries_.emplace(key, Entry{}).first;
+    }
+    Entry& entry = found->second;
+    const bool was_usable = entry.usable();
+    const bool was_stale = entry.state == NeighborState::kStale;
+    const MacAddress old_mac = entry.mac;
+    entry.state = state;
+    entry.tx = &tx;
+    if (entry.usable()) entry.mac = mac;
+    if (was_usable != entry.usable() || (entry.usable() && old_mac != entry.mac) ||
+        (state == NeighborState::kStale && !was_stale))
+        ++generation_;
+
+    if (entry.usable()) send_pending(entry);
+    if (state == NeighborState::kFailed) drop_pending(entry);
+}
+
+void NeighborTable::remove(std::uint32_t interface, const Address& address, TxQueue& tx) {
+    const auto found = entries_.find({interface, address});
+    if (found == entries_.end()) return;
+    if (found->second.usable()) ++generation_;
+    Entry gone = std::move(found->second);
+    entries_.erase(found);
+    gone.tx = &tx;
+    drop_pending(gone);
+}
+
+const MacAddress* NeighborTable::lookup(std::uint32_t interface, const Address& next_hop, Instant now) {
+    const auto found = entries_.find({interface, next_hop});
+    if (found == entries_.end() || !found->second.usable()) return nullptr;
+    Entry& entry = found->second;
+    if (entry.state == NeighborState::kStale) ask(found->first, entry, kConfirmInterval, now);
+    return &entry.mac;
+}
+
+void NeighborTable::enqueue(std::uint32_t interface, const Address& next_hop, TxPacket packet, TxQueue& tx,
+                            Instant now) {
+    const Key key{interface, next_hop};
+    auto found = entries_.find(key);
+    if (found == entries_.end()) {
+        if (entries_.size() >= kMaxEntries) {
+            counters_.drop(Drop::kNeighborQueueFull);
+            tx.abandon(packet);
+            return;
+        }
+        found = entries_.emplace(key, Entry{}).first;
+    }
+    Entry& entry = found->second;
+    entry.tx = &tx;
+    if (entry.usable()) {  // the caller's view was old
+        entry.pending.push_back(packet);
+        send_pending(entry);
+        return;
+    }
+    entry.state = NeighborState::kIncomplete;
+    ask(found->first, entry, kAskInterval, now);
+    if (entry.pending.size() >= kMaxPending) {
+        // [RFC1122 2.3.2.2] at least the latest packet is saved: the oldest makes room.
+        counters_.drop(Drop::kNeighborQueueFull);
+        tx.abandon(entry.pending.front());
+        entry.pending.erase(entry.pending.begin());
+    }
+    if (entry.pending.empty()) {
+        entry.waiting_since = now;
+        next_deadline_ = std::min(next_deadline_, now + kPendingTimeout);
+        entry.pending.reserve(kMaxPending);
+    }
+    entry.pending.push_back(packet);
+}
+
+void NeighborTable::advance(Instant now) {
+    if (now < next_deadline_) return;
+    // Dropping tells the observer, who may send and so add an entry: never while walking the table.
+    Instant next = kNever;
+    Entry* expired = nullptr;
+    do {
+        expired = nullptr;
+        next = kNever;
+        for (auto& [key, entry] : entries_) {
+            if (entry.pending.empty()) continue;
+            const Instant deadline = entry.waiting_since + kPendingTimeout;
+            if (deadline > now) {
+                next = std::min(next, deadline);
+            } else {
+                expired = &entry;
+                break;
+            }
+        }
+        if (expired != nullptr) {
+            expired->state = NeighborState::kFailed;
+            drop_pending(*expired);
+        }
+    } while (expired != nullptr);
+    next_deadline_ = next;
+}
+
+void NeighborTable::ask(const Key& key, Entry& entry, Duration interval, Instant now) {
+    if (entry.last_asked != Instant::min() && now - entry.last_asked < interval) return;
+    entry.last_asked = now;
+    resolver_.resolve(key.interface, key.address);
+}
+
+void NeighborTable::send_pending(Entry& entry) {
+    for (TxPacket& packet : entry.pending) {
+        wire::store_mac(packet.fragments[0].data(), entry.mac);
+        ++counters_.tx_frames;
+        counters_.tx_bytes += packet.length;
+        entry.tx->commit(packet);
+    }
+    entry.pending.clear();
+}
+
+void NeighborTable::drop_pending(Entry& entry) {
+    // The observer may send again to the same neighbour: what it adds is not part of this.
+    std::vector<TxPacket> dropped = std::move(entry.pending);
+    entry.pending.clear();
+    TxQueue* const tx = entry.tx;
+    for (TxPacket& packet : dropped) {
+        counters_.drop(Drop::kNeighborUnresolved);
+        if (observer_ != nullptr) observer_->on_unresolved(packet.fragments[0].subspan(wire::kEthernetHeaderLength));
+        tx->abandon(packet);
+    }
+}
+
+}  // namespace culvert::stack

@@ -1,0 +1,202 @@
+#include "daemon/stack/stack.h"
+
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "daemon/stack/icmp.h"
+#include "daemon/stack/ip_input.h"
+#include "daemon/stack/ip_output.h"
+#include "daemon/stack/source_address.h"
+#include "daemon/stack/tcp/tcp.h"
+#include "daemon/stack/udp.h"
+
+namespace culvert::stack {
+
+/// The modules and how they are joined. Members are made in the order in which they need each other.
+class StackImpl final : public UnresolvedObserver {
+public:
+    StackImpl(const StackConfig& config, NeighborResolver& resolver, PortOwner& ports, Counters& counters, Rng& rng)
+        : counters_(counters),
+          neighbors_(resolver, counters),
+          output_(routes_, neighbors_, counters),
+          ip_input_(output_.local_addresses()),
+          tcp_(config, output_, ports, counters, rng),
+          udp_(config, output_, ports, counters, rng) {
+        neighbors_.set_observer(this);
+    }
+
+    // --- the world ---------------------------------------------------------------------------------------------------
+    Interface& add_interface(Interface interface) {
+        CHECK(output_.interface_by_index(interface.index) == nullptr);
+        interfaces_.push_back(std::make_unique<Interface>(std::move(interface)));
+        interfaces_changed();
+        return *interfaces_.back();
+    }
+    /// Interfaces only come, they never go: connections and paths point to them.
+    Interface& interface(std::uint32_t index) {
+        Interface* const found = output_.interface_by_index(index);
+        CHECK(found != nullptr);
+        return *found;
+    }
+    void interfaces_changed() {
+        std::vector<Interface*> all;
+        for (const auto& each : interfaces_) all.push_back(each.get());
+        output_.set_interfaces(all);
+        routes_.touch();
+    }
+
+    // --- the turn ----------------------------------------------------------------------------------------------------
+    void input(Interface& interface, const RxPacket& packet, bool from_ourselves, Instant now) {
+        const auto ip = ip_input_.accept(interface, packet, from_ourselves);
+        if (!ip) [[unlikely]]
+            return counters_.drop(ip.error());
+        switch (static_cast<wire::IpProtocol>(ip->protocol)) {
+            case wire::IpProtocol::kTcp: return tcp_.input(*ip, now);
+            case wire::IpProtocol::kUdp: return udp_.input(*ip);
+            case wire::IpProtocol::kIcmp:
+            case wire::IpProtocol::kIcmpv6: return report(read_icmp_error(*ip, output_.local_addresses()), now);
+            default: return counters_.drop(Drop::kIpProtocolUnknown);
+        }
+    }
+    void advance(Instant now) {
+        now_ = now;
+        neighbors_.advance(now);
+        tcp_.advance(now);
+        deliver_local(now);
+    }
+    /// A handshake between two of our own sockets takes three packets, a request and its answer two: with a few rounds
+    /// they are done in one turn. What is left (two sockets that talk without end) waits for the next.
+    void flush(Instant now) {
+        now_ = now;
+        tcp_.flush(now);
+        for (int round = 0; round < kLocalRounds && !output_.local_packets().empty(); ++round) {
+            deliver_local(now);
+            tcp_.flush(now);
+        }
+    }
+    Instant next_deadline() const {
+        if (!output_.local_packets().empty()) return Instant::min();
+        return std::min(tcp_.next_deadline(), neighbors_.next_deadline());
+    }
+
+    void on_unresolved(std::span<const std::byte> ip_packet) override {
+        report(unresolved_error(ip_packet), now_);
+    }
+
+    Result<Address> source_for(const Endpoint& destination) const {
+        const Hop hop = TRY(output_.find_hop(Address::any(destination.address.family()), destination.address));
+        if (hop.local) {
+            if (!tcp_.is_listening(destination)) return fail(EHOSTUNREACH, "kernel's port");
+            return destination.address;
+        }
+        if (hop.preferred_source && output_.is_local(*hop.preferred_source)) return *hop.preferred_source;
+        const auto chosen = choose_source(*hop.interface, destination.address);
+        if (!chosen) return fail(ENETUNREACH, "no source");
+        return *chosen;
+    }
+
+private:
+    friend class Stack;
+    static constexpr int kLocalRounds = 4;
+    static constexpr std::size_t kLocalBurst = 256;  // packets to ourselves in one round
+
+    void report(const std::expected<IcmpError, Drop>& error, Instant now) {
+        if (!error) return counters_.drop(error.error());
+        if (error->protocol == wire::IpProtocol::kUdp) return udp_.icmp_error(*error);
+        const int code = error->next_hop_mtu != 0 ? 0 : error->error;
+        tcp_.icmp_error(error->local, error->remote, error->sequence, code, error->next_hop_mtu, now);
+    }
+
+    /// Feeds what we sent to ourselves back in, oldest first. Answers go to the end of the same queue, which never grows
+    /// beyond its reservation, so references into it hold.
+    void deliver_local(Instant now) {
+        auto& waiting = output_.local_packets();
+        const std::size_t count = std::min(waiting.size(), kLocalBurst);
+        for (std::size_t i = 0; i < count; ++i) {
+            auto& [interface, packet] = waiting[i];
+            std::array<std::span<const std::byte>, kMaxFragments> rest;
+            for (std::uint32_t f = 1; f < packet.count; ++f) rest[f - 1] = packet.fragments[f];
+            const RxPacket received{.head = packet.fragments[0],
+                                    .rest = std::span(rest).first(packet.count - 1),
+                                    .length = packet.length,
+                                    .checksum = ChecksumState::kVerified};  // it never left our memory
+            input(*interface, received, true, now);
+            interface->tx->abandon(packet);
+        }
+        waiting.erase(waiting.begin(), waiting.begin() + static_cast<std::ptrdiff_t>(count));
+    }
+
+    Counters& counters_;
+    std::vector<std::unique_ptr<Interface>> interfaces_;
+    RouteTable routes_;
+    NeighborTable neighbors_;
+    IpOutput output_;
+    IpInput ip_input_;
+    tcp::Tcp tcp_;
+    udp::Udp udp_;
+    Instant now_{};  // of the last turn, for what commands of the control thread set off
+};
+
+Stack::Stack(const StackConfig& config, NeighborResolver& resolver, PortOwner& ports, Counters& counters, Rng& rng)
+    : impl_(std::make_unique<StackImpl>(config, resolver, ports, counters, rng)) {}
+Stack::~Stack() = default;
+
+Interface& Stack::add_interface(Interface interface) { return impl_->add_interface(std::move(interface)); }
+
+void Stack::set_interface_state(std::uint32_t index, bool up, std::uint32_t mtu) {
+    Interface& interface = impl_->interface(index);
+    if (interface.up == up && interface.mtu == mtu) return;
+    interface.up = up;
+    interface.mtu = mtu;
+    impl_->interfaces_changed();
+}
+
+void Stack::set_addresses(std::uint32_t index, std::vector<InterfaceAddress> addresses) {
+    impl_->interface(index).addresses = std::move(addresses);
+    impl_->interfaces_changed();
+}
+
+RouteTable& Stack::routes() { return impl_->routes_; }
+NeighborTable& Stack::neighbors() { return impl_->neighbors_; }
+bool Stack::is_local(const Address& address) const { return impl_->output_.is_local(address); }
+
+void Stack::input(Interface& interface, const RxPacket& packet, Instant now) {
+    ++impl_->counters_.rx_frames;
+    impl_->counters_.rx_bytes += packet.length;
+    impl_->now_ = now;
+    impl_->input(interface, packet, false, now);
+}
+void Stack::advance(Instant now) { impl_->advance(now); }
+void Stack::flush(Instant now) { impl_->flush(now); }
+Instant Stack::next_deadline() const { return impl_->next_deadline(); }
+
+Result<Address> Stack::source_for(const Endpoint& destination) const { return impl_->source_for(destination); }
+
+Result<tcp::Listener*> Stack::listen(const Endpoint& local, bool dual, const tcp::Options& options,
+                                     tcp::ListenerOwner& owner) {
+    return impl_->tcp_.listen(local, dual, options, owner);
+}
+void Stack::close(tcp::Listener& listener) { impl_->tcp_.close(listener); }
+
+Result<tcp::Connection*> Stack::connect(const Endpoint& local, const Endpoint& remote, const tcp::Options& options,
+                                        tcp::ConnectionOwner& owner, Instant now) {
+    impl_->now_ = now;
+    return impl_->tcp_.connect(local, remote, options, owner, now);
+}
+
+Result<udp::Socket*> Stack::bind_udp(const Endpoint& local, bool dual, udp::SocketOwner& owner) {
+    return impl_->udp_.bind(local, dual, owner);
+}
+void Stack::connect_udp(udp::Socket& socket, const Endpoint* remote) { impl_->udp_.connect(socket, remote); }
+void Stack::close(udp::Socket& socket) { impl_->udp_.close(socket); }
+
+Result<void> Stack::send_datagram(udp::Socket& socket, const Endpoint& remote, const Address& local, Payload payload,
+                                  std::uint32_t length, std::uint8_t ttl, std::uint8_t tos, Instant now) {
+    impl_->now_ = now;
+    return impl_->udp_.send(socket, remote, local, payload, length, ttl, tos, now);
+}
+
+}  // namespace culvert::stack
