@@ -39,7 +39,8 @@ private:
 class AcceptQueueProducer {
 public:
     explicit AcceptQueueProducer(AcceptQueueRecord& record, std::uint32_t backlog)
-        : record_(&record), backlog_(backlog < kAcceptQueueLength ? backlog : kAcceptQueueLength) {
+        : record_(&record) {
+        set_backlog(backlog);
         record_->head.store(0, std::memory_order_relaxed);
         record_->tail.store(0, std::memory_order_release);
     }
@@ -60,10 +61,11 @@ public:
         return static_cast<std::int32_t>(record_->head.load(std::memory_order_seq_cst) - position) > 0;
     }
     std::uint32_t backlog() const { return backlog_; }
+    void set_backlog(std::uint32_t backlog) { backlog_ = backlog < kAcceptQueueLength ? backlog : kAcceptQueueLength; }
 
 private:
     AcceptQueueRecord* record_;
-    std::uint32_t backlog_;
+    std::uint32_t backlog_ = 0;
     std::uint32_t tail_ = 0;
 };
 

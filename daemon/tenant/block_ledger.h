@@ -4,8 +4,7 @@
 // | transmit | kApp       | the application's: in its pool, or being filled      |
 // | transmit | kDaemon    | handed over, not yet acknowledged by the peer        |
 // | receive  | kFree      | ours, empty                                          |
-// | receive  | kStaged    | ours, being filled for a socket                      |
-// | receive  | kLent      | handed to the application for a socket, not yet back |
+// | receive  | kLent      | carries data for a socket: being filled by us, or with the application |
 //
 // The chains that the application builds are walked only here: a block that is not in the state that the walk expects
 // ends it and is counted, so that a loop, a foreign block or a wild index costs the daemon nothing and harms only the
@@ -48,28 +47,24 @@ public:
     /// Transmit blocks that the daemon holds now.
     std::uint32_t transmitting() const { return transmitting_; }
 
-    /// An empty receive block (kStaged), or kNoIndex.
-    std::uint32_t allocate();
-    /// kStaged -> kLent, for the owner of `list`.
-    void lend(std::uint32_t block, LentList& list);
-    /// kStaged -> kFree.
-    void abandon(std::uint32_t block);
-    /// Takes back what the application has returned. `list_of(socket index)` is not needed: the owner list is found by
-    /// the block.
+    /// An empty receive block, lent to `list` from now on; kNoIndex when none is left even after looking at what the
+    /// application has returned.
+    std::uint32_t lend(LentList& list);
+    /// Takes back what the application has returned.
     void collect_returned();
     /// Everything still lent to `list` is ours again (the socket is gone).
     void reclaim(LentList& list);
     std::uint32_t free_receive_blocks() const { return static_cast<std::uint32_t>(rx_free_.size()); }
 
 private:
-    enum class State : std::uint8_t { kApp, kDaemon, kFree, kStaged, kLent };
+    enum class State : std::uint8_t { kApp, kDaemon, kFree, kLent };
     struct ReceiveBlock {
         LentList* list = nullptr;
         std::uint32_t previous = shm::kNoIndex;
         std::uint32_t next = shm::kNoIndex;
     };
 
-    void unlink(std::uint32_t rx_index);
+    void unlink(std::uint32_t block);
     std::uint32_t rx_index(std::uint32_t block) const { return block - tx_count_; }
 
     shm::Segment& segment_;

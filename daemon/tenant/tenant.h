@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "daemon/base/counters.h"
+#include "daemon/base/instant.h"
 #include "daemon/stack/stack.h"
 #include "daemon/tenant/block_ledger.h"
 #include "shm/base/unique_fd.h"
@@ -72,6 +73,8 @@ public:
     // --- the turn ---------------------------------------------------------------------------------------------------
     /// True when poll() would find something: the second look before sleeping.
     bool has_requests() { return dirty_.any(); }
+    /// When poll() has to be called even without a request; kNever usually.
+    Instant next_check() const { return next_check_; }
     /// Looks at every dirty socket. Returns how many there were.
     std::uint32_t poll(Instant now);
     /// Publishes what has changed in this turn and wakes who waits for it.
@@ -92,8 +95,9 @@ private:
     int start_connect(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote, Instant now);
     int start_listen(std::uint32_t index, const shm::WireEndpoint& local, std::uint32_t backlog);
     int start_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote);
+    int connect_datagram(std::uint32_t index, const shm::WireEndpoint& remote);
     int route(std::uint32_t index, const shm::WireEndpoint& remote);
-    stack::tcp::Options read_options(std::uint32_t index) const;
+    stack::tcp::Options read_options(std::uint32_t index);
 
     std::uint32_t allocate_record();
     void free_record(std::uint32_t index);
@@ -106,6 +110,13 @@ private:
     void wake_queue(std::uint32_t queue);
     void wake_starved();
     void drop(Drop reason);
+    stack::tcp::ConnectionOwner* orphan() const;
+    void apply_options(std::uint32_t index);
+    void close_listener(std::uint32_t index);
+    void close_unheld(bool only_suspects);
+    void release_locks(std::uint32_t slot);
+    void refresh_info(std::uint32_t index);
+    SocketSnapshot snapshot_of(std::uint32_t index);
 
     std::uint32_t id_;
     std::string program_;
@@ -126,7 +137,8 @@ private:
     std::uint32_t processes_used_ = 0;           // highest used + 1
     std::uint32_t live_processes_ = 0;
     std::uint32_t next_exclusive_ = 0;
-    std::uint32_t orphans_ = 0;
+    std::uint32_t orphans_ = 0;                  // closed connections that the stack still works on
+    Instant next_check_ = kNever;                // of the suspects
 };
 
 }  // namespace culvert::tenant

@@ -1,0 +1,176 @@
+#include "daemon/engine/engine.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <time.h>
+
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include "shm/wakeup.h"
+
+namespace culvert::engine {
+
+namespace {
+
+/// Packets taken from a device in one go.
+constexpr std::size_t kBurst = 64;
+/// An engine wakes at least this often, so that a lost wake-up of the kernel's can never hang a connection for good.
+constexpr Duration kLongestSleep = std::chrono::seconds(10);
+
+Instant read_clock() {
+    timespec now{};
+    ::clock_gettime(CLOCK_MONOTONIC, &now);
+    return Instant(std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec));
+}
+
+}  // namespace
+
+Engine::Engine(const EngineConfig& config, stack::NeighborResolver& resolver, stack::PortOwner& ports)
+    : config_(config), rng_(config.seed), stack_(config.stack, resolver, ports, counters_, rng_) {
+    now_ = read_clock();
+}
+
+Engine::~Engine() = default;
+
+void Engine::add_device(std::unique_ptr<device::Device> device, stack::Interface interface) {
+    interface.tx = &device->tx();
+    stack::Interface& added = stack_.add_interface(std::move(interface));
+    if (device->readiness_fd() >= 0) sleeper_.watch(device->readiness_fd());
+    ports_.push_back({std::move(device), &added});
+}
+
+tenant::Tenant& Engine::add_tenant(std::uint32_t id, std::string program, shm::Segment segment) {
+    tenants_.push_back(
+        std::make_unique<tenant::Tenant>(id, std::move(program), std::move(segment), stack_, counters_));
+    return *tenants_.back();
+}
+
+tenant::Tenant* Engine::find_tenant(std::uint32_t id) {
+    for (const auto& tenant : tenants_)
+        if (tenant->id() == id) return tenant.get();
+    return nullptr;
+}
+
+std::vector<device::Device*> Engine::devices() {
+    std::vector<device::Device*> devices;
+    for (const Port& port : ports_) devices.push_back(port.device.get());
+    return devices;
+}
+
+void Engine::post(std::function<void(Engine&)> command) {
+    {
+        const std::lock_guard lock(command_mutex_);
+        commands_.push_back(std::move(command));
+    }
+    commands_waiting_.store(true, std::memory_order_seq_cst);
+    sleeper_.ring();
+}
+
+void Engine::stop() {
+    stopping_.store(true, std::memory_order_seq_cst);
+    sleeper_.ring();
+}
+
+bool Engine::run_commands() {
+    if (!commands_waiting_.load(std::memory_order_relaxed)) return false;
+    commands_waiting_.store(false, std::memory_order_seq_cst);
+    std::vector<std::function<void(Engine&)>> commands;
+    {
+        const std::lock_guard lock(command_mutex_);
+        commands.swap(commands_);
+    }
+    for (const auto& command : commands) command(*this);
+    remove_finished_tenants();
+    return true;
+}
+
+void Engine::remove_finished_tenants() {
+    std::erase_if(tenants_, [](const auto& tenant) { return tenant->finished(); });
+}
+
+bool Engine::turn() {
+    now_ = read_clock();
+    bool busy = false;
+    for (Port& port : ports_) {
+        std::array<RxPacket, kBurst> burst;
+        const std::size_t count = port.device->receive(burst);
+        for (std::size_t i = 0; i < count; ++i) {
+            counters_.rx_bytes += burst[i].length;
+            stack_.input(*port.interface, burst[i], now_);
+        }
+        counters_.rx_frames += count;
+        busy |= count != 0;
+    }
+    busy |= run_commands();
+    for (const auto& tenant : tenants_) busy |= tenant->poll(now_) != 0;
+    if (stack_.next_deadline() <= now_) {
+        stack_.advance(now_);
+        busy = true;
+    }
+    stack_.flush(now_);
+    output_left_ = false;
+    for (Port& port : ports_) {
+        const auto pending = port.device->tx().pending();
+        if (!pending.empty()) {
+            busy = true;
+            ++counters_.tx_kicks;
+            for (const auto& descriptor : pending) {
+                counters_.tx_bytes += descriptor.length;
+                counters_.tx_frames += descriptor.more ? 0 : 1;
+            }
+        }
+        output_left_ |= port.device->flush();
+    }
+    for (const auto& tenant : tenants_) tenant->deliver_events();
+    return busy;
+}
+
+bool Engine::work_waits() {
+    if (commands_waiting_.load(std::memory_order_seq_cst) || stopping_.load(std::memory_order_seq_cst)) return true;
+    if (output_left_) return true;
+    for (const Port& port : ports_)
+        if (port.device->has_input()) return true;
+    return std::any_of(tenants_.begin(), tenants_.end(), [](const auto& tenant) { return tenant->has_requests(); });
+}
+
+void Engine::sleep() {
+    for (const auto& tenant : tenants_) shm::announce_sleep(tenant->engine_asleep());
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (!work_waits()) {
+        Instant deadline = std::min(stack_.next_deadline(), now_ + kLongestSleep);
+        for (const auto& tenant : tenants_) deadline = std::min(deadline, tenant->next_check());
+        ++counters_.sleeps;
+        sleeper_.wait(deadline - now_);
+    }
+    for (const auto& tenant : tenants_) shm::cancel_sleep(tenant->engine_asleep());
+}
+
+void Engine::run() {
+    if (config_.cpu >= 0) {
+        cpu_set_t cpus;
+        CPU_ZERO(&cpus);
+        CPU_SET(config_.cpu, &cpus);
+        ::pthread_setaffinity_np(::pthread_self(), sizeof cpus, &cpus);
+    }
+    Instant last_work = read_clock();
+    while (!stopping_.load(std::memory_order_relaxed)) {
+        ++counters_.turns;
+        if (turn()) {
+            ++counters_.busy_turns;
+            last_work = now_;
+            continue;
+        }
+        if (now_ - last_work < config_.spin) {
+            // The application may share this core: let it run, and find its request when it waits again.
+            ::sched_yield();
+            continue;
+        }
+        remove_finished_tenants();
+        sleep();
+        last_work = read_clock();
+    }
+}
+
+}  // namespace culvert::engine

@@ -1,0 +1,45 @@
+#include "daemon/tenant/sockets.h"
+
+namespace culvert::tenant {
+
+ListenSocket::ListenSocket(Tenant& tenant, std::uint32_t index, std::uint32_t queue, std::uint32_t backlog)
+    : tenant_(tenant), index_(index), queue_index_(queue), queue_(tenant.segment_.accept_queue(queue), backlog) {}
+
+ListenSocket::~ListenSocket() {
+    if (listener != nullptr) tenant_.stack_.close(*listener);
+    tenant_.free_accept_queues_.push_back(queue_index_);
+}
+
+bool ListenSocket::can_accept() { return !queue_.full() && !tenant_.free_records_.empty(); }
+
+stack::tcp::ConnectionOwner* ListenSocket::on_accept(stack::tcp::Connection& connection) {
+    if (queue_.full()) {
+        tenant_.drop(Drop::kTcpAcceptQueueFull);
+        return nullptr;
+    }
+    const std::uint32_t index = tenant_.allocate_record();
+    if (index == shm::kNoIndex) {
+        tenant_.drop(Drop::kTenantNoSocket);
+        return nullptr;
+    }
+    Tenant::Slot& slot = tenant_.slots_[index];
+    shm::SocketRecord& record = tenant_.segment_.socket(index);
+    const shm::SocketRecord& listening = tenant_.segment_.socket(index_);
+    slot.kind = Tenant::Kind::kStream;
+    slot.linger_zero = tenant_.slots_[index_].linger_zero;
+    slot.stream.open(connection, shm::kStatusReady);
+    const auto family = listening.local.family;
+    record.local = to_wire(connection.local(), family);
+    record.remote = to_wire(connection.remote(), family);
+    record.listener.store(index_, std::memory_order_relaxed);
+    record.protocol.store(6, std::memory_order_relaxed);
+    record.options = listening.options;
+    record.daemon.window_position.store(connection.receive_buffer() / 2, std::memory_order_relaxed);
+    record.daemon.status.store(shm::kStatusReady, std::memory_order_release);
+    slot.stream.ticket = {index_, queue_.add(index)};
+    tenant_.mark_changed(index);   // data that came with the last segment of the handshake
+    tenant_.mark_changed(index_);  // the listener has become readable
+    return &slot.stream;
+}
+
+}  // namespace culvert::tenant

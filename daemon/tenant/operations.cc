@@ -1,0 +1,236 @@
+// Tenant: the operations that need an answer (connect, listen, bind ...), options, and the snapshot for `culvert ss`.
+
+#include <algorithm>
+#include <cstring>
+
+#include "daemon/tenant/sockets.h"
+
+namespace culvert::tenant {
+
+Endpoint from_wire(const shm::WireEndpoint& wire) {
+    return {Address::from_v6(std::as_bytes(std::span<const std::uint8_t, 16>(wire.address))), wire.port};
+}
+
+shm::WireEndpoint to_wire(const Endpoint& endpoint, std::uint16_t family) {
+    shm::WireEndpoint wire{};
+    std::memcpy(wire.address, endpoint.address.bytes().data(), sizeof wire.address);
+    wire.port = endpoint.port;
+    wire.family = family;
+    return wire;
+}
+
+void Tenant::run_operation(std::uint32_t index, std::uint32_t sequence, Instant now) {
+    shm::SocketRecord& record = segment_.socket(index);
+    const auto code = static_cast<shm::Operation>(record.operation.code.load(std::memory_order_relaxed));
+    const std::uint32_t argument = record.operation.argument.load(std::memory_order_relaxed);
+    const shm::WireEndpoint local = record.operation.local;
+    const shm::WireEndpoint remote = record.operation.remote;
+    int result = EINVAL;
+    switch (code) {
+        case shm::Operation::kRoute: result = route(index, remote); break;
+        case shm::Operation::kConnect: result = start_connect(index, local, remote, now); break;
+        case shm::Operation::kListen: result = start_listen(index, local, argument); break;
+        case shm::Operation::kBindDatagram: result = start_datagram(index, local, remote); break;
+        case shm::Operation::kConnectDatagram: result = connect_datagram(index, remote); break;
+        case shm::Operation::kRefreshInfo:
+            refresh_info(index);
+            result = 0;
+            break;
+        case shm::Operation::kNone:
+        default: drop(Drop::kTenantBadRequest); break;
+    }
+    Slot& slot = slots_[index];
+    slot.operation_done = sequence;
+    record.daemon.operation_result.store(result, std::memory_order_relaxed);
+    record.daemon.operation_done.store(sequence, std::memory_order_release);
+    slot.answered = true;
+    mark_changed(index);
+}
+
+int Tenant::route(std::uint32_t index, const shm::WireEndpoint& remote) {
+    const auto source = stack_.source_for(from_wire(remote));
+    if (!source) return source.error().code;
+    segment_.socket(index).local = to_wire({*source, 0}, remote.family);
+    return 0;
+}
+
+int Tenant::start_connect(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote,
+                          Instant now) {
+    Slot& slot = slots_[index];
+    if (slot.kind == Kind::kStream && slot.stream.connection() != nullptr) return EISCONN;
+    if (slot.kind != Kind::kIdle && slot.kind != Kind::kStream) return EINVAL;
+    const Endpoint from = from_wire(local);
+    const Endpoint to = from_wire(remote);
+    if (from.port == 0 || to.port == 0 || !stack_.is_local(from.address)) {
+        drop(Drop::kTenantBadAddress);
+        return EADDRNOTAVAIL;
+    }
+    apply_options(index);
+    auto connection = stack_.connect(from, to, read_options(index), slot.stream, now);
+    if (!connection) return connection.error().code;
+    shm::SocketRecord& record = segment_.socket(index);
+    record.local = local;
+    record.remote = remote;
+    slot.kind = Kind::kStream;
+    slot.stream.open(**connection, shm::kStatusConnecting);
+    return 0;
+}
+
+int Tenant::start_listen(std::uint32_t index, const shm::WireEndpoint& local, std::uint32_t backlog) {
+    Slot& slot = slots_[index];
+    backlog = std::clamp<std::uint32_t>(backlog, 1, shm::kAcceptQueueLength);
+    if (slot.kind == Kind::kListener) {
+        slot.listen->set_backlog(backlog);
+        return 0;
+    }
+    if (slot.kind != Kind::kIdle) return EINVAL;
+    const Endpoint at = from_wire(local);
+    if (at.port == 0) return EINVAL;
+    if (!at.address.is_unspecified() && !stack_.is_local(at.address)) return EADDRNOTAVAIL;
+    if (free_accept_queues_.empty()) return ENOBUFS;
+    const std::uint32_t queue = free_accept_queues_.back();
+    free_accept_queues_.pop_back();
+    auto listen = std::make_unique<ListenSocket>(*this, index, queue, backlog);
+    shm::SocketRecord& record = segment_.socket(index);
+    apply_options(index);
+    const bool dual = !at.address.is_v4() && (record.options.flags & shm::kOptionV6Only) == 0;
+    auto listener = stack_.listen(at, dual, read_options(index), *listen);
+    if (!listener) return listener.error().code;
+    listen->listener = *listener;
+    record.local = local;
+    record.accept_queue.store(queue, std::memory_order_relaxed);
+    record.daemon.status.store(shm::kStatusReady, std::memory_order_release);
+    slot.listen = std::move(listen);
+    slot.kind = Kind::kListener;
+    return 0;
+}
+
+int Tenant::start_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote) {
+    Slot& slot = slots_[index];
+    if (slot.kind != Kind::kIdle) return EINVAL;
+    const Endpoint at = from_wire(local);
+    if (at.port == 0) return EINVAL;
+    if (!at.address.is_unspecified() && !stack_.is_local(at.address)) return EADDRNOTAVAIL;
+    auto datagram = std::make_unique<DatagramSocket>(*this, index);
+    shm::SocketRecord& record = segment_.socket(index);
+    const bool dual = !at.address.is_v4() && (record.options.flags & shm::kOptionV6Only) == 0;
+    auto socket = stack_.bind_udp(at, dual, *datagram);
+    if (!socket) return socket.error().code;
+    datagram->socket = *socket;
+    datagram->local = at;
+    record.local = local;
+    record.daemon.status.store(shm::kStatusReady, std::memory_order_release);
+    slot.datagram = std::move(datagram);
+    slot.kind = Kind::kDatagram;
+    return remote.port != 0 ? connect_datagram(index, remote) : 0;
+}
+
+int Tenant::connect_datagram(std::uint32_t index, const shm::WireEndpoint& remote) {
+    Slot& slot = slots_[index];
+    if (slot.kind != Kind::kDatagram) return EINVAL;
+    slot.datagram->remote = from_wire(remote);
+    segment_.socket(index).remote = remote;
+    stack_.connect_udp(*slot.datagram->socket, remote.port != 0 ? &slot.datagram->remote : nullptr);
+    return 0;
+}
+
+stack::tcp::Options Tenant::read_options(std::uint32_t index) {
+    const shm::SocketOptions raw = segment_.socket(index).options;  // one copy; every value below is bounded
+    stack::tcp::Options options;
+    options.no_delay = (raw.flags & shm::kOptionNoDelay) != 0;
+    options.cork = (raw.flags & shm::kOptionCork) != 0;
+    options.keep_alive = (raw.flags & shm::kOptionKeepAlive) != 0;
+    options.quick_ack = (raw.flags & shm::kOptionQuickAck) != 0;
+    // Bounds as in tcp(7) / net/ipv4/tcp.c: MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL 32767 s, MAX_TCP_KEEPCNT 127.
+    options.keep_alive_idle = std::chrono::seconds(std::min(raw.keepalive_idle_s, 32767u));
+    options.keep_alive_interval = std::chrono::seconds(std::min(raw.keepalive_interval_s, 32767u));
+    options.keep_alive_count = std::min(raw.keepalive_count, 127u);
+    options.user_timeout = std::chrono::milliseconds(raw.user_timeout_ms);
+    options.receive_buffer = raw.receive_buffer;
+    options.send_buffer = raw.send_buffer;
+    options.max_segment = static_cast<std::uint16_t>(std::min(raw.max_segment, 65535u));
+    if (raw.congestion <= 2) options.congestion = static_cast<stack::tcp::Congestion>(raw.congestion);
+    options.tos = raw.tos;
+    options.ttl = raw.ttl;
+    slots_[index].linger_zero = (raw.flags & shm::kOptionLinger) != 0 && raw.linger_s == 0;
+    return options;
+}
+
+void Tenant::refresh_info(std::uint32_t index) {
+    const Slot& slot = slots_[index];
+    shm::SocketInfo info{};
+    info.tcp_state = static_cast<std::uint32_t>(slot.kind == Kind::kListener ? stack::tcp::State::kListen
+                                                                             : stack::tcp::State::kClosed);
+    if (slot.kind == Kind::kStream && slot.stream.connection() != nullptr) {
+        const stack::tcp::Info from = slot.stream.connection()->info();
+        const auto us = [](Duration d) {
+            return static_cast<std::uint32_t>(std::chrono::duration_cast<std::chrono::microseconds>(d).count());
+        };
+        const std::uint32_t mss = std::max(from.mss, 1u);
+        info.tcp_state = static_cast<std::uint32_t>(from.state);
+        info.srtt_us = us(from.srtt);
+        info.rttvar_us = us(from.rttvar);
+        info.rto_us = us(from.rto);
+        info.min_rtt_us = us(from.min_rtt);
+        info.cwnd_segments = from.cwnd_bytes / mss;
+        info.ssthresh_segments = from.ssthresh_bytes / mss;
+        info.mss = info.peer_mss = mss;
+        info.unacked_segments = (from.in_flight_bytes + mss - 1) / mss;
+        info.retransmits = from.backoffs;
+        info.total_retransmits = from.total_retransmits;
+        info.receive_space = from.receive_window;
+        // TCPI_OPT_TIMESTAMPS 1, TCPI_OPT_SACK 2, TCPI_OPT_WSCALE 4 (linux/tcp.h)
+        info.options = (from.timestamps ? 1u : 0u) | (from.sack ? 2u : 0u) | (from.window_scaling ? 4u : 0u);
+        info.send_scale = from.send_scale;
+        info.receive_scale = from.receive_scale;
+    }
+    segment_.socket(index).info = info;
+}
+
+SocketSnapshot Tenant::snapshot_of(std::uint32_t index) {
+    const Slot& slot = slots_[index];
+    const shm::SocketRecord& record = segment_.socket(index);
+    SocketSnapshot line;
+    line.record = index;
+    for (std::uint32_t process = 0; process < processes_used_ && line.pid == 0; ++process)
+        if (segment_.process(process).live.load(std::memory_order_relaxed) != 0 && segment_.holders(process).test(index))
+            line.pid = segment_.process(process).pid.load(std::memory_order_relaxed);
+    line.local = from_wire(record.local);
+    line.remote = from_wire(record.remote);
+    if (slot.kind == Kind::kListener) {
+        line.state = stack::tcp::State::kListen;
+        line.remote = {Address::any(line.local.address.family()), 0};
+        line.receive_queue = slot.listen->waiting();
+        line.send_queue = slot.listen->backlog();
+    } else if (slot.kind == Kind::kDatagram) {
+        line.is_tcp = false;
+        line.local = slot.datagram->local;
+        line.remote = slot.datagram->remote;
+        line.state = line.remote.port != 0 ? stack::tcp::State::kEstablished : stack::tcp::State::kClosed;
+    } else if (slot.kind == Kind::kStream && slot.stream.connection() != nullptr) {
+        const stack::tcp::Connection& connection = *slot.stream.connection();
+        line.local = connection.local();
+        line.remote = connection.remote();
+        line.info = connection.info();
+        line.state = line.info.state;
+        line.receive_queue = slot.stream.unread();
+        line.send_queue = connection.unacknowledged_bytes();
+    }
+    return line;
+}
+
+TenantSnapshot Tenant::snapshot() {
+    TenantSnapshot snapshot;
+    snapshot.id = id_;
+    snapshot.program = program_;
+    snapshot.counters = own_counters_;
+    for (std::uint32_t slot = 0; slot < processes_used_; ++slot)
+        if (segment_.process(slot).live.load(std::memory_order_relaxed) != 0)
+            snapshot.pids.push_back(segment_.process(slot).pid.load(std::memory_order_relaxed));
+    for (std::uint32_t index = 0; index < segment_.geometry().sockets; ++index)
+        if (slots_[index].kind != Kind::kFree && slots_[index].kind != Kind::kIdle)
+            snapshot.sockets.push_back(snapshot_of(index));
+    return snapshot;
+}
+
+}  // namespace culvert::tenant

@@ -1,0 +1,135 @@
+// The sockets of a tenant, as the stack's owners. Each stands between one record in shared memory and one object of
+// the stack; what the stack tells them is staged here and published by the tenant at the end of the turn.
+//
+// | Kind      | meaning                                          | stack object        |
+// | kFree     | record unused (daemon's range: in free_records_) | none                |
+// | kIdle     | record taken, no operation has succeeded yet     | none                |
+// | kStream   | connecting, connected or dead, not closed        | Connection, or none when dead |
+// | kListener | listening                                        | Listener            |
+// | kDatagram | bound                                            | udp::Socket         |
+#pragma once
+
+#include "daemon/stack/tcp/connection.h"
+#include "daemon/tenant/receive_stage.h"
+#include "daemon/tenant/tenant.h"
+#include "shm/accept_queue.h"
+
+namespace culvert::tenant {
+
+/// Where an accepted connection came from.
+struct AcceptTicket {
+    std::uint32_t listener = shm::kNoIndex;  // record; kNoIndex: not an accepted connection, or accepted already
+    std::uint32_t position = 0;              // in its accept queue
+};
+
+class StreamSocket final : public stack::tcp::ConnectionOwner {
+public:
+    void init(Tenant& tenant, std::uint32_t index) { tenant_ = &tenant, index_ = index; }
+    void open(stack::tcp::Connection& connection, std::uint32_t status);
+    /// Gives everything back; the connection (if any) goes on without us.
+    void close(bool linger_zero);
+
+    /// A look at the application's line: options have been applied before.
+    void look(std::uint32_t app_flags);
+    /// Writes the daemon's line. Returns true if an application could want to know.
+    bool publish(std::uint32_t app_flags);
+
+    stack::tcp::Connection* connection() const { return connection_; }
+    std::uint64_t unread() const { return delivered_ - consumed_; }
+
+    void on_established(stack::tcp::Connection&) override;
+    std::uint32_t on_data(stack::tcp::Connection&, stack::Payload payload, std::uint32_t length) override;
+    void on_end_of_stream(stack::tcp::Connection&) override;
+    void on_released(stack::tcp::Connection&, stack::SendChunk* first) override;
+    void on_acknowledged(stack::tcp::Connection&, std::uint32_t bytes) override;
+    void on_closed(stack::tcp::Connection&, int error) override;
+
+    AcceptTicket ticket;
+
+private:
+    void update_consumed();
+    void take_output();
+
+    Tenant* tenant_ = nullptr;
+    stack::tcp::Connection* connection_ = nullptr;
+    std::uint32_t index_ = 0;
+    std::uint32_t status_ = 0;            // kStatus*, as it will be published
+    std::uint32_t published_status_ = 0;
+    std::int32_t error_ = 0;              // to be published once
+    std::uint64_t delivered_ = 0;         // bytes staged for the application so far
+    std::uint64_t consumed_ = 0;          // bytes that it has read, as far as we know
+    std::uint64_t taken_ = 0;             // bytes taken off tx_list
+    std::uint64_t released_ = 0;          // bytes acknowledged
+    std::uint64_t published_released_ = 0;
+    LentList lent_;
+    ReceiveStage stage_;
+};
+
+class ListenSocket final : public stack::tcp::ListenerOwner {
+public:
+    ListenSocket(Tenant& tenant, std::uint32_t index, std::uint32_t queue, std::uint32_t backlog);
+    ~ListenSocket();
+
+    bool can_accept() override;
+    stack::tcp::ConnectionOwner* on_accept(stack::tcp::Connection& connection) override;
+
+    void set_backlog(std::uint32_t backlog) { queue_.set_backlog(backlog); }
+    bool taken(std::uint32_t position) const { return queue_.taken(position); }
+    std::uint32_t waiting() const { return queue_.size(); }
+    std::uint32_t backlog() const { return queue_.backlog(); }
+
+    stack::tcp::Listener* listener = nullptr;
+
+private:
+    Tenant& tenant_;
+    std::uint32_t index_;
+    std::uint32_t queue_index_;
+    shm::AcceptQueueProducer queue_;
+};
+
+class DatagramSocket final : public stack::udp::SocketOwner {
+public:
+    DatagramSocket(Tenant& tenant, std::uint32_t index) : tenant_(tenant), index_(index) {}
+    ~DatagramSocket();
+
+    void look(Instant now);
+    bool publish(std::uint32_t app_flags);
+
+    bool on_datagram(stack::udp::Socket&, const stack::udp::DatagramInfo& info, stack::Payload payload,
+                     std::uint32_t length) override;
+    void on_error(stack::udp::Socket&, int error) override;
+
+    stack::udp::Socket* socket = nullptr;
+    Endpoint local;
+    Endpoint remote;  // port 0: not connected
+
+private:
+    void send(const stack::SendChunk* first, const stack::SendChunk* last, Instant now);
+
+    Tenant& tenant_;
+    std::uint32_t index_;
+    std::int32_t error_ = 0;
+    std::uint64_t delivered_ = 0;
+    std::uint64_t released_ = 0;
+    std::uint64_t published_released_ = 0;
+    LentList lent_;
+    ReceiveStage stage_;
+};
+
+struct Tenant::Slot {
+    Kind kind = Kind::kFree;
+    bool changed = false;          // is in changed_
+    bool answered = false;         // an operation has been answered in this turn
+    std::uint32_t operation_done = 0;
+    std::uint32_t options_version = 0;
+    bool linger_zero = false;
+    bool suspect = false;          // nobody held it at the last look (remove_process)
+    StreamSocket stream;
+    std::unique_ptr<ListenSocket> listen;
+    std::unique_ptr<DatagramSocket> datagram;
+};
+
+Endpoint from_wire(const shm::WireEndpoint& wire);
+shm::WireEndpoint to_wire(const Endpoint& endpoint, std::uint16_t family);
+
+}  // namespace culvert::tenant

@@ -1,0 +1,142 @@
+#include "daemon/tenant/sockets.h"
+#include "shm/block_list.h"
+
+namespace culvert::tenant {
+
+void StreamSocket::open(stack::tcp::Connection& connection, std::uint32_t status) {
+    connection_ = &connection;
+    status_ = status;
+    published_status_ = 0;
+    error_ = 0;
+    delivered_ = consumed_ = taken_ = released_ = published_released_ = 0;
+    ticket = {};
+}
+
+void StreamSocket::update_consumed() {
+    const std::uint64_t consumed =
+        tenant_->segment_.socket(index_).app.rx_consumed.load(std::memory_order_acquire);
+    const std::uint64_t fresh = consumed - consumed_;
+    if (fresh == 0) return;
+    if (fresh > delivered_ - consumed_) {
+        tenant_->drop(Drop::kTenantBadRequest);  // claims to have read what was never delivered
+        return;
+    }
+    consumed_ = consumed;
+    if (connection_ != nullptr) connection_->consumed(static_cast<std::uint32_t>(fresh));
+}
+
+void StreamSocket::take_output() {
+    const std::uint32_t newest = shm::take_all(tenant_->segment_.socket(index_).app.tx_list);
+    if (newest == shm::kEmptyList) return;
+    const BlockLedger::Taken taken = tenant_->ledger_.take_chain(newest);
+    if (taken.first == nullptr) return;
+    taken_ += taken.bytes;
+    if (connection_ != nullptr && (status_ & shm::kStatusWriteClosed) == 0) {
+        connection_->send(taken.first, taken.last);
+    } else {
+        released_ += tenant_->ledger_.release(taken.first);
+        tenant_->mark_changed(index_);
+    }
+}
+
+void StreamSocket::look(std::uint32_t app_flags) {
+    update_consumed();
+    take_output();
+    if ((app_flags & shm::kAppShutWrite) != 0 && (status_ & shm::kStatusWriteClosed) == 0) {
+        status_ |= shm::kStatusWriteClosed;
+        if (connection_ != nullptr) connection_->shutdown_write();
+        tenant_->mark_changed(index_);
+    }
+    // Somebody waits for room; it may be there already.
+    if ((app_flags & shm::kAppWantWrite) != 0) tenant_->mark_changed(index_);
+}
+
+void StreamSocket::close(bool linger_zero) {
+    update_consumed();
+    take_output();
+    if (connection_ != nullptr) {
+        stack::tcp::Connection* connection = connection_;
+        connection_ = nullptr;
+        ++tenant_->orphans_;
+        connection->close(*tenant_->orphan(), unread() != 0, linger_zero);
+    }
+    stage_.clear();
+    tenant_->ledger_.reclaim(lent_);
+    status_ = 0;
+}
+
+bool StreamSocket::publish(std::uint32_t app_flags) {
+    shm::DaemonLine& line = tenant_->segment_.socket(index_).daemon;
+    bool news = false;
+    if (!stage_.empty()) {
+        stage_.publish(tenant_->segment_, line.rx_list);
+        line.rx_delivered.store(delivered_, std::memory_order_release);
+        news = true;
+    }
+    if (connection_ != nullptr)
+        line.window_position.store(consumed_ + connection_->receive_buffer() / 2, std::memory_order_relaxed);
+    if (released_ != published_released_) {
+        published_released_ = released_;
+        line.tx_released.store(released_, std::memory_order_release);
+    }
+    if (error_ != 0) {
+        line.error.store(error_, std::memory_order_release);
+        error_ = 0;
+        news = true;
+    }
+    if (status_ != published_status_) {
+        published_status_ = status_;
+        line.status.store(status_, std::memory_order_release);
+        news = true;
+    }
+    if ((app_flags & shm::kAppWantWrite) != 0) {
+        // Tell a waiting sender when a third of its buffer is free: fewer and larger writes, as Linux does.
+        const std::uint64_t in_flight = taken_ - released_;
+        if (in_flight * 3 <= std::uint64_t{line.send_limit.load(std::memory_order_relaxed)} * 2) {
+            tenant_->segment_.socket(index_).app.flags.fetch_and(~shm::kAppWantWrite, std::memory_order_seq_cst);
+            news = true;
+        }
+    }
+    return news;
+}
+
+void StreamSocket::on_established(stack::tcp::Connection& connection) {
+    shm::SocketRecord& record = tenant_->segment_.socket(index_);
+    const auto family = record.operation.remote.family;
+    record.local = to_wire(connection.local(), family);
+    record.remote = to_wire(connection.remote(), family);
+    status_ = (status_ & ~shm::kStatusConnecting) | shm::kStatusReady;
+    tenant_->mark_changed(index_);
+}
+
+std::uint32_t StreamSocket::on_data(stack::tcp::Connection&, stack::Payload payload, std::uint32_t length) {
+    const std::uint32_t taken = stage_.append(tenant_->segment_, tenant_->ledger_, lent_, payload, length);
+    if (taken < length) tenant_->drop(Drop::kTenantNoBlock);
+    delivered_ += taken;
+    if (taken != 0) tenant_->mark_changed(index_);
+    return taken;
+}
+
+void StreamSocket::on_end_of_stream(stack::tcp::Connection&) {
+    status_ |= shm::kStatusPeerClosed;
+    tenant_->mark_changed(index_);
+}
+
+void StreamSocket::on_released(stack::tcp::Connection&, stack::SendChunk* first) {
+    tenant_->ledger_.release(first);
+    tenant_->wake_starved();
+}
+
+void StreamSocket::on_acknowledged(stack::tcp::Connection&, std::uint32_t bytes) {
+    released_ += bytes;
+    tenant_->mark_changed(index_);
+}
+
+void StreamSocket::on_closed(stack::tcp::Connection&, int error) {
+    connection_ = nullptr;
+    status_ = (status_ & ~shm::kStatusConnecting) | shm::kStatusDead | shm::kStatusPeerClosed;
+    error_ = error;
+    tenant_->mark_changed(index_);
+}
+
+}  // namespace culvert::tenant

@@ -1,0 +1,389 @@
+#include "daemon/tenant/tenant.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "daemon/tenant/sockets.h"
+#include "shm/base/check.h"
+#include "shm/wakeup.h"
+
+namespace culvert::tenant {
+
+namespace {
+
+/// What may be in flight on one connection by default; the application's SO_SNDBUF overrides it.
+constexpr std::uint32_t kDefaultSendLimit = 512 * 1024;
+constexpr std::uint32_t kMinSendLimit = 4096;
+constexpr std::uint32_t kMaxSendLimit = 16 * 1024 * 1024;
+
+/// How long an accepted connection may be held by nobody, between a worker's accept() and its mark in the bitmap.
+constexpr Duration kSuspicion = std::chrono::seconds(1);
+
+}  // namespace
+
+/// Owner of connections whose socket is closed: they finish on their own, and only their blocks still matter.
+class Tenant::OrphanOwner final : public stack::tcp::ConnectionOwner {
+public:
+    explicit OrphanOwner(Tenant& tenant) : tenant_(tenant) {}
+    void on_established(stack::tcp::Connection&) override {}
+    std::uint32_t on_data(stack::tcp::Connection&, stack::Payload, std::uint32_t) override { return 0; }
+    void on_end_of_stream(stack::tcp::Connection&) override {}
+    void on_released(stack::tcp::Connection&, stack::SendChunk* first) override {
+        tenant_.ledger_.release(first);
+        tenant_.wake_starved();
+    }
+    void on_acknowledged(stack::tcp::Connection&, std::uint32_t) override {}
+    void on_closed(stack::tcp::Connection&, int) override { --tenant_.orphans_; }
+
+private:
+    Tenant& tenant_;
+};
+
+Tenant::Tenant(std::uint32_t id, std::string program, shm::Segment segment, stack::Stack& stack, Counters& counters)
+    : id_(id),
+      program_(std::move(program)),
+      segment_(std::move(segment)),
+      stack_(stack),
+      counters_(counters),
+      ledger_(segment_, counters),
+      dirty_(segment_.dirty()),
+      orphan_(std::make_unique<OrphanOwner>(*this)),
+      slots_(std::make_unique<Slot[]>(segment_.geometry().sockets)) {
+    const shm::Geometry& geometry = segment_.geometry();
+    for (std::uint32_t index = 0; index < geometry.sockets; ++index) slots_[index].stream.init(*this, index);
+    shm::SocketBitmap free = segment_.free_sockets();
+    for (std::uint32_t index = 0; index < geometry.app_sockets; ++index) {
+        reset_record(index);
+        free.set(index);
+    }
+    // Lowest first: a few sockets touch few pages.
+    for (std::uint32_t index = geometry.sockets; index > geometry.app_sockets; --index)
+        free_records_.push_back(index - 1);
+    for (std::uint32_t queue = geometry.accept_queues; queue > 0; --queue) free_accept_queues_.push_back(queue - 1);
+    changed_.reserve(geometry.sockets);
+    queue_fds_.resize(geometry.queues);
+    queue_process_.resize(geometry.queues);
+}
+
+Tenant::~Tenant() = default;
+
+void Tenant::drop(Drop reason) {
+    counters_.drop(reason);
+    own_counters_.drop(reason);
+}
+
+stack::tcp::ConnectionOwner* Tenant::orphan() const { return orphan_.get(); }
+
+// --- processes and queues -------------------------------------------------------------------------------------------
+
+Result<std::uint32_t> Tenant::add_process(std::uint32_t pid) {
+    for (std::uint32_t slot = 0; slot < segment_.geometry().processes; ++slot) {
+        shm::ProcessRecord& process = segment_.process(slot);
+        if (process.live.load(std::memory_order_relaxed) != 0) continue;
+        process.pid.store(pid, std::memory_order_relaxed);
+        process.live.store(1, std::memory_order_release);
+        processes_used_ = std::max(processes_used_, slot + 1);
+        ++live_processes_;
+        return slot;
+    }
+    return fail(ENOSPC, "no free process slot");
+}
+
+void Tenant::remove_process(std::uint32_t slot, Instant now) {
+    if (slot >= processes_used_) return;
+    shm::ProcessRecord& process = segment_.process(slot);
+    if (process.live.exchange(0, std::memory_order_seq_cst) == 0) return;
+    --live_processes_;
+    shm::SocketBitmap holders = segment_.holders(slot);
+    for (std::uint32_t word = 0; word < shm::ReadyBitmap::words(holders.bits()); ++word)
+        holders.words()[word].store(0, std::memory_order_seq_cst);
+    for (std::uint32_t queue = 0; queue < queues_used_; ++queue)
+        if (queue_fds_[queue] && queue_process_[queue] == slot) remove_queue(queue);
+    release_locks(slot);
+    close_unheld(false);
+    if (live_processes_ != 0) next_check_ = now + kSuspicion;
+}
+
+void Tenant::release_locks(std::uint32_t slot) {
+    // A sender or receiver that was killed while it held a socket's lock must not block the others.
+    for (std::uint32_t index = 0; index < segment_.geometry().sockets; ++index) {
+        if (slots_[index].kind == Kind::kFree) continue;
+        shm::AppLine& app = segment_.socket(index).app;
+        for (std::atomic<std::uint32_t>* lock : {&app.tx_lock, &app.rx_lock}) {
+            std::uint32_t expected = slot + 1;
+            if (lock->compare_exchange_strong(expected, 0)) shm::futex_wake_all(*lock);
+        }
+    }
+}
+
+bool Tenant::held_by_live_process(std::uint32_t index) {
+    for (std::uint32_t slot = 0; slot < processes_used_; ++slot)
+        if (segment_.process(slot).live.load(std::memory_order_relaxed) != 0 && segment_.holders(slot).test(index))
+            return true;
+    return false;
+}
+
+void Tenant::close_unheld(bool only_suspects) {
+    const shm::Geometry& geometry = segment_.geometry();
+    shm::SocketBitmap free = segment_.free_sockets();
+    for (std::uint32_t index = 0; index < geometry.sockets; ++index) {
+        Slot& slot = slots_[index];
+        const bool suspect = slot.suspect;
+        slot.suspect = false;
+        if (only_suspects && !suspect) continue;
+        if (slot.kind == Kind::kFree) {
+            // Taken by a process that died before its first request.
+            if (index < geometry.app_sockets && !free.test(index) && !held_by_live_process(index)) free_record(index);
+            continue;
+        }
+        if (held_by_live_process(index)) continue;
+        const AcceptTicket& ticket = slot.stream.ticket;
+        if (slot.kind == Kind::kStream && ticket.listener != shm::kNoIndex && live_processes_ != 0) {
+            const Slot& listener = slots_[ticket.listener];
+            if (listener.listen != nullptr && !listener.listen->taken(ticket.position)) continue;  // waits for accept
+            if (!suspect) {
+                slot.suspect = true;  // somebody may be accepting it right now: look again in a second
+                continue;
+            }
+        }
+        close_socket(index);
+    }
+}
+
+Result<std::uint32_t> Tenant::add_queue(std::uint32_t process, UniqueFd eventfd) {
+    for (std::uint32_t queue = 0; queue < segment_.geometry().queues; ++queue) {
+        if (queue_fds_[queue]) continue;
+        queue_fds_[queue] = std::move(eventfd);
+        queue_process_[queue] = process;
+        queues_used_ = std::max(queues_used_, queue + 1);
+        segment_.queue(queue).asleep.store(0, std::memory_order_relaxed);
+        segment_.ready(queue).collect([](std::uint32_t) {});
+        return queue;
+    }
+    return fail(ENOSPC, "no free event queue");
+}
+
+void Tenant::remove_queue(std::uint32_t queue) {
+    if (queue >= queues_used_ || !queue_fds_[queue]) return drop(Drop::kTenantBadRequest);
+    queue_fds_[queue].reset();
+    shm::SocketBitmap watched = segment_.watched(queue);
+    for (std::uint32_t word = 0; word < shm::ReadyBitmap::words(watched.bits()); ++word)
+        watched.words()[word].store(0, std::memory_order_relaxed);
+    while (queues_used_ > 0 && !queue_fds_[queues_used_ - 1]) --queues_used_;
+}
+
+bool Tenant::finished() const {
+    return live_processes_ == 0 && orphans_ == 0 && ledger_.transmitting() == 0;
+}
+
+// --- records ----------------------------------------------------------------------------------------------------------
+
+void Tenant::reset_record(std::uint32_t index) {
+    shm::SocketRecord& record = segment_.socket(index);
+    const std::uint32_t generation = record.daemon.generation.load(std::memory_order_relaxed) + 1;
+    std::memset(static_cast<void*>(&record), 0, sizeof record);
+    record.daemon.generation.store(generation, std::memory_order_relaxed);
+    record.daemon.send_limit.store(kDefaultSendLimit, std::memory_order_relaxed);
+    Slot& slot = slots_[index];
+    slot.operation_done = 0;
+    slot.options_version = 0;
+    slot.linger_zero = false;
+    slot.suspect = false;
+    slot.answered = false;
+    slot.stream.ticket = {};
+}
+
+std::uint32_t Tenant::allocate_record() {
+    if (free_records_.empty()) return shm::kNoIndex;
+    const std::uint32_t index = free_records_.back();
+    free_records_.pop_back();
+    reset_record(index);
+    return index;
+}
+
+void Tenant::free_record(std::uint32_t index) {
+    slots_[index].kind = Kind::kFree;
+    for (std::uint32_t queue = 0; queue < queues_used_; ++queue) {
+        shm::SocketBitmap watched = segment_.watched(queue);
+        if (watched.test(index)) watched.clear(index);
+    }
+    if (index >= segment_.geometry().app_sockets) {
+        // Anybody who still looks at it sees a dead socket of another generation.
+        shm::SocketRecord& record = segment_.socket(index);
+        record.daemon.generation.fetch_add(1, std::memory_order_relaxed);
+        record.daemon.status.store(shm::kStatusDead, std::memory_order_release);
+        free_records_.push_back(index);
+        return;
+    }
+    reset_record(index);
+    segment_.free_sockets().set(index);
+}
+
+void Tenant::close_listener(std::uint32_t index) {
+    const ListenSocket& listen = *slots_[index].listen;
+    // Connections that nobody has accepted go with their listener, as in Linux (inet_csk_listen_stop).
+    for (std::uint32_t other = segment_.geometry().app_sockets; other < segment_.geometry().sockets; ++other) {
+        Slot& slot = slots_[other];
+        if (slot.kind != Kind::kStream || slot.stream.ticket.listener != index) continue;
+        const bool waiting = !listen.taken(slot.stream.ticket.position);
+        slot.stream.ticket = {};
+        if (waiting) {
+            slot.stream.close(true);
+            free_record(other);
+        }
+    }
+    slots_[index].listen.reset();
+}
+
+void Tenant::close_socket(std::uint32_t index) {
+    Slot& slot = slots_[index];
+    switch (slot.kind) {
+        case Kind::kFree: return;
+        case Kind::kIdle: break;
+        case Kind::kStream: slot.stream.close(slot.linger_zero); break;
+        case Kind::kListener: close_listener(index); break;
+        case Kind::kDatagram: slot.datagram.reset(); break;
+    }
+    free_record(index);
+}
+
+// --- the turn ---------------------------------------------------------------------------------------------------------
+
+std::uint32_t Tenant::poll(Instant now) {
+    if (now >= next_check_) {
+        next_check_ = kNever;
+        close_unheld(true);
+    }
+    const std::uint32_t looked = dirty_.collect([&](std::uint32_t index) { look(index, now); });
+    counters_.requests += looked;
+    own_counters_.requests += looked;
+    return looked;
+}
+
+void Tenant::look(std::uint32_t index, Instant now) {
+    Slot& slot = slots_[index];
+    const shm::AppLine& app = segment_.socket(index).app;
+    // The flags first: what they promise (FIN, close) comes after everything that is in tx_list by then.
+    const std::uint32_t flags = app.flags.load(std::memory_order_acquire);
+    const std::uint32_t operation = app.operation_sequence.load(std::memory_order_acquire);
+    if (slot.kind == Kind::kFree) {
+        if (index >= segment_.geometry().app_sockets) return;  // closed meanwhile: a late request
+        if (operation == 0) {
+            if ((flags & shm::kAppClosed) != 0 && !segment_.free_sockets().test(index)) free_record(index);
+            return;
+        }
+        slot.kind = Kind::kIdle;
+    }
+    if (operation != slot.operation_done) run_operation(index, operation, now);
+    if (app.options_version.load(std::memory_order_relaxed) != slot.options_version) apply_options(index);
+    if (slot.kind == Kind::kStream) slot.stream.look(flags);
+    if (slot.kind == Kind::kDatagram) {
+        slot.datagram->look(now);
+        if ((flags & shm::kAppWantWrite) != 0) mark_changed(index);
+    }
+    if ((flags & shm::kAppClosed) != 0) close_socket(index);
+}
+
+void Tenant::mark_changed(std::uint32_t index) {
+    if (slots_[index].changed) return;
+    slots_[index].changed = true;
+    changed_.push_back(index);
+}
+
+void Tenant::deliver_events() {
+    for (const std::uint32_t index : changed_) {
+        slots_[index].changed = false;
+        publish(index);
+    }
+    changed_.clear();
+}
+
+void Tenant::publish(std::uint32_t index) {
+    Slot& slot = slots_[index];
+    const std::uint32_t flags = segment_.socket(index).app.flags.load(std::memory_order_seq_cst);
+    bool news = std::exchange(slot.answered, false);
+    switch (slot.kind) {
+        case Kind::kFree: return;
+        case Kind::kIdle: break;
+        case Kind::kStream: news |= slot.stream.publish(flags); break;
+        case Kind::kListener: news = true; break;
+        case Kind::kDatagram: news |= slot.datagram->publish(flags); break;
+    }
+    if (news) notify(index, flags);
+}
+
+void Tenant::notify(std::uint32_t index, std::uint32_t app_flags) {
+    shm::SocketRecord& record = segment_.socket(index);
+    // What was published must be visible before we ask who waits for it (the other half is in the shim's waits).
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (record.app.waiters.load(std::memory_order_seq_cst) != 0) {
+        record.daemon.event_sequence.fetch_add(1, std::memory_order_seq_cst);
+        shm::futex_wake_all(record.daemon.event_sequence);
+        ++counters_.app_wakeups;
+    }
+    const std::uint32_t watch = record.app.watch.load(std::memory_order_seq_cst);
+    if (watch == shm::kWatchNone) return;
+    if (watch != shm::kWatchMany) {
+        if (watch > queues_used_) return;  // a queue that has gone
+        segment_.ready(watch - 1).post(index);
+        return wake_queue(watch - 1);
+    }
+    const bool exclusive = (app_flags & shm::kAppExclusive) != 0;
+    std::uint32_t chosen = shm::kNoIndex;
+    for (std::uint32_t i = 0; i < queues_used_; ++i) {
+        const std::uint32_t queue = exclusive ? (next_exclusive_ + i) % queues_used_ : i;
+        if (!queue_fds_[queue] || !segment_.watched(queue).test(index)) continue;
+        if (!exclusive) {
+            segment_.ready(queue).post(index);
+            wake_queue(queue);
+            continue;
+        }
+        // One watcher only, by preference one that sleeps.
+        if (chosen == shm::kNoIndex) chosen = queue;
+        if (segment_.queue(queue).asleep.load(std::memory_order_relaxed) != 0) {
+            chosen = queue;
+            break;
+        }
+    }
+    if (chosen != shm::kNoIndex) {
+        next_exclusive_ = chosen + 1;
+        segment_.ready(chosen).post(index);
+        wake_queue(chosen);
+    }
+}
+
+void Tenant::wake_queue(std::uint32_t queue) {
+    if (!queue_fds_[queue] || !shm::must_wake(segment_.queue(queue).asleep)) return;
+    ++counters_.app_wakeups;
+    shm::signal_eventfd(queue_fds_[queue].get());
+}
+
+void Tenant::wake_starved() {
+    std::atomic<std::uint32_t>& starved = segment_.header().tx_starved;
+    if (starved.load(std::memory_order_seq_cst) == 0) return;
+    starved.store(0, std::memory_order_seq_cst);
+    for (std::uint32_t index = 0; index < segment_.geometry().sockets; ++index) {
+        const Kind kind = slots_[index].kind;
+        if (kind != Kind::kStream && kind != Kind::kDatagram) continue;
+        if ((segment_.socket(index).app.flags.load(std::memory_order_relaxed) & shm::kAppWantWrite) != 0)
+            mark_changed(index);
+    }
+}
+
+void Tenant::apply_options(std::uint32_t index) {
+    Slot& slot = slots_[index];
+    const shm::SocketRecord& record = segment_.socket(index);
+    const std::uint32_t version = record.app.options_version.load(std::memory_order_acquire);
+    if ((version & 1) != 0) return;  // being written; the writer marks the socket again
+    const stack::tcp::Options options = read_options(index);
+    if (record.app.options_version.load(std::memory_order_acquire) != version) return;
+    slot.options_version = version;
+    if (options.send_buffer != 0)
+        segment_.socket(index).daemon.send_limit.store(
+            std::clamp(options.send_buffer, kMinSendLimit, kMaxSendLimit), std::memory_order_relaxed);
+    if (slot.kind == Kind::kStream && slot.stream.connection() != nullptr)
+        slot.stream.connection()->set_options(options);
+}
+
+}  // namespace culvert::tenant
