@@ -174,9 +174,11 @@ void LossRecovery::enter_recovery(const AckFacts& facts, CongestionController& c
 /// Something was acknowledged or SACKed, but not all that was sent before the episode.
 void LossRecovery::on_partial_ack(const AckFacts& facts, const Verdict& verdict, const CongestionController& cc) {
     if (!blind_) {
-        // Data sent after the last retransmission was SACKed so far up that every hole below must be lost again:
-        // the retransmissions were lost themselves. Without this, only a timeout would find out.
-        if (board_ != nullptr && board_->loss_edge() > rxt_mark_ && high_rxt_ > facts.ack && !next_hole({facts.ack, high_rxt_}).empty()) {
+        // More than two segments sent after the last retransmission were SACKed, yet a hole below is still open: by
+        // the rule of RFC 6675 its retransmission is lost too. Without this, only a timeout would find out.
+        if (board_ != nullptr && high_rxt_ > facts.ack &&
+            board_->sacked_in({rxt_mark_, facts.snd_nxt}) > std::uint64_t{kDupThresh - 1} * cc.mss() &&
+            !next_hole({facts.ack, high_rxt_}).empty()) {
             high_rxt_ = facts.ack;
             rxt_mark_ = facts.snd_nxt;
         }
@@ -202,7 +204,8 @@ void LossRecovery::reduce_proportionally(const AckFacts& facts, const Verdict& v
         if (verdict.newly_acked > 0 && !new_loss) limit += cc.mss();
         send = std::min(ssthresh - in_pipe, limit);
     }
-    if (prr_out_ == 0) send = std::max<std::uint64_t>(send, cc.mss());  // the fast retransmit itself
+    // The fast retransmit itself is never held back, nor is what a partial ACK asks for. [RFC6582 3.2 step 3]
+    if (prr_out_ == 0 || (blind_ && verdict.newly_acked > 0)) send = std::max<std::uint64_t>(send, cc.mss());
     credit_ = saturate(send);
 }
 
