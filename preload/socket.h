@@ -1,0 +1,164 @@
+// An application's AF_INET or AF_INET6 socket, from socket() to the last close().
+//
+//              bind, listen       +--> kListener    kernel listener + Culvert listener: accept takes from both
+//   kKernel ----------------------+
+//   (a kernel socket, watched)    +--> kConnection  Culvert TCP connection; also what accept returns (a placeholder)
+//              connect, sendto    +--> kDatagram    Culvert and kernel datagrams, side by side on one port
+//
+// Every method has the semantics of the system call of its name: returns -1 and sets errno, or returns the value and leaves
+// errno alone. `fd` is the descriptor that the application used (all descriptors of one description are equal). A socket
+// that is not in Culvert passes the call to libc, so a caller need not ask first; but a caller may skip us when
+// !is_ours() for receive, send on streams, shutdown, sockname, peername, get_option. It must *not* skip us for bind,
+// listen, connect, send on datagram sockets, set_option, ioctl(FIONBIO) and the status flags.
+//
+// O_NONBLOCK is kept here: placeholders share one kernel file, and a listener's kernel half is always non-blocking.
+#pragma once
+
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include <atomic>
+#include <cstdint>
+
+#include "preload/client.h"
+#include "preload/description.h"
+#include "preload/description_pool.h"
+
+namespace culvert::preload {
+
+class Socket final : public Description {
+public:
+    enum class Path : std::uint8_t { kKernel, kListener, kConnection, kDatagram };
+
+    /// socket(2) for any family: makes the kernel socket and, for the kinds that Culvert can carry while a daemon is
+    /// attached, registers it.
+    static int open(int domain, int type, int protocol) noexcept;
+    /// The Socket behind a description of Kind::kSocket.
+    static Socket& of(Description& description) noexcept { return static_cast<Socket&>(description); }
+
+    int bind(int fd, const sockaddr* address, socklen_t length) noexcept;
+    int listen(int fd, int backlog) noexcept;
+    /// accept4(2).
+    int accept(int fd, sockaddr* address, socklen_t* length, int flags) noexcept;
+    int connect(int fd, const sockaddr* address, socklen_t length) noexcept;
+    int shutdown(int fd, int how) noexcept;
+
+    /// sendmsg(2). write, send, sendto and writev build a msghdr.
+    ssize_t send(int fd, const msghdr& message, int flags) noexcept;
+    /// recvmsg(2): also fills msg_name, msg_namelen, msg_controllen and msg_flags.
+    ssize_t receive(int fd, msghdr& message, int flags) noexcept;
+    int send_many(int fd, mmsghdr* messages, unsigned count, int flags) noexcept;
+    int receive_many(int fd, mmsghdr* messages, unsigned count, int flags, timespec* timeout) noexcept;
+    ssize_t sendfile(int fd, int in_fd, off_t* offset, std::size_t count) noexcept;
+
+    int get_option(int fd, int level, int name, void* value, socklen_t* length) noexcept;
+    int set_option(int fd, int level, int name, const void* value, socklen_t length) noexcept;
+    int ioctl(int fd, unsigned long request, void* argument) noexcept;
+    int sockname(int fd, sockaddr* address, socklen_t* length) noexcept;
+    int peername(int fd, sockaddr* address, socklen_t* length) noexcept;
+    /// fcntl F_GETFL and F_SETFL. All other fcntl commands are the kernel's (dup, FD_CLOEXEC, locks).
+    int get_status_flags(int fd) noexcept;
+    int set_status_flags(int fd, int flags) noexcept;
+    bool nonblocking() const noexcept { return nonblocking_.load(std::memory_order_relaxed); }
+
+    Path path() const noexcept { return path_.load(std::memory_order_acquire); }
+    /// SOCK_STREAM or SOCK_DGRAM; AF_INET or AF_INET6.
+    int type() const noexcept { return type_; }
+    int family() const noexcept { return family_; }
+    /// The client whose segment holds the record; valid while path() is not kKernel.
+    Client* client() const noexcept { return client_; }
+
+    // Description
+    void on_last_close() noexcept override;
+    void dispose() noexcept override;
+    bool is_ours() const noexcept override { return path() != Path::kKernel; }
+    std::uint32_t poll_now(bool wants_write) noexcept override;
+    bool polls_kernel_too() const noexcept override {
+        const Path path = this->path();
+        return path == Path::kListener || path == Path::kDatagram;
+    }
+    std::uint32_t record() const noexcept override { return record_.load(std::memory_order_relaxed); }
+
+    Socket(int family, int type, bool nonblocking) noexcept
+        : Description(Kind::kSocket), nonblocking_(nonblocking), family_(family), type_(type) {}
+
+private:
+    friend class DescriptionPool<Socket>;
+    enum class Connecting : std::uint8_t { kNo, kCulvert, kKernel };
+    struct Look;
+
+    // socket.cc
+    shm::SocketRecord& shared() const noexcept { return client_->segment().socket(record()); }
+    bool record_lost() const noexcept;
+    bool adopt(Client& client, std::uint32_t record, Path path) noexcept;
+    void abandon() noexcept;
+    int operate(Client& client, std::uint32_t record, shm::Operation operation, std::uint32_t argument,
+                const shm::WireEndpoint& local, const shm::WireEndpoint& remote) noexcept;
+    std::uint32_t prepare_record(Client& client, int fd) noexcept;
+    int wait_both(int fd, std::uint32_t events, std::int64_t deadline_ns) noexcept;
+    bool wants_to_wait(int flags) const noexcept { return !nonblocking() && (flags & MSG_DONTWAIT) == 0; }
+
+    // stream_socket.cc
+    int connect_stream(int fd, const sockaddr* address, socklen_t length) noexcept;
+    int connect_kernel(int fd, const sockaddr* address, socklen_t length, shm::KernelReason reason) noexcept;
+    int finish_connect(bool wait) noexcept;
+    int disconnect(int fd, const sockaddr* address, socklen_t length) noexcept;
+    int take_error() noexcept;
+    template <class Fill>
+    ssize_t send_stream(std::size_t total, int flags, Fill&& fill) noexcept;
+    int wait_writable(std::int64_t deadline_ns) noexcept;
+    std::uint64_t send_room() const noexcept;
+    bool arm_write_notice() noexcept;
+    ssize_t receive_stream(const iovec* parts, std::size_t count, int flags) noexcept;
+    void refill_stash() noexcept;
+    std::size_t take_bytes(const iovec* parts, std::size_t count, std::size_t skip, bool peek, bool discard) noexcept;
+    void consumed(std::size_t bytes) noexcept;
+    bool readable() const noexcept;
+    void linger() noexcept;
+
+    // listen_socket.cc
+    void start_listening(int fd, int backlog) noexcept;
+    int accept_culvert(sockaddr* address, socklen_t* length, int flags) noexcept;
+
+    // datagram_socket.cc
+    void try_bind_datagram(int fd, const shm::WireEndpoint* remote) noexcept;
+    int connect_datagram(int fd, const sockaddr* address, socklen_t length) noexcept;
+    bool routed(const shm::WireEndpoint& remote) noexcept;
+    ssize_t send_datagram(int fd, const msghdr& message, int flags) noexcept;
+    ssize_t send_datagram_blocks(const msghdr& message, const shm::WireEndpoint& to, int flags) noexcept;
+    ssize_t receive_datagram(int fd, msghdr& message, int flags) noexcept;
+    ssize_t take_datagram(msghdr& message, int flags) noexcept;
+
+    // socket_options.cc
+    int set_shared_option(int level, int name, const void* value, socklen_t length) noexcept;
+    int get_shared_option(int level, int name, void* value, socklen_t* length) noexcept;
+    void keep_option(int level, int name, const void* value, socklen_t length) noexcept;
+    void import_options(int fd, shm::SocketRecord& record) noexcept;
+    template <class Change>
+    void change_options(Change&& change) noexcept;
+    int copy_info(void* value, socklen_t* length) noexcept;
+
+    std::atomic<Path> path_{Path::kKernel};
+    std::atomic<bool> nonblocking_;
+    std::atomic<Connecting> connecting_{Connecting::kNo};
+    std::atomic<bool> error_reported_{false};  // the reset that a vanished daemon means has been returned once
+    bool placeholder_ = false;   // accepted: the kernel descriptor is a duplicate shared with others
+    bool connect_failed_ = false;
+    bool packet_info_ = false;   // IP_PKTINFO or IPV6_RECVPKTINFO
+    const int family_;
+    const int type_;
+    std::atomic<std::uint32_t> record_{shm::kNoIndex};
+    std::uint32_t generation_ = 0;
+    Client* client_ = nullptr;
+    std::atomic<std::int64_t> receive_timeout_ns_{-1};
+    std::atomic<std::int64_t> send_timeout_ns_{-1};
+    // Datagram: the last destination asked for, so that a run of packets asks once.
+    std::uint8_t route_address_[16] = {};
+    std::int64_t route_until_ns_ = 0;
+    bool route_culvert_ = false;
+    bool datagram_connected_ = false;
+    bool connected_kernel_ = false;  // connected to a peer that the kernel reaches
+};
+
+}  // namespace culvert::preload
