@@ -16,10 +16,10 @@ namespace culvert::stack {
 struct Route {
     Address destination;         // network
     unsigned prefix_length = 0;  // 0-32 or 0-128
-    std::optional<Address> gateway;
+    std::optional<Address> gateway = std::nullopt;
     std::uint32_t interface = 0;  // ifindex; may be one that Culvert does not serve
     std::uint32_t metric = 0;
-    std::optional<Address> source;  // preferred source
+    std::optional<Address> source = std::nullopt;  // preferred source
     enum class Type : std::uint8_t { kUnicast, kLocal, kUnreachable } type = Type::kUnicast;
 
     friend bool operator==(const Route&, const Route&) = default;
