@@ -247,6 +247,7 @@ Config read_config(const toml::table& file) {
     read_table(top, "tcp", [&](TableReader& reader, const toml::table& table) { read_tcp(reader, table, config.tcp); });
     read_table(top, "engine", [&](TableReader& reader, const toml::table&) {
         reader.read("spin_us", config.engine.spin, 0, 10000);
+        reader.read("application_spin_us", config.engine.application_spin, 0, 10000);
         config.engine.cpu = static_cast<int>(reader.integer("cpu", config.engine.cpu, -1, 1023));
         reader.read("frames", config.engine.frames, 1024, 1 << 20);
     });

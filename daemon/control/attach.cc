@@ -1,0 +1,257 @@
+#include "daemon/control/attach.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "shm/base/check.h"
+
+namespace culvert::control {
+namespace {
+
+constexpr std::uint32_t kQueues = 512;
+constexpr std::uint32_t kProcesses = 256;
+constexpr std::uint32_t kAcceptQueues = 128;
+
+template <class Message>
+std::optional<Message> parse_message(std::span<const std::byte> bytes) {
+    if (bytes.size() != sizeof(Message)) return std::nullopt;
+    Message message;
+    std::memcpy(&message, bytes.data(), sizeof message);
+    return message;
+}
+
+std::optional<shm::MessageKind> kind_of(std::span<const std::byte> bytes) {
+    std::uint32_t kind = 0;
+    if (bytes.size() < sizeof kind) return std::nullopt;
+    std::memcpy(&kind, bytes.data(), sizeof kind);
+    return static_cast<shm::MessageKind>(kind);
+}
+
+template <std::size_t N>
+void copy_text(char (&to)[N], std::string_view from) {
+    const std::size_t length = std::min(from.size(), N - 1);
+    std::memcpy(to, from.data(), length);
+    to[length] = '\0';
+}
+
+/// The printable part of a name that a stranger has given.
+template <std::size_t N>
+std::string clean_text(const char (&from)[N]) {
+    std::string text(from, ::strnlen(from, N));
+    std::ranges::replace_if(text, [](unsigned char c) { return c < 0x20 || c >= 0x7f; }, '?');
+    return text;
+}
+
+bool is_eventfd(int fd) {
+    char target[64] = {};
+    const ssize_t length = ::readlink(fmt::format("/proc/self/fd/{}", fd).c_str(), target, sizeof target - 1);
+    return length > 0 && std::string_view(target) == "anon_inode:[eventfd]";
+}
+
+bool is_packet_socket(int fd) {
+    int domain = 0;
+    int type = 0;
+    socklen_t length = sizeof(int);
+    if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) != 0) return false;
+    length = sizeof(int);
+    if (::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) != 0) return false;
+    return domain == AF_UNIX && type == SOCK_SEQPACKET;
+}
+
+shm::Answer answer(std::int32_t error, std::uint32_t value = 0) {
+    shm::Answer message;
+    message.error = error;
+    message.value = value;
+    return message;
+}
+
+}  // namespace
+
+shm::Geometry geometry_of(const LimitsConfig& limits) {
+    const auto whole_words = [](std::uint32_t count) { return (count + 63) / 64 * 64; };
+    shm::Geometry geometry;
+    geometry.sockets = std::max(whole_words(limits.max_sockets), 128u);
+    geometry.app_sockets = std::max(whole_words(geometry.sockets / 4), 64u);
+    geometry.tx_blocks = limits.tx_blocks;
+    geometry.rx_blocks = limits.rx_blocks;
+    geometry.queues = kQueues;
+    geometry.processes = kProcesses;
+    geometry.accept_queues = kAcceptQueues;
+    return geometry;
+}
+
+void AttachService::malformed(Connection& connection, const char* what) {
+    ++statistics_.malformed;
+    if (logged_.insert(what).second)
+        spdlog::warn("connection of pid {} (uid {}) closed: {} (said once)", connection.peer().pid, connection.peer().uid, what);
+    connection.close();
+}
+
+void AttachService::refuse(Connection& connection, shm::AttachStatus status, const std::string& reason) {
+    shm::Welcome welcome;
+    welcome.status = status;
+    copy_text(welcome.version, CULVERT_VERSION);
+    copy_text(welcome.reason, reason);
+    connection.send_struct(welcome);
+    connection.close_after_sending();
+}
+
+void AttachService::first_packet(Connection& connection, Packet packet) {
+    const auto kind = kind_of(packet.bytes);
+    if (packet.truncated || kind != shm::MessageKind::kHello || packet.bytes.size() < 16)
+        return malformed(connection, "first message is no hello");
+    // A Hello of another version may have another length: look at what all versions have in common first.
+    shm::Hello message;
+    std::memcpy(&message, packet.bytes.data(), std::min(packet.bytes.size(), sizeof message));
+    if (message.magic != shm::kMagic) return malformed(connection, "hello with a wrong magic number");
+    if (message.abi_version != shm::kAbiVersion) {
+        ++statistics_.version_refused;
+        const std::string reason = fmt::format("libculvert.so speaks ABI {}, culvertd {} speaks ABI {}; install the same version",
+                                               message.abi_version, CULVERT_VERSION, shm::kAbiVersion);
+        spdlog::warn("pid {} refused: {}", connection.peer().pid, reason);
+        return refuse(connection, shm::AttachStatus::kVersion, reason);
+    }
+    if (packet.bytes.size() != sizeof message) return malformed(connection, "hello of a wrong length");
+    hello(connection, message);
+}
+
+void AttachService::hello(Connection& connection, const shm::Hello& message) {
+    const Peer& peer = connection.peer();
+    if (tenants_.size() >= limits_.max_tenants) {
+        ++statistics_.full_refused;
+        const std::string reason = fmt::format("{} programs attached already (limits.max_tenants)", tenants_.size());
+        spdlog::warn("pid {} refused: {}", peer.pid, reason);
+        return refuse(connection, shm::AttachStatus::kFull, reason);
+    }
+    auto tenant = std::make_shared<TenantRecord>();
+    tenant->id = next_id_++;
+    tenant->program = clean_text(message.program);
+    tenant->uid = peer.uid;
+    const shm::Geometry geometry = geometry_of(limits_);
+    // Both shared because a std::function must be copyable.
+    const auto memfd = std::make_shared<UniqueFd>();
+    Result<shm::Segment> segment = shm::Segment::create(geometry, "culvert", *memfd);
+    Result<shm::Segment> mapping = segment ? shm::Segment::open(memfd->get(), geometry) : std::unexpected(segment.error());
+    if (!mapping) {
+        ++statistics_.full_refused;
+        spdlog::error("pid {} refused: {}", peer.pid, mapping.error().message());
+        return refuse(connection, shm::AttachStatus::kFull, "no memory for another segment: " + mapping.error().message());
+    }
+    tenant->segment = std::make_shared<shm::Segment>(std::move(*mapping));
+    tenants_.emplace(tenant->id, tenant);
+    connection.pause();
+    auto handed_over = std::make_shared<shm::Segment>(std::move(*segment));
+    engine_.post([this, tenant, handed_over, memfd, geometry, pid = static_cast<std::uint32_t>(peer.pid),
+                  self = connection.shared_from_this()](engine::Engine& engine) mutable {
+        const Result<std::uint32_t> slot =
+            engine.add_tenant(tenant->id, tenant->program, std::move(*handed_over)).add_process(pid);
+        mailbox_.post([this, tenant, memfd, geometry, slot, self] {
+            if (!slot) {
+                tenants_.erase(tenant->id);
+                return refuse(*self, shm::AttachStatus::kFull, slot.error().message());
+            }
+            ++statistics_.attached;
+            spdlog::info("attached {} (pid {}, uid {}) as tenant {}", tenant->program, self->peer().pid, tenant->uid, tenant->id);
+            serve(self, {tenant, *slot});
+            if (self->closed()) return;
+            shm::Welcome welcome;
+            welcome.process_slot = *slot;
+            welcome.geometry = geometry;
+            welcome.spin_us = static_cast<std::uint32_t>(spin_.count());
+            copy_text(welcome.version, CULVERT_VERSION);
+            std::vector<UniqueFd> fds;
+            fds.push_back(std::move(*memfd));
+            fds.emplace_back(::fcntl(engine_.doorbell_fd(), F_DUPFD_CLOEXEC, 0));
+            self->send_struct(welcome, std::move(fds));
+            self->resume();
+        });
+    });
+}
+
+/// From now on the connection stands for a process.
+void AttachService::serve(const std::shared_ptr<Connection>& connection, const Process& process) {
+    tenants_.try_emplace(process.tenant->id, process.tenant);  // its last other process may just have ended
+    ++process.tenant->processes;
+    process.tenant->slots.insert(process.slot);
+    ++statistics_.processes;
+    if (connection->closed()) return process_gone(process);  // it did not wait for the answer
+    connection->start([this, process](Connection& from, Packet received) { packet(from, process, std::move(received)); },
+                      [this, process](Connection&) { process_gone(process); });
+}
+
+void AttachService::process_gone(const Process& process) {
+    TenantRecord& tenant = *process.tenant;
+    --statistics_.processes;
+    tenant.slots.erase(process.slot);
+    if (--tenant.processes == 0) {
+        spdlog::info("{} (tenant {}) has ended", tenant.program, tenant.id);
+        tenants_.erase(tenant.id);
+    }
+    engine_.post([id = tenant.id, slot = process.slot](engine::Engine& engine) {
+        if (tenant::Tenant* found = engine.find_tenant(id)) found->remove_process(slot, engine.now());
+    });
+}
+
+void AttachService::packet(Connection& connection, const Process& process, Packet packet) {
+    if (packet.truncated) return malformed(connection, "message too long");
+    const auto kind = kind_of(packet.bytes);
+    if (kind == shm::MessageKind::kAddQueue && parse_message<shm::AddQueue>(packet.bytes) && packet.fds.size() == 1)
+        return add_queue(connection, process, std::move(packet.fds[0]));
+    if (kind == shm::MessageKind::kAddProcess && parse_message<shm::AddProcess>(packet.bytes) && packet.fds.size() == 1)
+        return add_process(connection, process, std::move(packet.fds[0]));
+    if (kind == shm::MessageKind::kRemoveQueue && packet.fds.empty()) {
+        const auto message = parse_message<shm::RemoveQueue>(packet.bytes);
+        if (!message || process.tenant->queues.erase(message->queue) == 0)
+            return malformed(connection, "removes an event queue that is not there");
+        engine_.post([id = process.tenant->id, queue = message->queue](engine::Engine& engine) {
+            if (tenant::Tenant* tenant = engine.find_tenant(id)) tenant->remove_queue(queue);
+        });
+        return;
+    }
+    malformed(connection, "message of an unknown kind, or malformed");
+}
+
+void AttachService::add_queue(Connection& connection, const Process& process, UniqueFd eventfd) {
+    // The engine writes to it: nothing that can block it, or be something else, may come in here.
+    if (!is_eventfd(eventfd.get()) || ::fcntl(eventfd.get(), F_SETFL, O_NONBLOCK) != 0)
+        return malformed(connection, "event queue without an eventfd");
+    connection.pause();
+    const auto fd = std::make_shared<UniqueFd>(std::move(eventfd));
+    engine_.post([this, process, fd, self = connection.shared_from_this()](engine::Engine& engine) {
+        tenant::Tenant* tenant = engine.find_tenant(process.tenant->id);
+        const Result<std::uint32_t> queue =
+            tenant != nullptr ? tenant->add_queue(process.slot, std::move(*fd)) : fail(ESRCH, "tenant is gone");
+        mailbox_.post([queue, process, self] {
+            if (queue) process.tenant->queues.insert(*queue);
+            self->send_struct(queue ? answer(0, *queue) : answer(queue.error().code));
+            self->resume();
+        });
+    });
+}
+
+void AttachService::add_process(Connection& connection, const Process& process, UniqueFd socket) {
+    if (!is_packet_socket(socket.get())) return malformed(connection, "process without a control socket");
+    // io_uring answers EAGAIN at once for a non-blocking descriptor.
+    (void)::fcntl(socket.get(), F_SETFL, 0);
+    connection.pause();
+    // Its credentials are the parent's; the child writes its pid into its process record.
+    const auto child = std::make_shared<Connection>(loop_, std::move(socket), connection.peer());
+    engine_.post([this, process, child, self = connection.shared_from_this()](engine::Engine& engine) {
+        tenant::Tenant* tenant = engine.find_tenant(process.tenant->id);
+        const Result<std::uint32_t> slot = tenant != nullptr ? tenant->add_process(0) : fail(ESRCH, "tenant is gone");
+        mailbox_.post([this, slot, process, child, self] {
+            if (slot) serve(child, {process.tenant, *slot});
+            self->send_struct(slot ? answer(0, *slot) : answer(slot.error().code));
+            self->resume();
+        });
+    });
+}
+
+}  // namespace culvert::control

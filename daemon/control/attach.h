@@ -1,0 +1,88 @@
+// Attaching: the shim's messages (shm/attach_protocol.h), tenants and their processes.
+//
+//   Hello -> policy, version -> segment made here -> engine: add_tenant, add_process -> Welcome + descriptors
+//   end of file -> engine: remove_process; the engine ends the tenant when nothing of it is left
+//
+// The client is hostile: a message of the wrong length, kind, or time closes its connection and is counted. The engine's
+// answers come back through the mailbox; a connection is paused meanwhile.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+
+#include "daemon/control/config.h"
+#include "daemon/control/connection.h"
+#include "daemon/control/mailbox.h"
+#include "daemon/control/policy.h"
+#include "daemon/engine/engine.h"
+#include "shm/attach_protocol.h"
+#include "shm/segment.h"
+
+namespace culvert::control {
+
+/// How many of what a tenant gets. Of the sockets a quarter is for those that the application opens; accepted ones, which
+/// the daemon opens, are the many.
+shm::Geometry geometry_of(const LimitsConfig& limits);
+
+/// One attached process family as the control thread knows it. The engine has the sockets.
+struct TenantRecord {
+    std::uint32_t id = 0;
+    std::string program;
+    uid_t uid = 0;
+    std::uint32_t processes = 0;              // control connections open
+    std::set<std::uint32_t> slots;            // of those processes
+    std::set<std::uint32_t> queues;           // event queues made and not removed
+    std::shared_ptr<shm::Segment> segment;    // a mapping of our own, for the reasons that the shim leaves there
+};
+
+class AttachService {
+public:
+    struct Statistics {
+        std::uint64_t attached = 0;         // tenants, since the start
+        std::uint64_t processes = 0;        // now
+        std::uint64_t version_refused = 0;
+        std::uint64_t full_refused = 0;
+        std::uint64_t malformed = 0;        // messages that closed a connection
+    };
+
+    AttachService(EventLoop& loop, Mailbox& mailbox, engine::Engine& engine, const Config& config)
+        : loop_(loop), mailbox_(mailbox), engine_(engine), limits_(config.limits), spin_(config.engine.application_spin) {}
+
+    /// Takes over a connection whose first packet is this one (not an administrator's).
+    void first_packet(Connection& connection, Packet packet);
+    /// Answers a Hello with why not, and closes the connection.
+    void refuse(Connection& connection, shm::AttachStatus status, const std::string& reason);
+
+    const std::map<std::uint32_t, std::shared_ptr<TenantRecord>>& tenants() const { return tenants_; }
+    const Statistics& statistics() const { return statistics_; }
+    /// Counts it, logs the first of each kind, closes the connection.
+    void malformed(Connection& connection, const char* what);
+
+private:
+    struct Process {
+        std::shared_ptr<TenantRecord> tenant;
+        std::uint32_t slot = 0;
+    };
+
+    void hello(Connection& connection, const shm::Hello& message);
+    void serve(const std::shared_ptr<Connection>& connection, const Process& process);
+    void packet(Connection& connection, const Process& process, Packet packet);
+    void add_queue(Connection& connection, const Process& process, UniqueFd eventfd);
+    void add_process(Connection& connection, const Process& process, UniqueFd socket);
+    void process_gone(const Process& process);
+
+    EventLoop& loop_;
+    Mailbox& mailbox_;
+    engine::Engine& engine_;
+    LimitsConfig limits_;
+    std::chrono::microseconds spin_;
+    std::map<std::uint32_t, std::shared_ptr<TenantRecord>> tenants_;
+    std::uint32_t next_id_ = 1;
+    std::set<std::string> logged_;
+    Statistics statistics_;
+};
+
+}  // namespace culvert::control

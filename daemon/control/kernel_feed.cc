@@ -1,0 +1,130 @@
+#include "daemon/control/kernel_feed.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+
+namespace culvert::control {
+namespace {
+
+stack::Route::Type route_type(RouteType type) {
+    switch (type) {
+        case RouteType::kUnicast: return stack::Route::Type::kUnicast;
+        case RouteType::kLocal: return stack::Route::Type::kLocal;
+        default: return stack::Route::Type::kUnreachable;  // broadcast, multicast, blackhole ...: the kernel's business
+    }
+}
+
+stack::NeighborState neighbor_state(const NeighborState& neighbor) {
+    if (neighbor.failed) return stack::NeighborState::kFailed;
+    if (!neighbor.usable) return stack::NeighborState::kIncomplete;
+    return neighbor.stale ? stack::NeighborState::kStale : stack::NeighborState::kReachable;
+}
+
+}  // namespace
+
+void KernelFeed::start(engine::Engine& engine) {
+    engine_ = &engine;
+    mirror_.set_listener([this](const MirrorChange& change) { note(change); });
+    for (const auto& [ifindex, link] : mirror_.links()) send_link(link, false);
+    for (const Interface& interface : interfaces_) addresses_changed_.insert(interface.ifindex);
+    routes_changed_ = true;
+    send_what_changed();
+    for (const auto& [key, neighbor] : mirror_.neighbors()) send_neighbor(neighbor, false);
+}
+
+void KernelFeed::process() {
+    mirror_.process();
+    send_what_changed();
+}
+
+void KernelFeed::send_what_changed() {
+    for (const int ifindex : std::exchange(addresses_changed_, {})) send_addresses(ifindex);
+    if (std::exchange(routes_changed_, false)) send_routes();
+}
+
+const KernelFeed::Interface* KernelFeed::find(int ifindex) const {
+    const auto found = std::ranges::find(interfaces_, ifindex, &Interface::ifindex);
+    return found == interfaces_.end() ? nullptr : &*found;
+}
+
+void KernelFeed::note(const MirrorChange& change) {
+    if (const auto* link = std::get_if<LinkState>(&change.state)) {
+        send_link(*link, change.removed);
+    } else if (const auto* address = std::get_if<AddressState>(&change.state)) {
+        if (find(address->ifindex) != nullptr) addresses_changed_.insert(address->ifindex);
+    } else if (std::holds_alternative<RouteState>(change.state)) {
+        routes_changed_ = true;
+    } else {
+        send_neighbor(std::get<NeighborState>(change.state), change.removed);
+    }
+}
+
+void KernelFeed::send_link(const LinkState& link, bool removed) {
+    if (engine_ == nullptr || find(link.ifindex) == nullptr) return;
+    if (removed) spdlog::error("interface {} is gone; restart culvertd when it is back", link.name);
+    const bool up = link.up && !removed;
+    engine_->post([index = static_cast<std::uint32_t>(link.ifindex), up, mtu = link.mtu](engine::Engine& engine) {
+        engine.stack().set_interface_state(index, up, mtu);
+    });
+}
+
+void KernelFeed::send_addresses(int ifindex) {
+    std::vector<stack::InterfaceAddress> addresses;
+    std::set<Address> steered;
+    for (const auto& [key, state] : mirror_.addresses()) {
+        if (state.ifindex != ifindex || !state.usable) continue;
+        addresses.push_back({state.address, state.prefix_length});
+        steered.insert(state.address);
+        spdlog::debug("interface {} has {}/{}", ifindex, state.address.to_string(), state.prefix_length);
+    }
+    if (engine_ == nullptr) return;
+    // The stack knows an address before packets for it come.
+    engine_->post([index = static_cast<std::uint32_t>(ifindex), addresses](engine::Engine& engine) {
+        engine.stack().set_addresses(index, addresses);
+    });
+    steering_.set_addresses(ifindex, steered);
+}
+
+void KernelFeed::send_routes() {
+    if (engine_ == nullptr) return;
+    std::vector<stack::Route> routes;
+    routes.reserve(mirror_.routes().size());
+    for (const auto& [key, state] : mirror_.routes()) {
+        stack::Route route;
+        route.destination = state.destination;
+        route.prefix_length = state.prefix_length;
+        route.gateway = state.gateway;
+        route.interface = static_cast<std::uint32_t>(state.ifindex);
+        route.metric = state.metric;
+        route.source = state.preferred_source;
+        route.type = route_type(state.type);
+        routes.push_back(route);
+    }
+    engine_->post([routes = std::move(routes)](engine::Engine& engine) { engine.stack().routes().replace(routes); });
+}
+
+void KernelFeed::send_neighbor(const NeighborState& neighbor, bool removed) {
+    const Interface* interface = find(neighbor.ifindex);
+    if (engine_ == nullptr || interface == nullptr) return;
+    const stack::NeighborState state = neighbor_state(neighbor);
+    // Being asked about is no news to the stack: it is what asked, or it has not asked.
+    if (!removed && state == stack::NeighborState::kIncomplete) return;
+    engine_->post([neighbor, removed, state, device = interface->device](engine::Engine& engine) {
+        const auto index = static_cast<std::uint32_t>(neighbor.ifindex);
+        if (removed) {
+            engine.stack().neighbors().remove(index, neighbor.address, device->tx());
+        } else {
+            engine.stack().neighbors().update(index, neighbor.address, neighbor.mac, state, device->tx());
+        }
+    });
+}
+
+void KernelFeed::resolve(std::uint32_t interface, const Address& next_hop) {
+    mailbox_.post([this, interface, next_hop] {
+        const Result<void> asked = mirror_.resolve(static_cast<int>(interface), next_hop);
+        if (!asked) spdlog::debug("{}: {}", next_hop.to_string(), asked.error().message());
+    });
+}
+
+}  // namespace culvert::control

@@ -1,0 +1,104 @@
+#include "daemon/control/kernel_flows.h"
+
+#include <arpa/inet.h>
+#include <linux/inet_diag.h>
+#include <linux/sock_diag.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <netlink/errno.h>
+#include <netlink/msg.h>
+#include <netlink/netlink.h>
+#include <netlink/socket.h>
+
+#include <array>
+#include <memory>
+
+namespace culvert::control {
+namespace {
+
+constexpr std::array<std::uint8_t, 2> kFamilies{AF_INET, AF_INET6};
+constexpr std::array<std::uint8_t, 2> kProtocols{IPPROTO_TCP, IPPROTO_UDP};
+constexpr std::uint32_t kAllStates = 0xffffffffu;
+constexpr std::uint32_t kConnected = kAllStates & ~(1u << TCP_LISTEN) & ~(1u << TCP_CLOSE);
+
+struct SocketDeleter {
+    void operator()(nl_sock* socket) const { nl_socket_free(socket); }
+};
+using Socket = std::unique_ptr<nl_sock, SocketDeleter>;
+using Sink = std::function<void(const KernelSocket&)>;
+
+Address address_of(const std::uint32_t (&words)[4], std::uint8_t family) {
+    const auto* bytes = reinterpret_cast<const std::byte*>(words);
+    // A mapped IPv6 address is the same Address as the IPv4 one.
+    return family == AF_INET ? Address::from_v4(std::span<const std::byte, 4>(bytes, 4))
+                             : Address::from_v6(std::span<const std::byte, 16>(bytes, 16));
+}
+
+int on_message(nl_msg* message, void* argument) {
+    const nlmsghdr* header = nlmsg_hdr(message);
+    if (nlmsg_datalen(header) < static_cast<int>(sizeof(inet_diag_msg))) return NL_SKIP;
+    const auto& found = *static_cast<const inet_diag_msg*>(nlmsg_data(header));
+    KernelSocket socket;
+    socket.local = {address_of(found.id.idiag_src, found.idiag_family), ntohs(found.id.idiag_sport)};
+    socket.remote = {address_of(found.id.idiag_dst, found.idiag_family), ntohs(found.id.idiag_dport)};
+    socket.state = found.idiag_state;
+    socket.inode = found.idiag_inode;
+    socket.receive_queue = found.idiag_rqueue;
+    socket.send_queue = found.idiag_wqueue;
+    (*static_cast<const Sink*>(argument))(socket);
+    return NL_OK;
+}
+
+Result<void> dump(nl_sock* socket, std::uint8_t family, std::uint8_t protocol, std::uint32_t states, Port port,
+                  const Sink& sink) {
+    inet_diag_req_v2 request{};
+    request.sdiag_family = family;
+    request.sdiag_protocol = protocol;
+    request.idiag_states = states;
+    request.id.idiag_sport = htons(port);  // the kernel compares it in a dump when it is not 0
+    nl_socket_modify_cb(socket, NL_CB_VALID, NL_CB_CUSTOM, on_message, const_cast<Sink*>(&sink));
+    int code = nl_send_simple(socket, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &request, sizeof request);
+    if (code >= 0) code = nl_recvmsgs_default(socket);
+    // No inet_diag in this kernel (a module not loaded): nothing is known, which is no reason to refuse service.
+    if (code == -NLE_OBJ_NOTFOUND || code == -NLE_DUMP_INTR) return {};
+    if (code < 0) return fail(0, std::string("sock_diag: ") + nl_geterror(code));
+    return {};
+}
+
+Result<Socket> open_socket() {
+    Socket socket(nl_socket_alloc());
+    if (!socket) return fail(ENOMEM, "sock_diag");
+    if (const int code = nl_connect(socket.get(), NETLINK_SOCK_DIAG); code < 0)
+        return fail(0, std::string("sock_diag: ") + nl_geterror(code));
+    return socket;
+}
+
+}  // namespace
+
+Result<std::vector<KernelSocket>> kernel_connections(Port port) {
+    const Socket socket = TRY(open_socket());
+    std::vector<KernelSocket> connections;
+    const Sink sink = [&](const KernelSocket& found) {
+        if (port == 0 || found.local.port == port) connections.push_back(found);
+    };
+    for (const std::uint8_t family : kFamilies)
+        TRY_VOID(dump(socket.get(), family, IPPROTO_TCP, kConnected, port, sink));
+    return connections;
+}
+
+Result<std::unordered_map<std::uint32_t, KernelSocket>> kernel_sockets_by_inode() {
+    const Socket socket = TRY(open_socket());
+    std::unordered_map<std::uint32_t, KernelSocket> sockets;
+    std::uint8_t protocol = IPPROTO_TCP;
+    const Sink sink = [&](const KernelSocket& found) {
+        sockets.insert_or_assign(found.inode, found).first->second.is_tcp = protocol == IPPROTO_TCP;
+    };
+    for (const std::uint8_t asked : kProtocols) {
+        protocol = asked;
+        for (const std::uint8_t family : kFamilies)
+            TRY_VOID(dump(socket.get(), family, protocol, kAllStates, 0, sink));
+    }
+    return sockets;
+}
+
+}  // namespace culvert::control

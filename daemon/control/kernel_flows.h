@@ -1,0 +1,31 @@
+// TCP connections that the kernel itself serves, asked by sock_diag(7).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <unordered_map>
+#include <vector>
+
+#include "daemon/wire/address.h"
+#include "shm/base/error.h"
+
+namespace culvert::control {
+
+struct KernelSocket {
+    Endpoint local;
+    Endpoint remote;
+    bool is_tcp = true;
+    std::uint8_t state = 0;  // as in <netinet/tcp.h>
+    std::uint32_t inode = 0;
+    std::uint32_t receive_queue = 0;
+    std::uint32_t send_queue = 0;
+};
+
+/// Every TCP connection of this network namespace but closed and listening ones; `port` 0: any, else its local port.
+/// Connections on a dual-stack socket come with their IPv4 addresses.
+Result<std::vector<KernelSocket>> kernel_connections(Port port);
+
+/// TCP (listeners too) and UDP sockets by inode number.
+Result<std::unordered_map<std::uint32_t, KernelSocket>> kernel_sockets_by_inode();
+
+}  // namespace culvert::control

@@ -1,0 +1,50 @@
+#include "daemon/control/policy.h"
+
+#include <grp.h>
+#include <pwd.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+
+#ifndef SO_PEERGROUPS
+#define SO_PEERGROUPS 59
+#endif
+
+namespace culvert::control {
+
+Result<Peer> peer_of(int fd) {
+    ucred credentials{};
+    socklen_t length = sizeof credentials;
+    if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &length) != 0) return fail_errno("SO_PEERCRED");
+    Peer peer{credentials.pid, credentials.uid, credentials.gid, {}};
+    // The first call says how many there are (ERANGE), the second fetches them.
+    length = 0;
+    if (::getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, nullptr, &length) != 0 && errno == ERANGE) {
+        peer.groups.resize(length / sizeof(gid_t));
+        if (::getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, peer.groups.data(), &length) != 0) peer.groups.clear();
+    }
+    return peer;
+}
+
+Result<Policy> Policy::create(const SocketConfig& config) {
+    Policy policy;
+    policy.everybody_ = config.allow_users.empty() && config.allow_groups.empty();
+    for (const std::string& name : config.allow_users) {
+        const passwd* user = ::getpwnam(name.c_str());
+        if (user == nullptr) return fail(0, "socket.allow_users: no user \"" + name + "\"");
+        policy.users_.insert(user->pw_uid);
+    }
+    for (const std::string& name : config.allow_groups) {
+        const group* entry = ::getgrnam(name.c_str());
+        if (entry == nullptr) return fail(0, "socket.allow_groups: no group \"" + name + "\"");
+        policy.groups_.insert(entry->gr_gid);
+    }
+    return policy;
+}
+
+bool Policy::allows(const Peer& peer) const {
+    if (everybody_ || peer.uid == 0 || users_.contains(peer.uid) || groups_.contains(peer.gid)) return true;
+    return std::ranges::any_of(peer.groups, [&](gid_t group) { return groups_.contains(group); });
+}
+
+}  // namespace culvert::control
