@@ -168,6 +168,34 @@ TEST_P(AfXdp, OneFlushSendsMoreThanTheRingHolds) {
     })) << received << " received, " << pool.available() << " of " << at_rest << " chunks came back";
 }
 
+TEST_P(AfXdp, OneWakeUpMovesManyPackets) {
+    const auto statistic = [this](const std::string& name) {
+        for (const auto& one : device->statistics())
+            if (one.name == name) return one.value;
+        return std::uint64_t{UINT64_MAX};
+    };
+    if (statistic("xsk_tx_budget") == 32) GTEST_SKIP() << "kernel without XDP_MAX_TX_SKB_BUDGET (Linux 6.17)";
+    const UniqueFd server = veth->their_udp_socket(kKernel);
+    for (unsigned i = 0; i < 500; ++i) ASSERT_TRUE(queue(device->tx(), frame_to(kKernel, pattern(4, i))));
+    EXPECT_FALSE(device->flush());
+    EXPECT_EQ(statistic("xsk_tx_wakeups"), 1u);
+    EXPECT_EQ(statistic("xsk_tx_wakeups_again"), 0u);
+    for (unsigned i = 0; i < 500; ++i) ASSERT_EQ(receive_from(server, 5000), pattern(4, i));
+}
+
+TEST_P(AfXdp, WaitsForALinkThatIsDown) {
+    const UniqueFd server = veth->their_udp_socket(kKernel);
+    run({"ip", "link", "set", VethPair::kOurs, "down"});
+    ASSERT_TRUE(queue(device->tx(), frame_to(kKernel, pattern(4, 1))));
+    EXPECT_FALSE(device->flush()) << "nothing that an impatient caller could do";
+    EXPECT_TRUE(receive_from(server, 0).empty());
+    run({"ip", "link", "set", VethPair::kOurs, "up"});
+    EXPECT_TRUE(eventually(-1, [&] {
+        device->flush();
+        return receive_from(server, 0) == pattern(4, 1);
+    }));
+}
+
 TEST_P(AfXdp, TheQueueHasOneOwner) {
     FramePool another(4096);
     const auto second = AfXdpDevice::create(another, *program);
@@ -197,7 +225,8 @@ TEST_P(AfXdp, CanBeClosedAndOpenedAgain) {
 
 INSTANTIATE_TEST_SUITE_P(Veth, AfXdp,
                          testing::Values(Setting{1500, XdpMode::kNative}, Setting{9000, XdpMode::kNative}, Setting{65535, XdpMode::kNative},
-                                         Setting{1500, XdpMode::kGeneric}, Setting{9000, XdpMode::kGeneric}),
+                                         Setting{1500, XdpMode::kGeneric}, Setting{9000, XdpMode::kGeneric},
+                                         Setting{65535, XdpMode::kGeneric}),
                          [](const testing::TestParamInfo<Setting>& test) {
                              return (test.param.mode == XdpMode::kNative ? "NativeMtu" : "GenericMtu") + std::to_string(test.param.mtu);
                          });

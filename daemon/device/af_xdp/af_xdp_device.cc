@@ -138,35 +138,37 @@ std::uint32_t AfXdpDevice::queue_packets() {
 }
 
 // Copy mode sends within the syscall, as long as it makes progress; zero-copy only needs to know that there is work.
-// Returns true when descriptors stayed in the ring that nobody will fetch by himself.
-bool AfXdpDevice::wake_for_output() {
-    if (!tx_.needs_wakeup()) return false;
+AfXdpDevice::Output AfXdpDevice::wake_for_output() {
+    if (!tx_.needs_wakeup()) return Output::kDone;
     for (int i = 0; i < kMaxWakeups; ++i) {
         const std::uint32_t before = tx_.unread();
-        if (before == 0) return false;
+        if (before == 0) return Output::kDone;
         ++(i == 0 ? counts_.tx_wakeups : counts_.tx_wakeups_again);
         const ssize_t sent = ::sendto(socket_->fd(), nullptr, 0, MSG_DONTWAIT, nullptr, 0);
-        if (socket_->mode().zero_copy) return false;
+        if (socket_->mode().zero_copy) return Output::kDone;
         // EAGAIN: budget spent, completion ring or send buffer full. EBUSY: the last packet was dropped below us, go on.
-        if (sent < 0 && errno != EAGAIN && errno != EBUSY) return true;
+        if (sent < 0 && errno != EAGAIN && errno != EBUSY) {
+            ++counts_.tx_refused;
+            return Output::kRefused;
+        }
         reap();
-        if (tx_.unread() == before) return true;  // no progress: the next flush() tries again
+        if (tx_.unread() == before) return Output::kStuck;
     }
-    return tx_.unread() != 0;
+    return tx_.unread() != 0 ? Output::kStuck : Output::kDone;
 }
 
 bool AfXdpDevice::flush() {
     reap();
-    bool left = false;
-    if (!tx_queue_.pending().empty() || tx_.unread() != 0) {
-        // The queue may hold more than the ring: go on while wake-ups make room.
-        std::uint32_t moved;
-        do {
-            moved = queue_packets();
-            left = wake_for_output();
-        } while (!left && moved != 0 && !tx_queue_.pending().empty());
-    }
-    left = left || !tx_queue_.pending().empty();
+    if (tx_queue_.pending().empty() && tx_.unread() == 0) return false;
+    // The queue may hold more than the ring: go on while wake-ups make room.
+    Output output;
+    std::uint32_t moved;
+    do {
+        moved = queue_packets();
+        output = wake_for_output();
+    } while (output == Output::kDone && moved != 0 && !tx_queue_.pending().empty());
+    if (output == Output::kRefused) return false;  // a link that is down: calling again at once would not help
+    const bool left = output == Output::kStuck || !tx_queue_.pending().empty();
     if (left) ++counts_.tx_left_over;
     return left;
 }
@@ -188,6 +190,7 @@ std::vector<Statistic> AfXdpDevice::statistics() const {
         {"xsk_tx_wakeups", counts_.tx_wakeups},
         {"xsk_tx_wakeups_again", counts_.tx_wakeups_again},
         {"xsk_tx_left_over", counts_.tx_left_over},
+        {"xsk_tx_refused", counts_.tx_refused},
         {"xsk_tx_budget", socket_->tx_budget()},
     };
     xdp_statistics kernel{};

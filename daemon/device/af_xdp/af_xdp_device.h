@@ -55,12 +55,18 @@ public:
     BindMode mode() const { return socket_->mode(); }
 
 private:
+    enum class Output {
+        kDone,     // everything in the ring has been fetched, or will be without us
+        kStuck,    // something is left that a later call may move
+        kRefused,  // the kernel takes nothing: interface down or gone
+    };
+
     AfXdpDevice(FramePool& pool, SteeringProgram& program, InterfaceFacts facts, std::unique_ptr<XskSocket> socket,
                 const Options& options);
     void refill();
     void reap();
     std::uint32_t queue_packets();
-    bool wake_for_output();
+    Output wake_for_output();
 
     FramePool& pool_;
     std::byte* const base_;
@@ -85,6 +91,7 @@ private:
         std::uint64_t tx_wakeups = 0;
         std::uint64_t tx_wakeups_again = 0;
         std::uint64_t tx_left_over = 0;
+        std::uint64_t tx_refused = 0;
     } counts_;
 };
 

@@ -169,6 +169,7 @@ Result<void> SteeringProgram::attach_beside_others(std::uint32_t program_id) {
     xdp_program* program = xdp_program__create(&options);
     if (const long error = libxdp_get_error(program); error != 0)
         return explain(static_cast<int>(-error), interface_ + ": preparing the steering program for the dispatcher");
+    xdp_program__set_xdp_frags_support(program, true);  // libxdp does not take it from the section's name
     if (const int error = xdp_program__attach(program, ifindex_, mode, 0); error != 0) {
         xdp_program__close(program);
         return explain(-error, interface_ + ": joining the libxdp dispatcher beside " + occupant);
