@@ -232,8 +232,6 @@ void IpOutput::end(Path& path, TxPacket& packet, Instant now) {
         path.neighbor_generation = neighbors_.generation();
         wire::store_mac(packet.fragments[0].data(), path.mac);
     }
-    ++counters_.tx_frames;
-    counters_.tx_bytes += packet.length;
     path.interface->tx->commit(packet);
 }
 

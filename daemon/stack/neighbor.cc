@@ -124,8 +124,6 @@ void NeighborTable::ask(const Key& key, Entry& entry, Duration interval, Instant
 void NeighborTable::send_pending(Entry& entry) {
     for (TxPacket& packet : entry.pending) {
         wire::store_mac(packet.fragments[0].data(), entry.mac);
-        ++counters_.tx_frames;
-        counters_.tx_bytes += packet.length;
         entry.tx->commit(packet);
     }
     entry.pending.clear();

@@ -164,8 +164,6 @@ NeighborTable& Stack::neighbors() { return impl_->neighbors_; }
 bool Stack::is_local(const Address& address) const { return impl_->output_.is_local(address); }
 
 void Stack::input(Interface& interface, const RxPacket& packet, Instant now) {
-    ++impl_->counters_.rx_frames;
-    impl_->counters_.rx_bytes += packet.length;
     impl_->now_ = now;
     impl_->input(interface, packet, false, now);
 }
