@@ -1,19 +1,51 @@
-// A TCP connection: the part that its owner uses. (The connection engineer fills in the rest.)
+// A TCP connection: the state of RFC 9293 3.3.1, and what is done with it.
+//
+//   input.cc     a segment arrives           (RFC 9293 3.10.7, step by step)
+//   acknowledge.cc   its ACK                 (the sender's side: window, round trip, loss, release of chunks)
+//   receive.cc   its text and FIN            (the receiver's side: delivery, reassembly, window, ACK owed)
+//   output.cc    flush: what may be sent     (Nagle, windows, retransmission, FIN, ACK)
+//   timers.cc    deadlines                   (retransmission, zero-window probe, delayed ACK, keepalive, FIN-WAIT-2)
+//   opening.cc   how it begins               (active SYN, from a half-open one)
+//   connection.cc    what the owner calls    and how it ends
+//
+// Stream places are 64-bit positions (sequence.h). Connections lie in a pool and never move; the owner's pointer is good
+// until on_closed has returned. Memory is given back at the next flush, so a connection may end in the middle of any
+// call, also of its owner's.
+//
+//   SYN-SENT --> ESTABLISHED --> FIN-WAIT-1 --> FIN-WAIT-2 --> (TIME-WAIT: a compact record, on_closed(0))
+//      |             |                +--> CLOSING -------------^
+//      v             v
+//   SYN-RECEIVED   CLOSE-WAIT --> LAST-ACK --> on_closed(0)
+//   (simultaneous open only; passive opens are HalfOpen records until the handshake is done)
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "daemon/base/instant.h"
+#include "daemon/base/timer_wheel.h"
+#include "daemon/stack/ip_output.h"
 #include "daemon/stack/owner.h"
 #include "daemon/stack/stack.h"
+#include "daemon/stack/tcp/congestion/controller.h"
+#include "daemon/stack/tcp/delayed_ack.h"
+#include "daemon/stack/tcp/loss_recovery.h"
+#include "daemon/stack/tcp/reassembler.h"
+#include "daemon/stack/tcp/rtt_estimator.h"
+#include "daemon/stack/tcp/segment.h"
+#include "daemon/stack/tcp/send_queue.h"
 
 namespace culvert::stack::tcp {
 
-class Connection {
+struct Shared;
+struct HalfOpen;
+
+class Connection final : public TimerNode {
 public:
-    const Endpoint& local() const;
-    const Endpoint& remote() const;
-    State state() const;
+    // --- for the owner ----------------------------------------------------------------------------------------------
+    const Endpoint& local() const { return local_; }
+    const Endpoint& remote() const { return remote_; }
+    State state() const { return state_; }
     Info info() const;
 
     /// Appends a list of chunks (first .. last, linked by next). They come back through on_released. Allowed until
@@ -29,12 +61,211 @@ public:
     /// on_closed). FIN after all data; with unread data (or linger_zero) RST at once [RFC1122 4.2.2.13].
     /// Later data from the peer is answered with RST.
     void close(ConnectionOwner& orphan, bool unread_data, bool linger_zero);
-    void set_owner(ConnectionOwner& owner);
+    void set_owner(ConnectionOwner& owner) { owner_ = &owner; }
     void set_options(const Options& options);
     /// Bytes appended and not yet acknowledged.
     std::uint32_t unacknowledged_bytes() const;
     /// What may stand in the owner's receive queue (delivered, not consumed) at most.
-    std::uint32_t receive_buffer() const;
+    std::uint32_t receive_buffer() const { return receive_buffer_; }
+
+    // --- for the rest of TCP ----------------------------------------------------------------------------------------
+    Connection(Shared& shared, const Endpoint& local, const Endpoint& remote, std::uint32_t flow_hash,
+               const Options& options);
+
+    /// Active open: SYN at the next flush.
+    void open(ConnectionOwner& owner, const Path& path, std::uint32_t iss, std::uint32_t ts_recent, Instant now);
+    /// A half-open connection was acknowledged. The owner is set afterwards; the final ACK goes through input().
+    void establish(const HalfOpen& half_open, const Path& path, Instant now);
+
+    void input(const Segment& segment, Instant now);
+    /// Everything that windows and rules allow.
+    void output(Instant now);
+    /// Answers with the next deadline.
+    Instant on_timer(Instant now);
+    void on_icmp_error(std::uint32_t sequence, int error, std::uint32_t next_hop_mtu, Instant now);
+
+    bool matches(const Endpoint& local, const Endpoint& remote) const {
+        return remote_ == remote && local_ == local;
+    }
+    bool ended() const { return state_ == State::kClosed; }
+    /// The stack goes down: ends without a segment or a word to the owner.
+    void discard();
+    /// The list of marked connections.
+    bool marked() const { return marked_; }
+    Connection* unmark() {
+        marked_ = false;
+        return std::exchange(next_marked_, nullptr);
+    }
+
+private:
+    // [RFC9293 3.8.3] R2: give up. Linux: 15 for data (13 to 30 minutes), 6 for SYN, 8 for orphans.
+    static constexpr unsigned kMaxDataRetries = 15;
+    static constexpr unsigned kMaxOrphanRetries = 8;
+    static constexpr unsigned kMaxSynRetries = 6;
+    static constexpr std::uint32_t kDefaultMss = 536;       // [RFC9293 3.7.1 MUST-15]
+    static constexpr std::uint32_t kDefaultMssIpv6 = 1220;
+    static constexpr std::uint32_t kMinMss = 48;            // below, a peer or an ICMP message would make us crawl
+    static constexpr std::uint32_t kMaxBurst = 256 * 1024;  // bytes a flush, for fairness among connections
+    static constexpr std::uint8_t kMaxDuplicateAcks = 32;   // owed for one burst
+    static constexpr Duration kChallengeInterval = std::chrono::milliseconds(100);
+    static constexpr Duration kCorkTimeout = std::chrono::milliseconds(200);  // as Linux: a cork delays, never holds
+    // [RFC7323 5.5] a timestamp older than 24 days says nothing.
+    static constexpr Duration kPawsIdle = std::chrono::hours(24 * 24);
+
+    // input.cc
+    void input_syn_sent(const Segment& segment, Instant now);
+    bool predicted(const Segment& segment) const;
+    bool acceptable(const Segment& segment, Position sequence, Instant now);
+    bool passes_paws(const Segment& segment, Instant now);
+    void input_reset(Position sequence, Instant now);
+    void challenge(Drop reason, Instant now);
+    void record_timestamp(const Segment& segment, Position sequence, Instant now);
+
+    // acknowledge.cc
+    bool input_ack(const Segment& segment, Position sequence, Instant now);
+    void take_ack(const Segment& segment, Position sequence, Position ack, Instant now);
+    void measure_round_trip(const Segment& segment, Position ack, Instant now);
+    void update_send_window(const Segment& segment, Position sequence, Position ack);
+    void advance_una(Position before, Instant now);
+    void on_fin_acknowledged(Instant now);
+    std::uint64_t in_flight() const { return snd_nxt_ - snd_una_; }
+    bool fin_acknowledged() const { return fin_sent_ && snd_una_ == snd_nxt_; }
+
+    // receive.cc
+    void input_text(const Segment& segment, Position sequence, Instant now);
+    void receive_in_order(const Segment& segment, std::uint32_t skip, std::uint32_t length, Instant now);
+    void receive_early(const Segment& segment, Position first, std::uint32_t skip, std::uint32_t length, Instant now);
+    void drain_reassembler();
+    std::uint32_t deliver(Payload payload, std::uint32_t length);
+    void input_fin(Instant now);
+    void tune_receive_buffer(std::uint32_t consumed_bytes, Instant now);
+    std::uint16_t window_to_advertise();
+    std::uint32_t free_space() const {
+        return unread_ >= receive_buffer_ ? 0 : receive_buffer_ - unread_;
+    }
+
+    // output.cc
+    void send_syn(Instant now);
+    void send_data(Instant now);
+    struct Sendable {
+        std::uint32_t length = 0;
+        bool fin = false;      // FIN goes with it, or alone
+        bool blocked = false;  // something waits, but for the peer's window, Nagle or the cork
+        explicit operator bool() const { return length > 0 || fin; }
+    };
+    Sendable next_new_data(std::uint32_t room) const;
+    bool retransmit(const LossRecovery::Permit& permit, const wire::TcpOptions& options, std::uint32_t room, Instant now);
+    bool send_segment(Position first, std::uint32_t length, wire::TcpFlags flags, const wire::TcpOptions& options,
+                      SendQueue::Reader* payload, Instant now);
+    bool send_ack(Instant now);
+    void send_reset(Instant now);
+    wire::TcpOptions segment_options(Instant now) const;
+    bool refresh_path(Instant now);
+    void arm_retransmission(Instant now);
+    void update_mss();
+    std::uint32_t advertised_mss() const;
+    std::uint32_t payload_room(const wire::TcpOptions& options) const;
+    std::uint32_t now_stamp(Instant now) const;  // TSval
+
+    // timers.cc
+    void on_retransmission_timer(Instant now);
+    void on_syn_timer(Instant now);
+    void on_probe_timer(Instant now);
+    void on_idle_timer(Instant now);
+    void start_idle_timer(Instant now);
+    bool give_up(unsigned retries, unsigned limit, Instant now);
+    Instant earliest_deadline() const;
+    void rearm();
+
+    // connection.cc, opening.cc
+    void mark();
+    void owe_ack() {
+        ack_due_ = true;
+        mark();
+    }
+    void set_state(State state);
+    void negotiate(const wire::TcpOptions& options);
+    void become_established(Instant now);
+    void enter_time_wait(Instant now);
+    /// The end: everything is given back, the owner is told, the memory waits for the next flush.
+    void finish(int error);
+    bool can_receive() const {
+        return state_ == State::kEstablished || state_ == State::kFinWait1 || state_ == State::kFinWait2;
+    }
+
+    // --- every segment ----------------------------------------------------------------------------------------------
+    Shared& shared_;
+    ConnectionOwner* owner_ = nullptr;
+    State state_ = State::kClosed;
+    std::uint8_t snd_scale_ = 0;
+    std::uint8_t rcv_scale_ = 0;
+    std::uint8_t duplicate_acks_due_ = 0;
+    bool timestamps_ : 1 = false;       // negotiated
+    bool sack_ : 1 = false;             // negotiated
+    bool scaling_ : 1 = false;          // negotiated
+    bool marked_ : 1 = false;           // in Shared::marked
+    bool ack_due_ : 1 = false;
+    bool syn_due_ : 1 = false;
+    bool shutdown_ : 1 = false;         // the owner has no more to send: FIN comes after the queue
+    bool fin_sent_ : 1 = false;         // snd_nxt_ counts it
+    bool fin_known_ : 1 = false;        // the peer's FIN stands at peer_fin_
+    bool orphan_ : 1 = false;           // the application has closed
+    bool probing_ : 1 = false;          // retransmit_at_ is the zero-window probe's, or the cork's
+    bool push_out_ : 1 = false;         // the probe timer overrides Nagle, cork and small windows once
+    bool probe_due_ : 1 = false;        // a segment that makes the peer answer (window probe, keepalive)
+    bool window_limited_ : 1 = false;   // the sender last stopped for cwnd
+    bool timing_ : 1 = false;           // a round trip is being measured
+    bool established_once_ : 1 = false;
+    bool counted_ : 1 = false;          // in Counters::tcp_established
+    bool fixed_buffer_ : 1 = false;     // the application chose the receive buffer's size
+    bool handed_over_ : 1 = false;      // a TIME-WAIT record has the flow and the port
+    Position snd_una_ = 0;
+    Position snd_nxt_ = 0;              // the highest ever sent; retransmissions do not move it back
+    Position rcv_nxt_ = 0;
+    Position rcv_edge_ = 0;             // the right edge of the window, as the peer knows it; never moves left
+    Position last_ack_sent_ = 0;        // [RFC7323 4.3]
+    std::uint32_t snd_wnd_ = 0;         // scaled
+    std::uint32_t unread_ = 0;          // delivered, not consumed
+    std::uint32_t receive_buffer_ = 0;
+    std::uint32_t ts_recent_ = 0;
+    std::uint32_t ts_offset_ = 0;
+    std::uint32_t mss_ = kDefaultMss;   // of payload, the usual options taken off
+    Instant last_received_{};
+    Instant retransmit_at_ = kNever;    // RTO, SYN, probe
+    Connection* next_marked_ = nullptr;
+    Reassembler reassembler_;
+    DelayedAck delayed_ack_;
+    SendQueue queue_;
+    // --- every segment with data or an ACK of it --------------------------------------------------------------------
+    Position snd_wl1_ = 0;              // [RFC9293 3.3.1]
+    Position snd_wl2_ = 0;
+    Position snd_small_ = 0;            // end of the last segment smaller than MSS (Minshall's Nagle)
+    std::uint32_t max_snd_wnd_ = 0;     // [RFC9293 3.8.6.2.1]
+    Position timed_end_ = 0;            // the ACK of this ends the measured round trip
+    Instant timed_at_{};
+    Instant last_sent_{};               // data
+    Instant progress_at_{};             // SND.UNA moved, or the first byte in flight left
+    LossRecovery recovery_;
+    RttEstimator rtt_;
+    CongestionState congestion_;
+    Path path_;
+    // --- who, and rarely ---------------------------------------------------------------------------------------------
+    Endpoint local_;
+    Endpoint remote_;
+    std::uint32_t hash_;
+    std::uint16_t peer_mss_ = 0;        // as announced
+    std::uint8_t retries_ = 0;          // SYNs or window probes sent without an answer
+    std::uint8_t keepalive_probes_ = 0; // sent without an answer
+    std::uint32_t path_mtu_ = UINT32_MAX;  // learned by ICMP
+    Position peer_fin_ = 0;
+    Range dsack_;                       // to be reported in the next ACK
+    Instant ts_recent_at_{};
+    Instant challenge_at_{};            // the next answer to an unacceptable segment not before
+    Instant idle_at_ = kNever;          // keepalive, or FIN-WAIT-2 of an orphan
+    Instant tune_start_{};
+    std::uint32_t tune_bytes_ = 0;
+    std::uint32_t total_retransmits_ = 0;
+    Options options_;
 };
 
 }  // namespace culvert::stack::tcp

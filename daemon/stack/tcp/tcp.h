@@ -15,6 +15,17 @@ namespace culvert::stack::tcp {
 
 class TcpImpl;
 
+/// What is in use at the moment: for tests (nothing may leak) and `culvert stat`.
+struct Usage {
+    std::uint32_t connections = 0;
+    std::uint32_t half_open = 0;
+    std::uint32_t time_wait = 0;
+    std::uint32_t flows = 0;
+    std::uint32_t reassembly_pieces = 0;
+    std::uint32_t sack_boards = 0;
+    std::uint32_t ports = 0;  // addresses and ports held
+};
+
 class Tcp {
 public:
     Tcp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng);
@@ -35,6 +46,7 @@ public:
     bool is_listening(const Endpoint& local) const;
     Result<Connection*> connect(const Endpoint& local, const Endpoint& remote, const Options& options,
                                 ConnectionOwner& owner, Instant now);
+    Usage usage() const;
 
 private:
     std::unique_ptr<TcpImpl> impl_;

@@ -1,0 +1,160 @@
+// The ACK of a segment: the sender's side. RFC 9293 3.10.7.4, fifth.
+#include <algorithm>
+
+#include "daemon/stack/tcp/connection.h"
+#include "daemon/stack/tcp/shared.h"
+
+namespace culvert::stack::tcp {
+
+/// False: the segment is done with.
+bool Connection::input_ack(const Segment& segment, Position sequence, Instant now) {
+    const Position ack = widen(segment.acknowledgment, snd_una_);
+    if (state_ == State::kSynReceived) {
+        if (ack != snd_una_ + 1 || snd_nxt_ != snd_una_ + 1) {
+            shared_.counters.drop(Drop::kTcpAckInvalid);
+            shared_.output.send_reset(segment, now);
+            return false;
+        }
+        measure_round_trip(segment, ack, now);
+        snd_una_ = snd_small_ = ack;
+        syn_due_ = false;
+        snd_wnd_ = segment.flags.syn() ? segment.window : std::uint32_t{segment.window} << snd_scale_;
+        max_snd_wnd_ = snd_wnd_;
+        snd_wl1_ = sequence;
+        snd_wl2_ = ack;
+        become_established(now);
+        owe_ack();
+        owner_->on_established(*this);
+        return !ended();
+    }
+    if (ack > snd_nxt_) {  // of something never sent
+        challenge(Drop::kTcpAckInvalid, now);
+        return false;
+    }
+    if (ack + max_snd_wnd_ < snd_una_) {  // [RFC5961 5.2]
+        challenge(Drop::kTcpAckInvalid, now);
+        return false;
+    }
+    take_ack(segment, sequence, ack, now);
+    return !ended();
+}
+
+void Connection::take_ack(const Segment& segment, Position sequence, Position ack, Instant now) {
+    const std::uint32_t window_before = snd_wnd_;
+    update_send_window(segment, sequence, ack);
+    const std::uint64_t flight = in_flight();
+    if (flight == 0) return;
+
+    const bool moved = ack > snd_una_;
+    // [RFC5681 2]
+    const bool duplicate = ack == snd_una_ && segment.payload_length == 0 && !segment.flags.fin() &&
+                           snd_wnd_ == window_before;
+    LossRecovery::Verdict verdict;
+    if (moved || duplicate || segment.options.sack_count > 0) {
+        std::array<Range, wire::kMaxSackBlocks> sacks;
+        std::size_t count = 0;
+        if (sack_) {
+            for (const wire::SackBlock& block : segment.options.sack()) {
+                const Position left = widen(block.left, snd_una_);
+                sacks[count++] = {left, widen(block.right, left)};
+            }
+        }
+        AckFacts facts{.snd_una = snd_una_,
+                       .ack = std::max(ack, snd_una_),
+                       .snd_nxt = snd_nxt_,
+                       .duplicate = duplicate,
+                       .sack = {sacks.data(), count},
+                       .ts_echo = {},
+                       .now = now};
+        if (timestamps_ && segment.options.timestamps) facts.ts_echo = segment.options.timestamps->echo;
+        verdict = recovery_.on_ack(facts, *congestion_, shared_.sacks);
+        if (verdict.entered_recovery) ++shared_.counters.tcp_fast_retransmits;
+        if (recovery_.state() != LossRecovery::State::kOpen || verdict.delivered > 0) mark();
+    }
+    if (!moved) return;
+
+    const auto samples_before = timing_;
+    const Instant timed_at = timed_at_;
+    measure_round_trip(segment, ack, now);
+    const Position una_before = snd_una_;
+    snd_una_ = ack;
+    if (verdict.grow) {
+        congestion_->on_ack({.acked_bytes = verdict.newly_acked,
+                             .rtt = samples_before && !timing_ ? now - timed_at : Duration::zero(),
+                             .now = now,
+                             .in_flight = flight,
+                             .app_limited = !window_limited_,
+                             .snd_una = snd_una_,
+                             .snd_nxt = snd_nxt_});
+    }
+    advance_una(una_before, now);
+}
+
+/// SND.UNA has moved from `before`.
+void Connection::advance_una(Position before, Instant now) {
+    rtt_.reset_backoff();
+    retries_ = 0;
+    progress_at_ = now;
+    probing_ = false;
+    retransmit_at_ = snd_una_ == snd_nxt_ ? kNever : now + rtt_.rto();  // [RFC6298 5.2, 5.3]
+    if (queue_.end() > snd_nxt_ || (shutdown_ && !fin_sent_)) mark();
+
+    const Position data_end = queue_.end();
+    const auto bytes = static_cast<std::uint32_t>(std::min(snd_una_, data_end) - std::min(before, data_end));
+    SendChunk* const released = queue_.acknowledge(std::min(snd_una_, data_end));
+    if (bytes > 0) owner_->on_acknowledged(*this, bytes);
+    if (released != nullptr) owner_->on_released(*this, released);
+    if (!ended() && fin_acknowledged()) on_fin_acknowledged(now);
+}
+
+/// Our FIN has arrived, and with it everything.
+void Connection::on_fin_acknowledged(Instant now) {
+    switch (state_) {
+        case State::kFinWait1:
+            set_state(State::kFinWait2);
+            if (orphan_) start_idle_timer(now);
+            break;
+        case State::kClosing: enter_time_wait(now); break;
+        case State::kLastAck: finish(0); break;
+        default: break;
+    }
+}
+
+/// One segment a window is timed [RFC6298 3]; a segment sent twice is not (Karn), unless timestamps tell the copies apart
+/// [RFC7323 4]. The timestamps' millisecond is too coarse to be the rule on a local network.
+void Connection::measure_round_trip(const Segment& segment, Position ack, Instant now) {
+    if (timing_) {
+        if (ack < timed_end_) return;
+        timing_ = false;
+        rtt_.sample(now - timed_at_, now);
+        return;
+    }
+    const bool ambiguous = recovery_.state() != LossRecovery::State::kOpen || rtt_.backoffs() > 0;
+    if (!ambiguous || !timestamps_ || !segment.options.timestamps) return;
+    const std::uint32_t ticks = now_stamp(now) - segment.options.timestamps->echo;
+    if (ticks > 60'000) return;  // not an echo of ours
+    rtt_.sample(std::chrono::milliseconds(std::max(ticks, 1u)), now);
+}
+
+/// [RFC9293 3.10.7.4] SND.WL1 and SND.WL2 keep old segments from setting an old window.
+void Connection::update_send_window(const Segment& segment, Position sequence, Position ack) {
+    if (ack < snd_una_) return;
+    if (snd_wl1_ > sequence || (snd_wl1_ == sequence && snd_wl2_ > ack)) return;
+    const std::uint32_t window = std::uint32_t{segment.window} << snd_scale_;
+    snd_wl1_ = sequence;
+    snd_wl2_ = ack;
+    if (probing_) {
+        // [RFC9293 3.8.6.1 MUST-37] a peer that answers probes is alive, however long its window stays closed
+        retries_ = 0;
+        if (window > snd_wnd_) {
+            probing_ = false;
+            retransmit_at_ = kNever;
+            rtt_.reset_backoff();
+        }
+    }
+    if (window > snd_wnd_) mark();
+    snd_wnd_ = window;
+    max_snd_wnd_ = std::max(max_snd_wnd_, window);
+}
+
+}  // namespace culvert::stack::tcp

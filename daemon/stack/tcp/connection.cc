@@ -1,0 +1,208 @@
+#include "daemon/stack/tcp/connection.h"
+
+#include <algorithm>
+
+#include "daemon/stack/tcp/shared.h"
+
+namespace culvert::stack::tcp {
+namespace {
+
+Algorithm algorithm_of(Congestion wanted, Congestion fallback) {
+    const Congestion chosen = wanted == Congestion::kDefault ? fallback : wanted;
+    return chosen == Congestion::kNewReno ? Algorithm::kNewReno : Algorithm::kCubic;
+}
+
+/// The drawing in connection.h.
+bool may_change(State from, State to) {
+    switch (from) {
+        case State::kClosed: return to == State::kSynSent || to == State::kEstablished;
+        case State::kSynSent:
+            return to == State::kSynReceived || to == State::kEstablished || to == State::kClosed;
+        case State::kSynReceived: return to == State::kEstablished || to == State::kClosed;
+        case State::kEstablished: return to == State::kFinWait1 || to == State::kCloseWait || to == State::kClosed;
+        case State::kFinWait1:
+            return to == State::kFinWait2 || to == State::kClosing || to == State::kTimeWait || to == State::kClosed;
+        case State::kFinWait2: return to == State::kTimeWait || to == State::kClosed;
+        case State::kCloseWait: return to == State::kLastAck || to == State::kClosed;
+        case State::kClosing: return to == State::kTimeWait || to == State::kClosed;
+        case State::kLastAck: return to == State::kClosed;
+        case State::kTimeWait: return to == State::kClosed;
+        case State::kListen: return false;
+    }
+    return false;
+}
+
+}  // namespace
+
+Connection::Connection(Shared& shared, const Endpoint& local, const Endpoint& remote, std::uint32_t flow_hash,
+                       const Options& options)
+    : TimerNode(kConnectionTimer),
+      shared_(shared),
+      rtt_(shared.config.min_rto),
+      congestion_(algorithm_of(options.congestion, shared.config.congestion), kDefaultMss),
+      local_(local),
+      remote_(remote),
+      hash_(flow_hash),
+      options_(options) {
+    fixed_buffer_ = options.receive_buffer != 0;
+    receive_buffer_ = std::min(fixed_buffer_ ? options.receive_buffer : shared.config.default_receive_buffer,
+                               shared.config.max_receive_buffer);
+    receive_buffer_ = std::max(receive_buffer_, 2048u);
+    ts_offset_ = shared.timestamp_offset(local, remote);
+    last_received_ = shared.now;
+}
+
+void Connection::set_state(State state) {
+    CHECK(may_change(state_, state));
+    state_ = state;
+    // tcpCurrEstab of RFC 4022
+    const bool counts = state == State::kEstablished || state == State::kCloseWait;
+    if (counts != counted_) {
+        counted_ = counts;
+        counts ? ++shared_.counters.tcp_established : --shared_.counters.tcp_established;
+    }
+}
+
+void Connection::mark() {
+    if (marked_) return;
+    marked_ = true;
+    (shared_.marked == nullptr ? shared_.marked : shared_.last_marked->next_marked_) = this;
+    shared_.last_marked = this;
+}
+
+void Connection::send(SendChunk* first, SendChunk* last) {
+    if (ended() || shutdown_) {
+        last->next = nullptr;
+        owner_->on_released(*this, first);
+        return;
+    }
+    queue_.append(first, last);
+    mark();
+}
+
+void Connection::shutdown_write() {
+    if (ended() || shutdown_) return;
+    shutdown_ = true;
+    if (state_ == State::kEstablished) set_state(State::kFinWait1);
+    if (state_ == State::kCloseWait) set_state(State::kLastAck);
+    mark();
+}
+
+void Connection::consumed(std::uint32_t bytes) {
+    unread_ -= std::min(bytes, unread_);
+    if (!can_receive()) return;
+    tune_receive_buffer(bytes, shared_.now);
+    // [RFC9293 3.8.6.2.2] The peer need only know when the window has become much larger than what it has left;
+    // otherwise the next ACK tells it for nothing.
+    const std::uint64_t left = rcv_edge_ > rcv_nxt_ ? rcv_edge_ - rcv_nxt_ : 0;
+    const std::uint64_t space = free_space();
+    if (space >= 2 * left && space - left >= std::min<std::uint64_t>(mss_, receive_buffer_ / 2)) owe_ack();
+}
+
+void Connection::abort() {
+    if (ended()) return;
+    send_reset(shared_.now);
+    finish(ECONNABORTED);
+}
+
+void Connection::close(ConnectionOwner& orphan, bool unread_data, bool linger_zero) {
+    owner_ = &orphan;
+    if (ended()) return;
+    orphan_ = true;
+    // [RFC1122 4.2.2.13] data that the application will never read: the peer must learn that it is lost.
+    // [RFC9293 3.10.4] CLOSE in SYN-SENT deletes the TCB.
+    if (unread_data || linger_zero || state_ == State::kSynSent) {
+        send_reset(shared_.now);
+        finish(ECONNABORTED);
+        return;
+    }
+    shutdown_write();
+    if (state_ == State::kFinWait2) start_idle_timer(shared_.now);
+}
+
+void Connection::set_options(const Options& options) {
+    if (ended()) {
+        options_ = options;
+        return;
+    }
+    const Options before = std::exchange(options_, options);
+    if (options.congestion != before.congestion)
+        congestion_.change(algorithm_of(options.congestion, shared_.config.congestion));
+    if (options.receive_buffer != before.receive_buffer && options.receive_buffer != 0) {
+        fixed_buffer_ = true;
+        receive_buffer_ = std::clamp(options.receive_buffer, 2048u, shared_.config.max_receive_buffer);
+    }
+    if (options.quick_ack != before.quick_ack)
+        options.quick_ack ? delayed_ack_.enter_quick_mode() : delayed_ack_.leave_quick_mode();
+    if (established_once_ && options.max_segment != before.max_segment) update_mss();
+    if (established_once_) start_idle_timer(shared_.now);
+    mark();  // Nagle or the cork may no longer hold data back
+}
+
+std::uint32_t Connection::unacknowledged_bytes() const {
+    return queue_.end() > snd_una_ ? static_cast<std::uint32_t>(queue_.end() - snd_una_) : 0;
+}
+
+Info Connection::info() const {
+    Info info;
+    info.state = state_;
+    info.srtt = rtt_.srtt();
+    info.rttvar = rtt_.rttvar();
+    info.rto = rtt_.rto();
+    info.min_rtt = rtt_.min_rtt();
+    info.cwnd_bytes = congestion_->cwnd();
+    info.ssthresh_bytes = congestion_->ssthresh();
+    info.mss = mss_;
+    info.in_flight_bytes = static_cast<std::uint32_t>(in_flight());
+    info.unsent_bytes = queue_.end() > snd_nxt_ ? static_cast<std::uint32_t>(queue_.end() - snd_nxt_) : 0;
+    info.total_retransmits = total_retransmits_;
+    info.backoffs = rtt_.backoffs();
+    info.receive_window = rcv_edge_ > rcv_nxt_ ? static_cast<std::uint32_t>(rcv_edge_ - rcv_nxt_) : 0;
+    info.send_window = snd_wnd_;
+    info.send_scale = snd_scale_;
+    info.receive_scale = rcv_scale_;
+    info.timestamps = timestamps_;
+    info.sack = sack_;
+    info.window_scaling = scaling_;
+    return info;
+}
+
+void Connection::enter_time_wait(Instant now) {
+    if (ack_due_) send_ack(now);
+    if (ended()) return;
+    set_state(State::kTimeWait);
+    const bool recorded =
+        shared_.time_wait.enter({.local = local_,
+                                 .remote = remote_,
+                                 .hash = hash_,
+                                 .snd_nxt = to_wire(snd_nxt_),
+                                 .rcv_nxt = to_wire(rcv_nxt_),
+                                 .ts_recent = ts_recent_,
+                                 .timestamps = timestamps_},
+                                {FlowRef::Kind::kConnection, shared_.connections.index_of(this)}, now);
+    handed_over_ = recorded;
+    finish(0);
+}
+
+void Connection::discard() {
+    set_state(State::kClosed);
+    shared_.wheel.cancel(*this);
+    retransmit_at_ = idle_at_ = kNever;
+    reassembler_.clear(shared_.reassembly);
+    recovery_.release(shared_.sacks);
+    mark();
+}
+
+void Connection::finish(int error) {
+    if (ended()) return;
+    discard();
+    if (!handed_over_) {
+        shared_.flows.erase(hash_, {FlowRef::Kind::kConnection, shared_.connections.index_of(this)});
+        shared_.ports.release(local_);
+    }
+    if (owner_ == nullptr) return;
+    if (SendChunk* const chunks = queue_.take_all(); chunks != nullptr) owner_->on_released(*this, chunks);
+    owner_->on_closed(*this, error);
+}
+
+}  // namespace culvert::stack::tcp

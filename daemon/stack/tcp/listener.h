@@ -1,0 +1,58 @@
+// A listening socket, and the table that finds the one for a SYN.
+//
+// Most specific first: the address itself, then every address of the family, then [::] that listens for IPv4 too
+// (`dual`). Several listeners on one endpoint share it by flow hash (SO_REUSEPORT), so a client's retransmitted SYN
+// always meets the same one.
+#pragma once
+
+#include <boost/unordered/unordered_flat_map.hpp>
+#include <memory>
+#include <vector>
+
+#include "daemon/stack/owner.h"
+#include "daemon/stack/stack.h"
+
+namespace culvert::stack::tcp {
+
+class Listener {
+public:
+    Listener(const Endpoint& local, bool dual, const Options& options, ListenerOwner& owner)
+        : local_(local), options_(options), owner_(&owner), dual_(dual) {}
+
+    const Endpoint& local() const { return local_; }
+    bool dual() const { return dual_; }
+    /// Accepted connections begin with these.
+    const Options& options() const { return options_; }
+    ListenerOwner& owner() const { return *owner_; }
+
+private:
+    Endpoint local_;
+    Options options_;
+    ListenerOwner* owner_;
+    bool dual_;
+};
+
+class ListenerTable {
+public:
+    explicit ListenerTable(std::uint32_t limit) : limit_(limit) {}
+
+    /// nullptr: the table is full.
+    Listener* add(const Endpoint& local, bool dual, const Options& options, ListenerOwner& owner);
+    void remove(Listener& listener);
+    /// Whoever listens for SYNs to `local`; nullptr if nobody does.
+    Listener* find(const Endpoint& local, std::uint32_t flow_hash) const;
+    std::uint32_t size() const { return size_; }
+
+private:
+    using Group = std::vector<std::unique_ptr<Listener>>;
+    struct Hash {
+        std::size_t operator()(const Endpoint& local) const noexcept {
+            return (std::hash<Address>()(local.address) ^ local.port) * 0x9e3779b97f4a7c15u;
+        }
+    };
+    boost::unordered_flat_map<Endpoint, Group, Hash> groups_;
+    std::uint32_t limit_;
+    std::uint32_t size_ = 0;
+};
+
+}  // namespace culvert::stack::tcp

@@ -1,0 +1,155 @@
+// How a connection begins: by our SYN, or from a half-open one that was acknowledged.
+#include <algorithm>
+
+#include "daemon/stack/tcp/connection.h"
+#include "daemon/stack/tcp/half_open.h"
+#include "daemon/stack/tcp/mss.h"
+#include "daemon/stack/tcp/shared.h"
+
+namespace culvert::stack::tcp {
+
+void Connection::open(ConnectionOwner& owner, const Path& path, std::uint32_t iss, std::uint32_t ts_recent,
+                      Instant now) {
+    owner_ = &owner;
+    path_ = path;
+    snd_una_ = snd_nxt_ = initial_position(iss);
+    queue_.start(snd_una_ + 1);
+    rcv_scale_ = shared_.receive_scale();
+    ts_recent_ = ts_recent;
+    progress_at_ = now;
+    set_state(State::kSynSent);
+    syn_due_ = true;
+    mark();
+}
+
+void Connection::negotiate(const wire::TcpOptions& options) {
+    // [RFC9293 3.7.1 MUST-15]
+    peer_mss_ = options.mss.value_or(remote_.address.is_v4() ? kDefaultMss : kDefaultMssIpv6);
+    timestamps_ = options.timestamps.has_value();
+    sack_ = options.sack_permitted;
+    scaling_ = options.window_scale.has_value();
+    // [RFC7323 2.2] both or neither
+    snd_scale_ = scaling_ ? *options.window_scale : 0;
+    if (!scaling_) rcv_scale_ = 0;
+    if (timestamps_) {
+        ts_recent_ = options.timestamps->value;
+        ts_recent_at_ = shared_.now;
+    }
+}
+
+void Connection::establish(const HalfOpen& half_open, const Path& path, Instant now) {
+    path_ = path;
+    rcv_scale_ = shared_.receive_scale();
+    negotiate(half_open.options());
+    ts_recent_ = half_open.ts_recent;
+    snd_una_ = snd_nxt_ = initial_position(half_open.iss) + 1;
+    queue_.start(snd_una_);
+    rcv_nxt_ = initial_position(half_open.irs) + 1;
+    rcv_edge_ = rcv_nxt_ + half_open.advertised_window;
+    last_ack_sent_ = rcv_nxt_;
+    snd_wl1_ = rcv_nxt_ - 1;
+    snd_wl2_ = snd_una_;
+    snd_wnd_ = max_snd_wnd_ = half_open.peer_window;  // not scaled in a SYN [RFC7323 2.2]
+    snd_small_ = snd_una_;
+    retries_ = half_open.retransmits;
+    if (half_open.retransmits == 0) rtt_.sample(now - half_open.sent_at, now);
+    become_established(now);
+}
+
+void Connection::become_established(Instant now) {
+    if (retries_ > 0 && !rtt_.has_sample()) rtt_.on_syn_lost();
+    update_mss();
+    // [RFC5681 3.1] [RFC6928 2] more than one SYN lost: begin with one segment
+    congestion_->adopt(retries_ > 1 ? mss_ : CongestionController::initial_window(mss_), UINT32_MAX);
+    retries_ = 0;
+    retransmit_at_ = kNever;
+    established_once_ = true;
+    progress_at_ = last_received_ = tune_start_ = now;
+    set_state(State::kEstablished);
+    if (options_.quick_ack) delayed_ack_.enter_quick_mode();
+    start_idle_timer(now);
+    if (shutdown_) set_state(State::kFinWait1);
+}
+
+/// [RFC9293 3.10.7.3]
+void Connection::input_syn_sent(const Segment& segment, Instant now) {
+    const Position ack = widen(segment.acknowledgment, snd_una_);
+    const bool acknowledges = segment.flags.ack();
+    // First: SEG.ACK must be of our SYN.
+    if (acknowledges && ack != snd_una_ + 1) {
+        shared_.counters.drop(Drop::kTcpAckInvalid);
+        if (!segment.flags.rst()) shared_.output.send_reset(segment, now);
+        return;
+    }
+    // Second: a reset counts only with that ACK. [RFC5961 3.2 keeps this]
+    if (segment.flags.rst()) {
+        if (!acknowledges) {
+            shared_.counters.drop(Drop::kTcpStrayReset);
+            return;
+        }
+        ++shared_.counters.tcp_resets_in;
+        ++shared_.counters.tcp_failed_opens;
+        finish(ECONNREFUSED);
+        return;
+    }
+    if (!segment.flags.syn()) {
+        shared_.counters.drop(Drop::kTcpNoAck);
+        return;
+    }
+    // Fourth: the SYN.
+    const Position irs = initial_position(segment.sequence);
+    rcv_nxt_ = irs + 1;
+    rcv_edge_ = rcv_nxt_ + std::min(free_space(), 0xffffu);
+    last_ack_sent_ = rcv_nxt_;
+    negotiate(segment.options);
+    snd_wnd_ = max_snd_wnd_ = segment.window;
+    snd_wl1_ = irs;
+    snd_wl2_ = snd_una_;
+    if (!acknowledges) {  // simultaneous open [RFC9293 3.5 MUST-10]
+        set_state(State::kSynReceived);
+        syn_due_ = true;
+        mark();
+        return;
+    }
+    measure_round_trip(segment, ack, now);
+    snd_una_ = snd_small_ = snd_wl2_ = ack;
+    syn_due_ = false;
+    become_established(now);
+    owe_ack();
+    owner_->on_established(*this);
+}
+
+void Connection::send_syn(Instant now) {
+    wire::TcpOptions options;
+    options.mss = static_cast<std::uint16_t>(advertised_mss());
+    const bool answer = state_ == State::kSynReceived;  // offer only what was offered [RFC7323 2.2, 3.2] [RFC2018 2]
+    options.sack_permitted = !answer || sack_;
+    if (!answer || scaling_) options.window_scale = shared_.receive_scale();
+    if (!answer || timestamps_)
+        options.timestamps = {.value = now_stamp(now), .echo = answer ? ts_recent_ : 0};
+    wire::TcpHeader header{.source = local_.port,
+                           .destination = remote_.port,
+                           .sequence = to_wire(snd_una_),
+                           .flags = wire::kSyn,
+                           .window = static_cast<std::uint16_t>(std::min(free_space(), 0xffffu))};
+    if (answer) {
+        header.flags |= wire::kAck;
+        header.acknowledgment = to_wire(rcv_nxt_);
+    }
+    if (!shared_.output.send(path_, local_.address, remote_.address, header, options, nullptr, 0, options_.tos,
+                             options_.ttl, now)) {
+        mark();  // no frame: at the next flush
+        return;
+    }
+    syn_due_ = ack_due_ = false;
+    const bool first = snd_nxt_ == snd_una_;
+    snd_nxt_ = snd_una_ + 1;
+    if (first) {
+        timing_ = true;
+        timed_end_ = snd_nxt_;
+        timed_at_ = now;
+    }
+    arm_retransmission(now);
+}
+
+}  // namespace culvert::stack::tcp

@@ -1,0 +1,37 @@
+#include "daemon/stack/tcp/shared.h"
+
+#include <algorithm>
+
+namespace culvert::stack::tcp {
+namespace {
+
+IsnGenerator::Key isn_key(const std::uint64_t (&secret)[2]) {
+    IsnGenerator::Key key;
+    static_assert(sizeof key == sizeof secret);
+    std::memcpy(key.data(), secret, sizeof key);
+    return key;
+}
+
+}  // namespace
+
+Shared::Shared(const StackConfig& stack_config, IpOutput& ip_output, PortOwner& port_owner, Counters& engine_counters,
+               Rng& engine_rng, std::size_t connection_bytes)
+    : config(stack_config),
+      ip(ip_output),
+      counters(engine_counters),
+      rng(engine_rng),
+      output(ip_output, engine_counters),
+      hash(config.secret),
+      flows(config.max_connections + config.max_half_open + config.max_time_wait),
+      ports(port_owner),
+      connections(connection_bytes, config.max_connections),
+      // One connection may hold a quarter of the memory for out-of-order data.
+      reassembly(config.reassembly_chunks, std::max(config.reassembly_chunks / 4, 8u)),
+      sacks(std::max(config.max_connections / 8, 64u)),
+      isn(isn_key(config.secret)),
+      time_wait(config.max_time_wait, config.time_wait, flows, ports, wheel, output, engine_counters, kTimeWaitTimer) {
+    while ((config.max_receive_buffer >> receive_scale_) > 0xffff && receive_scale_ < wire::kMaxWindowScale)
+        ++receive_scale_;
+}
+
+}  // namespace culvert::stack::tcp

@@ -1,0 +1,60 @@
+// What all parts of one engine's TCP share: the pools, the tables, the wheel, the way out. No behaviour of its own but
+// the list of connections that have something to send.
+#pragma once
+
+#include <cstring>
+
+#include "daemon/base/counters.h"
+#include "daemon/base/lazy_pool.h"
+#include "daemon/base/rng.h"
+#include "daemon/base/timer_wheel.h"
+#include "daemon/stack/ip_output.h"
+#include "daemon/stack/stack.h"
+#include "daemon/stack/tcp/flow_table.h"
+#include "daemon/stack/tcp/isn.h"
+#include "daemon/stack/tcp/port_table.h"
+#include "daemon/stack/tcp/reassembler.h"
+#include "daemon/stack/tcp/sack_scoreboard.h"
+#include "daemon/stack/tcp/segment_output.h"
+#include "daemon/stack/tcp/time_wait.h"
+
+namespace culvert::stack::tcp {
+
+/// Whose TimerNode fired.
+enum TimerKind : std::uint8_t { kConnectionTimer = 1, kHalfOpenTimer, kTimeWaitTimer };
+
+struct Shared {
+    Shared(const StackConfig& stack_config, IpOutput& ip_output, PortOwner& port_owner, Counters& engine_counters,
+           Rng& engine_rng, std::size_t connection_bytes);
+
+    const StackConfig config;
+    IpOutput& ip;
+    Counters& counters;
+    Rng& rng;
+    SegmentOutput output;
+    FlowHash hash;
+    FlowTable flows;
+    PortTable ports;
+    TimerWheel wheel;
+    LazyPool connections;
+    ReassemblyPool reassembly;
+    SackPool sacks;
+    IsnGenerator isn;
+    TimeWaitTable time_wait;
+    Instant now{};                  // of the current or last call
+    Connection* marked = nullptr;   // have output, or have ended and wait to be taken down; newest last
+    Connection* last_marked = nullptr;
+
+    /// The offset of a flow's timestamps: always the same for one flow, so that they grow from one incarnation to the
+    /// next, and unlike any other's. [RFC7323 7.1]
+    std::uint32_t timestamp_offset(const Endpoint& local, const Endpoint& remote) const {
+        return isn.generate(remote, local, Instant{});
+    }
+    /// [RFC7323 2.3] the least shift that can express the largest buffer.
+    std::uint8_t receive_scale() const { return receive_scale_; }
+
+private:
+    std::uint8_t receive_scale_ = 0;
+};
+
+}  // namespace culvert::stack::tcp

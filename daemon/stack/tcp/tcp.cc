@@ -1,0 +1,236 @@
+#include "daemon/stack/tcp/tcp.h"
+
+#include <optional>
+
+#include "daemon/stack/tcp/half_open.h"
+#include "daemon/stack/tcp/listener.h"
+#include "daemon/stack/tcp/shared.h"
+
+namespace culvert::stack::tcp {
+
+class TcpImpl {
+public:
+    TcpImpl(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng)
+        : shared_(config, output, ports, counters, rng, sizeof(Connection)),
+          syn_queue_(shared_),
+          listeners_(config.max_listeners) {}
+    ~TcpImpl();
+
+    void input(const IpPacket& packet, Instant now);
+    void icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
+                    std::uint32_t next_hop_mtu, Instant now);
+    void advance(Instant now);
+    void flush(Instant now);
+    Instant next_deadline() const;
+    Result<Listener*> listen(const Endpoint& local, bool dual, const Options& options, ListenerOwner& owner);
+    void close(Listener& listener);
+    bool is_listening(const Endpoint& local) const { return listeners_.find(local, 0) != nullptr; }
+    Result<Connection*> connect(const Endpoint& local, const Endpoint& remote, const Options& options,
+                                ConnectionOwner& owner, Instant now);
+    Usage usage() const {
+        return {.connections = shared_.connections.used(),
+                .half_open = syn_queue_.size(),
+                .time_wait = shared_.time_wait.size(),
+                .flows = shared_.flows.size(),
+                .reassembly_pieces = shared_.reassembly.used(),
+                .sack_boards = shared_.sacks.used(),
+                .ports = static_cast<std::uint32_t>(shared_.ports.size())};
+    }
+
+private:
+    std::uint32_t flow_hash(const Endpoint& local, const Endpoint& remote) const {
+        return static_cast<std::uint32_t>(shared_.hash(local, remote));
+    }
+    FlowRef find(std::uint32_t hash, const Endpoint& local, const Endpoint& remote);
+    Connection& connection(std::uint32_t index) {
+        return *reinterpret_cast<Connection*>(shared_.connections.at(index));
+    }
+    void input_unmatched(const Segment& segment, std::uint32_t hash, std::optional<std::uint32_t> minimum_iss,
+                         Instant now);
+    void destroy(Connection& connection) {
+        const std::uint32_t index = shared_.connections.index_of(&connection);
+        connection.~Connection();
+        shared_.connections.release(index);
+    }
+
+    Shared shared_;
+    SynQueue syn_queue_;
+    ListenerTable listeners_;
+};
+
+/// Owners are not told: the stack outlives them or goes with them.
+TcpImpl::~TcpImpl() {
+    shared_.flows.for_each([&](FlowRef ref) {
+        if (ref.kind == FlowRef::Kind::kConnection) connection(ref.index).discard();
+    });
+    while (shared_.marked != nullptr) {
+        Connection& next = *shared_.marked;
+        shared_.marked = next.unmark();
+        if (next.ended()) destroy(next);
+    }
+}
+
+FlowRef TcpImpl::find(std::uint32_t hash, const Endpoint& local, const Endpoint& remote) {
+    return shared_.flows.find(hash, [&](FlowRef ref) {
+        switch (ref.kind) {
+            case FlowRef::Kind::kConnection: return connection(ref.index).matches(local, remote);
+            case FlowRef::Kind::kHalfOpen: return syn_queue_.matches(ref.index, local, remote);
+            case FlowRef::Kind::kTimeWait: return shared_.time_wait.matches(ref.index, local, remote);
+            case FlowRef::Kind::kNone: break;
+        }
+        return false;
+    });
+}
+
+void TcpImpl::input(const IpPacket& packet, Instant now) {
+    shared_.now = now;
+    ++shared_.counters.tcp_segments_in;
+    const auto segment = Segment::parse(packet);
+    if (!segment) {
+        shared_.counters.drop(segment.error());
+        return;
+    }
+    const std::uint32_t hash = flow_hash(segment->local, segment->remote);
+    const FlowRef flow = find(hash, segment->local, segment->remote);
+    switch (flow.kind) {
+        case FlowRef::Kind::kConnection: connection(flow.index).input(*segment, now); return;
+        case FlowRef::Kind::kHalfOpen:
+            if (Connection* const opened = syn_queue_.on_segment(flow.index, *segment, now)) opened->input(*segment, now);
+            return;
+        case FlowRef::Kind::kTimeWait: {
+            std::uint32_t minimum_iss = 0;
+            const std::uint32_t offset = shared_.timestamp_offset(segment->local, segment->remote);
+            if (shared_.time_wait.on_segment(flow.index, *segment, offset, now, minimum_iss) ==
+                TimeWaitTable::Verdict::kReuse)
+                input_unmatched(*segment, hash, minimum_iss, now);
+            return;
+        }
+        case FlowRef::Kind::kNone: input_unmatched(*segment, hash, std::nullopt, now); return;
+    }
+}
+
+/// LISTEN and CLOSED. [RFC9293 3.10.7.1, 3.10.7.2]
+void TcpImpl::input_unmatched(const Segment& segment, std::uint32_t hash, std::optional<std::uint32_t> minimum_iss,
+                              Instant now) {
+    if (segment.flags.rst()) {
+        shared_.counters.drop(Drop::kTcpStrayReset);
+        return;
+    }
+    if (segment.flags.syn() && !segment.flags.ack()) {
+        if (Listener* const listener = listeners_.find(segment.local, hash)) {
+            syn_queue_.on_syn(segment, hash, *listener, minimum_iss, now);
+            return;
+        }
+    }
+    shared_.counters.drop(Drop::kTcpNoListener);
+    shared_.output.send_reset(segment, now);
+}
+
+void TcpImpl::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
+                         std::uint32_t next_hop_mtu, Instant now) {
+    shared_.now = now;
+    const FlowRef flow = find(flow_hash(local, remote), local, remote);
+    if (flow.kind != FlowRef::Kind::kConnection) {
+        // A half-open connection's SYN-ACK is repeated, TIME-WAIT has nothing in flight.
+        shared_.counters.drop(Drop::kIcmpUnmatched);
+        return;
+    }
+    connection(flow.index).on_icmp_error(sequence, error, next_hop_mtu, now);
+}
+
+void TcpImpl::advance(Instant now) {
+    shared_.now = now;
+    shared_.wheel.advance(now, [&](TimerNode& node) -> Instant {
+        switch (node.kind()) {
+            case kConnectionTimer: return static_cast<Connection&>(node).on_timer(now);
+            case kHalfOpenTimer: return syn_queue_.on_timer(static_cast<HalfOpen&>(node), now);
+            default: return shared_.time_wait.on_timer(now);
+        }
+    });
+}
+
+void TcpImpl::flush(Instant now) {
+    shared_.now = now;
+    // Who is marked meanwhile (no frame, a long burst) has its turn at the next flush.
+    Connection* next = std::exchange(shared_.marked, nullptr);
+    shared_.last_marked = nullptr;
+    while (next != nullptr) {
+        Connection& current = *next;
+        next = current.unmark();
+        if (!current.ended()) current.output(now);
+        if (current.ended() && !current.marked()) destroy(current);
+    }
+}
+
+Instant TcpImpl::next_deadline() const {
+    return shared_.marked != nullptr ? Instant::min() : shared_.wheel.next_deadline();
+}
+
+Result<Listener*> TcpImpl::listen(const Endpoint& local, bool dual, const Options& options, ListenerOwner& owner) {
+    Listener* const listener = listeners_.add(local, dual, options, owner);
+    if (listener == nullptr) return fail(ENOBUFS, "listen: too many listeners");
+    shared_.ports.take(local);
+    if (dual) shared_.ports.take({Address::any(Family::kIpv4), local.port});
+    return listener;
+}
+
+void TcpImpl::close(Listener& listener) {
+    syn_queue_.forget(listener);
+    const Endpoint local = listener.local();
+    const bool dual = listener.dual();
+    listeners_.remove(listener);
+    shared_.ports.release(local);
+    if (dual) shared_.ports.release({Address::any(Family::kIpv4), local.port});
+}
+
+Result<Connection*> TcpImpl::connect(const Endpoint& local, const Endpoint& remote, const Options& options,
+                                     ConnectionOwner& owner, Instant now) {
+    shared_.now = now;
+    const Path path = TRY(shared_.ip.find_path(local.address, remote.address, now));
+    const std::uint32_t hash = flow_hash(local, remote);
+    std::uint32_t iss = shared_.isn.generate(local, remote, now);
+    std::uint32_t ts_recent = 0;
+    if (const FlowRef flow = find(hash, local, remote)) {
+        if (flow.kind != FlowRef::Kind::kTimeWait || !shared_.time_wait.give_way(flow.index, now, iss, ts_recent))
+            return fail(EADDRINUSE, "connect: the flow exists");
+    }
+    const std::uint32_t index = shared_.connections.allocate();
+    if (index == LazyPool::kNone) {
+        shared_.counters.drop(Drop::kTcpConnectionLimit);
+        return fail(ENOBUFS, "connect: connection table full");
+    }
+    if (!shared_.flows.insert(hash, {FlowRef::Kind::kConnection, index})) {
+        shared_.connections.release(index);
+        shared_.counters.drop(Drop::kTcpConnectionLimit);
+        return fail(ENOBUFS, "connect: flow table full");
+    }
+    auto* const opened = new (shared_.connections.at(index)) Connection(shared_, local, remote, hash, options);
+    shared_.ports.take(local);
+    ++shared_.counters.tcp_active_opens;
+    opened->open(owner, path, iss, ts_recent, now);
+    return opened;
+}
+
+Tcp::Tcp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng)
+    : impl_(std::make_unique<TcpImpl>(config, output, ports, counters, rng)) {}
+Tcp::~Tcp() = default;
+void Tcp::input(const IpPacket& packet, Instant now) { impl_->input(packet, now); }
+void Tcp::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
+                     std::uint32_t next_hop_mtu, Instant now) {
+    impl_->icmp_error(local, remote, sequence, error, next_hop_mtu, now);
+}
+void Tcp::advance(Instant now) { impl_->advance(now); }
+void Tcp::flush(Instant now) { impl_->flush(now); }
+Instant Tcp::next_deadline() const { return impl_->next_deadline(); }
+Result<Listener*> Tcp::listen(const Endpoint& local, bool dual, const Options& options, ListenerOwner& owner) {
+    return impl_->listen(local, dual, options, owner);
+}
+void Tcp::close(Listener& listener) { impl_->close(listener); }
+bool Tcp::is_listening(const Endpoint& local) const { return impl_->is_listening(local); }
+Result<Connection*> Tcp::connect(const Endpoint& local, const Endpoint& remote, const Options& options,
+                                 ConnectionOwner& owner, Instant now) {
+    return impl_->connect(local, remote, options, owner, now);
+}
+Usage Tcp::usage() const { return impl_->usage(); }
+
+}  // namespace culvert::stack::tcp

@@ -1,0 +1,193 @@
+// A connection's deadlines. There is one wheel node for all of them: it stands at the earliest that was ever set, and
+// when it comes up and nothing is due, it goes back to the wheel with the earliest that holds now.
+//
+//   retransmit_at_   SYN, retransmission, or (probing_) zero-window probe and the end of a cork
+//   delayed_ack_     the ACK that found nothing to ride on
+//   idle_at_         keepalive; FIN-WAIT-2 of a connection whose application has gone
+#include <algorithm>
+
+#include "daemon/stack/tcp/connection.h"
+#include "daemon/stack/tcp/shared.h"
+
+namespace culvert::stack::tcp {
+namespace {
+
+// [RFC9293 3.8.4 MUST-28] two hours; 75 s and 9 probes as in Linux.
+constexpr Duration kKeepAliveIdle = std::chrono::hours(2);
+constexpr Duration kKeepAliveInterval = std::chrono::seconds(75);
+constexpr std::uint32_t kKeepAliveCount = 9;
+
+Duration either(Duration chosen, Duration usual) { return chosen > Duration::zero() ? chosen : usual; }
+
+}  // namespace
+
+Instant Connection::earliest_deadline() const {
+    return std::min({retransmit_at_, delayed_ack_.deadline(), idle_at_});
+}
+
+void Connection::rearm() {
+    // An error may have come back while a segment went out (the neighbour does not answer).
+    if (!ended()) shared_.wheel.arm(*this, earliest_deadline());
+}
+
+Instant Connection::on_timer(Instant now) {
+    if (delayed_ack_.deadline() <= now) {
+        if (!ack_due_) ++shared_.counters.tcp_delayed_acks;
+        owe_ack();
+    }
+    if (retransmit_at_ <= now) {
+        retransmit_at_ = kNever;
+        if (state_ == State::kSynSent || state_ == State::kSynReceived)
+            on_syn_timer(now);
+        else if (probing_)
+            on_probe_timer(now);
+        else
+            on_retransmission_timer(now);
+    }
+    if (!ended() && idle_at_ <= now) on_idle_timer(now);
+    if (ended()) return kNever;
+    // An ACK that is owed leaves at the flush of this turn; its deadline must not bring the node up again before.
+    return std::min(retransmit_at_, idle_at_);
+}
+
+/// [RFC9293 3.8.3 MUST-20] R2, or the user's own timeout [RFC5482] [RFC9293 3.9.1 MUST-21].
+bool Connection::give_up(unsigned retries, unsigned limit, Instant now) {
+    const bool late = options_.user_timeout > Duration::zero() ? now - progress_at_ >= options_.user_timeout
+                                                               : retries >= limit;
+    if (late) finish(ETIMEDOUT);
+    return late;
+}
+
+void Connection::on_syn_timer(Instant now) {
+    if (give_up(retries_, kMaxSynRetries, now)) {
+        ++shared_.counters.tcp_failed_opens;
+        return;
+    }
+    ++retries_;
+    ++shared_.counters.tcp_retransmits;
+    ++total_retransmits_;
+    timing_ = false;
+    rtt_.back_off();
+    syn_due_ = true;
+    arm_retransmission(now);
+    mark();
+}
+
+/// [RFC6298 5.4 - 5.6]
+void Connection::on_retransmission_timer(Instant now) {
+    if (in_flight() == 0) {  // no path when it was set: try again
+        mark();
+        return;
+    }
+    // A peer that answers, but holds its window shut, is not gone. [RFC9293 3.8.6.1 MUST-37]
+    const bool answers = snd_wnd_ == 0 && now - last_received_ < 2 * rtt_.rto();
+    if (!answers && give_up(rtt_.backoffs(), orphan_ ? kMaxOrphanRetries : kMaxDataRetries, now)) return;
+    ++shared_.counters.tcp_timeouts;
+    rtt_.back_off();
+    timing_ = false;
+    recovery_.on_timeout(snd_una_, snd_nxt_, now, *congestion_, shared_.sacks);
+    arm_retransmission(now);
+    mark();
+}
+
+/// Data waits, nothing is in flight. [RFC9293 3.8.6.1]
+void Connection::on_probe_timer(Instant now) {
+    if (in_flight() > 0 || (queue_.end() == snd_nxt_ && (!shutdown_ || fin_sent_))) {
+        probing_ = false;
+        return;
+    }
+    mark();
+    if (snd_wnd_ > 0) {  // [RFC9293 3.8.6.2.1] the override of sender's SWS avoidance, or the end of a cork
+        push_out_ = true;
+        probing_ = false;
+        return;
+    }
+    if (give_up(retries_, orphan_ ? kMaxOrphanRetries : kMaxDataRetries, now)) return;
+    ++retries_;
+    ++shared_.counters.tcp_zero_window_probes;
+    rtt_.back_off();  // [RFC9293 3.8.6.1 SHLD-30]
+    probe_due_ = true;
+    retransmit_at_ = now + rtt_.rto();
+}
+
+void Connection::start_idle_timer(Instant now) {
+    if (orphan_ && state_ == State::kFinWait2) {
+        idle_at_ = now + shared_.config.fin_wait_2;
+    } else if (options_.keep_alive && !orphan_) {
+        idle_at_ = last_received_ + either(options_.keep_alive_idle, kKeepAliveIdle);
+    } else {
+        idle_at_ = kNever;
+    }
+    rearm();
+}
+
+void Connection::on_idle_timer(Instant now) {
+    if (orphan_ && state_ == State::kFinWait2) {  // the peer never says FIN, and nobody would read what else it says
+        finish(0);
+        return;
+    }
+    if (orphan_ || !options_.keep_alive) {
+        idle_at_ = kNever;
+        return;
+    }
+    const Instant due = last_received_ + either(options_.keep_alive_idle, kKeepAliveIdle);
+    if (now < due) {  // something came meanwhile
+        keepalive_probes_ = 0;
+        idle_at_ = due;
+        return;
+    }
+    const Duration interval = either(options_.keep_alive_interval, kKeepAliveInterval);
+    if (in_flight() > 0 || queue_.end() > snd_nxt_) {  // retransmission and probes find out by themselves
+        idle_at_ = now + interval;
+        return;
+    }
+    const std::uint32_t count = options_.keep_alive_count != 0 ? options_.keep_alive_count : kKeepAliveCount;
+    // A user timeout overrides the number of probes. [RFC5482 4.2]
+    const bool dead = options_.user_timeout > Duration::zero()
+                          ? keepalive_probes_ > 0 && now - last_received_ >= options_.user_timeout
+                          : keepalive_probes_ >= count;
+    if (dead) {
+        send_reset(now);
+        finish(ETIMEDOUT);
+        return;
+    }
+    ++keepalive_probes_;
+    ++shared_.counters.tcp_keepalive_probes;
+    probe_due_ = true;
+    mark();
+    idle_at_ = now + interval;
+}
+
+void Connection::on_icmp_error(std::uint32_t sequence, int error, std::uint32_t next_hop_mtu, Instant now) {
+    // [RFC5927 4.1] it must speak of something that is on its way
+    const Position position = widen(sequence, snd_una_);
+    if (position < snd_una_ || position > snd_nxt_ || ended()) {
+        shared_.counters.drop(Drop::kIcmpSequence);
+        return;
+    }
+    ++shared_.counters.icmp_in;
+    if (next_hop_mtu != 0) {
+        // [RFC1191 3] [RFC8201 4] no lower than the least a path of today has (Linux: 552 for IPv4)
+        const std::uint32_t mtu = std::max(next_hop_mtu, local_.address.is_v4() ? 552u : 1280u);
+        if (mtu >= std::min(path_.mtu, path_mtu_)) return;
+        path_mtu_ = mtu;
+        if (!established_once_) return;
+        update_mss();
+        if (in_flight() == 0) return;
+        // What is in flight was too large and is gone. No congestion: the window stays. [RFC1191 6.5]
+        const std::uint32_t cwnd = congestion_->cwnd();
+        const std::uint32_t ssthresh = congestion_->ssthresh();
+        recovery_.on_timeout(snd_una_, snd_nxt_, now, *congestion_, shared_.sacks);
+        congestion_->adopt(cwnd, ssthresh);
+        timing_ = false;
+        arm_retransmission(now);
+        mark();
+        return;
+    }
+    // [RFC5461] [RFC9293 3.9.2.2 MUST-54 .. 56] an established connection survives what may be forged or passing
+    if (error == 0 || (state_ != State::kSynSent && state_ != State::kSynReceived)) return;
+    ++shared_.counters.tcp_failed_opens;
+    finish(error);
+}
+
+}  // namespace culvert::stack::tcp
