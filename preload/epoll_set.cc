@@ -1,0 +1,621 @@
+#include "preload/epoll_set.h"
+
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <new>
+
+#include "preload/fd_table.h"
+#include "preload/libc.h"
+
+namespace culvert::preload {
+
+namespace {
+
+constexpr std::uint32_t kAlways = EPOLLERR | EPOLLHUP;
+constexpr std::uint32_t kFlags = EPOLLET | EPOLLONESHOT | EPOLLEXCLUSIVE | EPOLLWAKEUP;
+// What Linux allows together with EPOLLEXCLUSIVE.
+constexpr std::uint32_t kWithExclusive =
+    EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE;
+// A set that got no event queue (the daemon's table is full) looks for itself this often.
+constexpr std::int64_t kWithoutQueueNs = 1'000'000;
+
+/// Private event data: addresses inside a range that nobody can have a pointer into. The first two are the queue's
+/// eventfd and the control connection; the others number the entries that are in the kernel's instance too.
+constexpr std::uint64_t kPrivateRange = 1u << 21;
+constexpr std::uint64_t kQueueOffset = 0;
+constexpr std::uint64_t kControlOffset = 1;
+constexpr std::uint64_t kEntryOffset = 2;
+
+std::uint64_t private_base() noexcept {
+    static std::atomic<std::uint64_t> base{0};
+    std::uint64_t known = base.load(std::memory_order_acquire);
+    if (known != 0) return known;
+    void* range = ::mmap(nullptr, kPrivateRange, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (range == MAP_FAILED) return 0;
+    const auto fresh = reinterpret_cast<std::uint64_t>(range);
+    if (base.compare_exchange_strong(known, fresh, std::memory_order_acq_rel)) return fresh;
+    ::munmap(range, kPrivateRange);
+    return known;
+}
+
+int fail_with(int error) noexcept {
+    errno = error;
+    return -1;
+}
+
+/// Bumped in every forked child: a queue of an older generation is the parent's.
+std::atomic<std::uint32_t> fork_generation{0};
+
+std::int64_t to_ns(const timespec& time) { return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec; }
+
+/// epoll_pwait2 through libc (a cancellation point), or with milliseconds where kernel or libc lack it.
+int kernel_wait(int epoll_fd, epoll_event* events, int max_events, std::int64_t timeout_ns, const sigset_t* mask) {
+    static std::atomic<bool> lacks_pwait2{false};
+    if (timeout_ns > 0 && timeout_ns % 1'000'000 != 0 && libc::epoll_pwait2.get() != nullptr &&
+        !lacks_pwait2.load(std::memory_order_relaxed)) {
+        const timespec timeout{timeout_ns / 1'000'000'000, timeout_ns % 1'000'000'000};
+        const int count = libc::epoll_pwait2.get()(epoll_fd, events, max_events, &timeout, mask);
+        if (count >= 0 || (errno != ENOSYS && errno != EPERM)) return count;
+        lacks_pwait2.store(true, std::memory_order_relaxed);
+    }
+    const std::int64_t ms = timeout_ns < 0 ? -1 : std::min<std::int64_t>((timeout_ns + 999'999) / 1'000'000, INT32_MAX);
+    if (mask == nullptr) return libc::epoll_wait.get()(epoll_fd, events, max_events, static_cast<int>(ms));
+    return libc::epoll_pwait.get()(epoll_fd, events, max_events, static_cast<int>(ms), mask);
+}
+
+/// IN implies RDNORM, OUT implies WRNORM, for those who ask for the long names.
+std::uint32_t with_aliases(std::uint32_t mask) {
+    if ((mask & EPOLLIN) != 0) mask |= EPOLLRDNORM;
+    if ((mask & EPOLLOUT) != 0) mask |= EPOLLWRNORM;
+    return mask;
+}
+
+/// What the kernel's half of a Culvert socket is asked for: room to send is known on our side alone.
+std::uint32_t kernel_half(std::uint32_t events) { return events & ~std::uint32_t{EPOLLOUT | EPOLLWRNORM}; }
+
+}  // namespace
+
+class EpollSet::Lock {
+public:
+    explicit Lock(EpollSet& set) : mutex_(&set.mutex_) { ::pthread_mutex_lock(mutex_); }
+    ~Lock() { ::pthread_mutex_unlock(mutex_); }
+    Lock(const Lock&) = delete;
+    Lock& operator=(const Lock&) = delete;
+
+private:
+    pthread_mutex_t* mutex_;
+};
+
+/// One thread in the kernel's wait. A destructor, because the wait is a cancellation point.
+struct EpollSet::Sleeping {
+    explicit Sleeping(EpollSet& the_set) : set(the_set) {
+        Lock lock(set);
+        ++set.sleepers_;
+        if (set.has_queue_) shm::announce_sleep(set.client_->segment().queue(set.queue_.index).asleep);
+    }
+    ~Sleeping() {
+        Lock lock(set);
+        // While others sleep the flag stays: they did not ask to be forgotten because we woke.
+        if (--set.sleepers_ == 0 && set.has_queue_ && !set.pollable_)
+            shm::cancel_sleep(set.client_->segment().queue(set.queue_.index).asleep);
+    }
+    Sleeping(const Sleeping&) = delete;
+    Sleeping& operator=(const Sleeping&) = delete;
+
+    EpollSet& set;
+};
+
+/// All sets ever made: for fork, and to find the entries of a description.
+struct EpollSets {
+    static std::atomic<EpollSet*>& first() {
+        static std::atomic<EpollSet*> head{nullptr};
+        return head;
+    }
+    template <class Visit>
+    static void for_each(Visit&& visit) {
+        for (EpollSet* set = first().load(std::memory_order_acquire); set != nullptr; set = set->next_set_) visit(*set);
+    }
+    // No set is half-way through a change when the process is copied.
+    static void before_fork() {
+        for_each([](EpollSet& set) { ::pthread_mutex_lock(&set.mutex_); });
+    }
+    static void after_fork_in_parent() {
+        for_each([](EpollSet& set) { ::pthread_mutex_unlock(&set.mutex_); });
+    }
+    static void after_fork_in_child() {
+        fork_generation.fetch_add(1, std::memory_order_relaxed);
+        for_each([](EpollSet& set) {
+            set.sleepers_ = 0;  // the other threads stayed behind
+            ::pthread_mutex_unlock(&set.mutex_);
+        });
+    }
+    static void install_fork_handlers() {
+        static pthread_once_t once = PTHREAD_ONCE_INIT;
+        ::pthread_once(&once, [] { ::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child); });
+    }
+};
+
+EpollSet* EpollSet::create() noexcept {
+    if (private_base() == 0) return nullptr;
+    EpollSets::install_fork_handlers();
+    EpollSet* found = nullptr;
+    EpollSets::for_each([&found](EpollSet& set) {
+        bool expected = false;
+        if (found == nullptr && set.in_use_.compare_exchange_strong(expected, true, std::memory_order_acq_rel))
+            found = &set;
+    });
+    if (found != nullptr) return found;
+    // Never freed: a thread may look at a description that another one has just closed.
+    auto* set = new (std::nothrow) EpollSet();
+    if (set == nullptr) return nullptr;
+    set->in_use_.store(true, std::memory_order_relaxed);
+    std::atomic<EpollSet*>& head = EpollSets::first();
+    set->next_set_ = head.load(std::memory_order_relaxed);
+    while (!head.compare_exchange_weak(set->next_set_, set, std::memory_order_release, std::memory_order_relaxed)) {
+    }
+    return set;
+}
+
+DescriptionRef EpollSet::find_or_adopt(int fd) noexcept {
+    FdTable& table = FdTable::instance();
+    if (table.contains(fd)) return table.find(fd);
+    Client* client = Client::current();
+    if (client == nullptr) return {};
+    // An epoll instance says that it does not know our control connection; anything else says EINVAL.
+    epoll_event unused{};
+    const int saved = errno;
+    const bool is_epoll =
+        libc::epoll_ctl(fd, EPOLL_CTL_DEL, client->control_fd(), &unused) != 0 && errno == ENOENT;
+    errno = saved;
+    if (!is_epoll) return {};
+    EpollSet* set = create();
+    if (set == nullptr) return {};
+    table.insert(fd, *set);
+    return table.find(fd);
+}
+
+// --- changes ----------------------------------------------------------------------------------------------------------
+
+int EpollSet::control(int epoll_fd, int operation, int fd, Description& target, epoll_event* event) noexcept {
+    last_fd_.store(epoll_fd, std::memory_order_relaxed);
+    if (operation != EPOLL_CTL_ADD && operation != EPOLL_CTL_MOD && operation != EPOLL_CTL_DEL) return fail_with(EINVAL);
+    if (operation != EPOLL_CTL_DEL && event == nullptr) return fail_with(EFAULT);
+    own_after_fork(epoll_fd);
+    Lock lock(*this);
+    EpollEntry* entry = entries_.find(fd, target);
+    if (operation == EPOLL_CTL_ADD) return entry != nullptr ? fail_with(EEXIST) : add(epoll_fd, fd, target, *event);
+    // A socket that was added behind our back (by a raw system call, or before an exec) is the kernel's affair.
+    if (entry == nullptr) return target.is_ours() ? fail_with(ENOENT) : libc::epoll_ctl(epoll_fd, operation, fd, event);
+    return operation == EPOLL_CTL_MOD ? modify(epoll_fd, *entry, *event) : remove(epoll_fd, *entry);
+}
+
+int EpollSet::add(int epoll_fd, int fd, Description& target, const epoll_event& event) noexcept {
+    const bool exclusive = (event.events & EPOLLEXCLUSIVE) != 0;
+    if (exclusive && (event.events & ~kWithExclusive) != 0) return fail_with(EINVAL);
+    EpollEntry* entry = entries_.add(fd, target);
+    if (entry == nullptr) return fail_with(ENOMEM);
+    entry->events = event.events;
+    entry->data = event.data.u64;
+    entry->record = shm::kNoIndex;
+    if (target.is_ours()) ensure_queue(epoll_fd);
+    if (!target.is_ours() || target.polls_kernel_too()) {
+        if (kernel_add(epoll_fd, *entry, target.is_ours()) != 0) {
+            const int error = errno;
+            entries_.remove(*entry);
+            return fail_with(error);
+        }
+    }
+    target.epoll_registrations.fetch_add(1, std::memory_order_relaxed);
+    if (!target.is_ours()) return 0;
+    watch(*entry);
+    wake_others();
+    return 0;
+}
+
+// `half`: only the kernel's half of a Culvert socket, under private data.
+int EpollSet::kernel_add(int epoll_fd, EpollEntry& entry, bool half) noexcept {
+    epoll_event registration{};
+    registration.events = half ? kernel_half(entry.events) : entry.events;
+    registration.data.u64 = half ? private_base() + kEntryOffset + entries_.index_of(entry) : entry.data;
+    const int result = libc::epoll_ctl(epoll_fd, EPOLL_CTL_ADD, entry.fd, &registration);
+    entry.in_kernel = result == 0;
+    return result;
+}
+
+// Makes the entry Culvert's: news about its record come to our queue from now on, and it is looked at once.
+void EpollSet::watch(EpollEntry& entry) noexcept {
+    entry.record = entry.target->record();
+    entry.ours = true;
+    entries_.link_record(entry);
+    ++ours_;
+    if (has_queue_) {
+        if ((entry.events & EPOLLEXCLUSIVE) != 0 && entry.record < client_->segment().geometry().sockets)
+            client_->segment().socket(entry.record).app.flags.fetch_or(shm::kAppExclusive, std::memory_order_seq_cst);
+        client_->watch(queue_.index, entry.record);
+    }
+    entries_.nominate(entry);
+}
+
+void EpollSet::unwatch(EpollEntry& entry) noexcept {
+    if (!entry.ours) return;
+    entries_.dismiss(entry);
+    entries_.unlink_record(entry);
+    entry.ours = false;
+    --ours_;
+    const bool own_queue = has_queue_ && generation_ == fork_generation.load(std::memory_order_relaxed);
+    if (own_queue && !entries_.has_record(entry.record)) client_->unwatch(queue_.index, entry.record);
+}
+
+int EpollSet::modify(int epoll_fd, EpollEntry& entry, const epoll_event& event) noexcept {
+    if (((event.events | entry.events) & EPOLLEXCLUSIVE) != 0) return fail_with(EINVAL);
+    if (entry.in_kernel) {
+        epoll_event registration = event;
+        if (entry.ours) {
+            registration.events = kernel_half(event.events);
+            registration.data.u64 = private_base() + kEntryOffset + entries_.index_of(entry);
+        }
+        if (libc::epoll_ctl(epoll_fd, EPOLL_CTL_MOD, entry.fd, &registration) != 0) return -1;
+    }
+    entry.events = event.events;
+    entry.data = event.data.u64;
+    entry.armed = true;
+    if (entry.ours) {
+        entries_.nominate(entry);
+        wake_others();
+    }
+    return 0;
+}
+
+int EpollSet::remove(int epoll_fd, EpollEntry& entry) noexcept {
+    int result = 0;
+    if (entry.in_kernel) {
+        epoll_event unused{};
+        result = libc::epoll_ctl(epoll_fd, EPOLL_CTL_DEL, entry.fd, &unused);
+    }
+    const int error = errno;
+    drop(entry);
+    errno = error;
+    return result;
+}
+
+// Takes the entry out of our tables; the kernel's registration is the caller's affair.
+void EpollSet::drop(EpollEntry& entry) noexcept {
+    entry.target->epoll_registrations.fetch_sub(1, std::memory_order_relaxed);
+    unwatch(entry);
+    entries_.remove(entry);
+}
+
+void EpollSet::forget_everywhere(Description& target) noexcept {
+    const KeepErrno keep;
+    EpollSets::for_each([&target](EpollSet& set) {
+        if (!set.in_use_.load(std::memory_order_acquire)) return;
+        Lock lock(set);
+        const bool own = set.generation_ == fork_generation.load(std::memory_order_relaxed);
+        set.entries_.for_each_of(target, [&](EpollEntry& entry) {
+            // The kernel's file may live on under a placeholder, so that closing the descriptor does not unregister it.
+            // A number that means something else by now is left alone; so is the parent's registration after a fork.
+            if (entry.in_kernel && entry.ours && own) {
+                const DescriptionRef now = FdTable::instance().find(entry.fd);
+                epoll_event unused{};
+                if (now.get() == &target)
+                    libc::epoll_ctl(set.any_descriptor(), EPOLL_CTL_DEL, entry.fd, &unused);
+            }
+            set.drop(entry);
+        });
+    });
+}
+
+void EpollSet::ownership_changed_everywhere(Description& target) noexcept {
+    const KeepErrno keep;
+    EpollSets::for_each([&target](EpollSet& set) {
+        if (!set.in_use_.load(std::memory_order_acquire)) return;
+        const int epoll_fd = set.any_descriptor();
+        if (epoll_fd < 0) return;
+        set.own_after_fork(epoll_fd);
+        Lock lock(set);
+        set.entries_.for_each_of(target, [&](EpollEntry& entry) { set.reconsider(epoll_fd, entry); });
+        set.wake_others();
+    });
+}
+
+void notify_became_ours(Description& target) noexcept {
+    if (target.epoll_registrations.load(std::memory_order_acquire) != 0) EpollSet::ownership_changed_everywhere(target);
+}
+
+// Moves an entry to where its socket is now: into the kernel's instance, to our queue, or both.
+void EpollSet::reconsider(int epoll_fd, EpollEntry& entry) noexcept {
+    const bool ours = entry.target->is_ours();
+    if (!ours && !entry.ours) return;
+    if (ours && entry.ours && entry.record == entry.target->record()) {
+        entries_.nominate(entry);
+        return;
+    }
+    epoll_event unused{};
+    if (entry.in_kernel) libc::epoll_ctl(epoll_fd, EPOLL_CTL_DEL, entry.fd, &unused);
+    entry.in_kernel = false;
+    unwatch(entry);
+    if (ours) ensure_queue(epoll_fd);
+    if (!ours || entry.target->polls_kernel_too()) kernel_add(epoll_fd, entry, ours);
+    if (ours) watch(entry);
+}
+
+void EpollSet::on_last_close() noexcept {
+    const KeepErrno keep;
+    Lock lock(*this);
+    entries_.for_each([this](EpollEntry& entry) { drop(entry); });
+    entries_.clear();
+    release_queue();
+    pollable_ = daemon_gone_seen_ = false;
+    calls_since_harvest_ = 0;
+    last_fd_.store(-1, std::memory_order_relaxed);
+}
+
+void EpollSet::dispose() noexcept { in_use_.store(false, std::memory_order_release); }
+
+// --- the queue --------------------------------------------------------------------------------------------------------
+
+bool EpollSet::ensure_queue(int epoll_fd) noexcept {
+    if (has_queue_) return true;
+    Client* client = Client::current();
+    if (client == nullptr || client->daemon_gone()) return false;
+    if (!entries_.size_record_index(client->segment().geometry().sockets)) return false;
+    const auto queue = client->add_queue();
+    if (!queue) return false;
+    client_ = client;
+    queue_ = *queue;
+    generation_ = fork_generation.load(std::memory_order_relaxed);
+    daemon_gone_seen_ = false;
+    const std::uint64_t base = private_base();
+    const std::uint32_t trigger = pollable_ ? 0u : std::uint32_t{EPOLLET};
+    if (!register_private(epoll_fd, queue_.eventfd, base + kQueueOffset, EPOLLIN | trigger) ||
+        !register_private(epoll_fd, client->control_fd(), base + kControlOffset, EPOLLIN | EPOLLRDHUP | EPOLLET)) {
+        client->remove_queue(queue_);
+        return false;
+    }
+    has_queue_.store(true, std::memory_order_release);
+    if (sleepers_ > 0 || pollable_) shm::announce_sleep(client_->segment().queue(queue_.index).asleep);
+    return true;
+}
+
+bool EpollSet::register_private(int epoll_fd, int fd, std::uint64_t data, std::uint32_t events) noexcept {
+    epoll_event registration{};
+    registration.events = events;
+    registration.data.u64 = data;
+    return libc::epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &registration) == 0 || errno == EEXIST;
+}
+
+void EpollSet::release_queue() noexcept {
+    if (!has_queue_) return;
+    has_queue_.store(false, std::memory_order_release);
+    if (generation_ == fork_generation.load(std::memory_order_relaxed)) client_->remove_queue(queue_);
+    // client_ and queue_ stay as they are: a thread that is just leaving wait() may still look at them.
+}
+
+// The first use in a forked child: the queue that the tables speak of is the parent's.
+void EpollSet::own_after_fork(int epoll_fd) noexcept {
+    if (!has_queue_.load(std::memory_order_acquire) ||
+        generation_ == fork_generation.load(std::memory_order_relaxed))
+        return;
+    Lock lock(*this);
+    if (!has_queue_ || generation_ == fork_generation.load(std::memory_order_relaxed)) return;
+    release_queue();
+    ensure_queue(epoll_fd);
+    entries_.for_each([this](EpollEntry& entry) {
+        if (!entry.ours) return;
+        if (has_queue_) client_->watch(queue_.index, entry.record);
+        entries_.nominate(entry);
+    });
+}
+
+int EpollSet::any_descriptor() noexcept {
+    FdTable& table = FdTable::instance();
+    const int likely = last_fd_.load(std::memory_order_relaxed);
+    if (likely >= 0 && table.find(likely).get() == this) return likely;
+    int found = -1;
+    table.for_each([&](int fd, Description& description) {
+        if (&description == this) found = fd;
+    });
+    last_fd_.store(found, std::memory_order_relaxed);
+    return found;
+}
+
+void EpollSet::make_pollable(int epoll_fd) noexcept {
+    own_after_fork(epoll_fd);
+    Lock lock(*this);
+    if (pollable_) return;
+    pollable_ = true;
+    if (!has_queue_) return;
+    epoll_event registration{};
+    registration.events = EPOLLIN;
+    registration.data.u64 = private_base() + kQueueOffset;
+    libc::epoll_ctl(epoll_fd, EPOLL_CTL_MOD, queue_.eventfd, &registration);
+    collect();
+    settle_pollable();
+}
+
+// --- waiting ----------------------------------------------------------------------------------------------------------
+
+// Bits become candidates.
+void EpollSet::collect() noexcept {
+    if (!has_queue_) {
+        if (ours_ > 0) entries_.for_each([this](EpollEntry& entry) { if (entry.ours) entries_.nominate(entry); });
+        return;
+    }
+    if (client_->daemon_gone() && !daemon_gone_seen_) {
+        daemon_gone_seen_ = true;
+        entries_.for_each([this](EpollEntry& entry) { if (entry.ours) entries_.nominate(entry); });
+    }
+    // Before collecting, so that whatever is posted after it finds the flag of those who still sleep.
+    shm::QueueRecord& record = client_->segment().queue(queue_.index);
+    if ((sleepers_ > 0 || pollable_) && record.asleep.load(std::memory_order_relaxed) == 0)
+        shm::announce_sleep(record.asleep);
+    client_->segment().ready(queue_.index).collect([this](std::uint32_t socket) { entries_.nominate_record(socket); });
+}
+
+// Looks at each candidate once, oldest first, and reports those that are ready, after the `count` events that are there.
+int EpollSet::walk(epoll_event* events, int count, int max_events) noexcept {
+    for (std::uint32_t left = entries_.candidates(); left > 0 && count < max_events; --left) {
+        EpollEntry& entry = *entries_.oldest();
+        entries_.dismiss(entry);
+        if (!entry.armed) continue;
+        const std::uint32_t asked = (entry.events & ~kFlags) | kAlways;
+        const std::uint32_t mask = with_aliases(entry.target->poll_now((entry.events & EPOLLOUT) != 0)) & asked;
+        if (mask == 0) continue;
+        if (entry.in_kernel && entry.round == round_) {
+            events[entry.slot].events |= mask;  // a listener with connections on both sides: one report
+        } else {
+            events[count].events = mask;
+            events[count].data.u64 = entry.data;
+            ++count;
+        }
+        if ((entry.events & EPOLLONESHOT) != 0) {
+            entry.armed = false;
+            if (entry.in_kernel) {
+                epoll_event disarmed{};  // the kernel's half reports no more either
+                disarmed.events = EPOLLONESHOT;
+                disarmed.data.u64 = private_base() + kEntryOffset + entries_.index_of(entry);
+                libc::epoll_ctl(any_descriptor(), EPOLL_CTL_MOD, entry.fd, &disarmed);
+            }
+        } else if ((entry.events & EPOLLET) == 0) {
+            entries_.nominate(entry);
+        }
+    }
+    return count;
+}
+
+// Candidates that stay behind are for the threads that sleep.
+void EpollSet::wake_others() noexcept {
+    if (has_queue_ && entries_.candidates() > 0 && (sleepers_ > 0 || pollable_)) shm::signal_eventfd(queue_.eventfd);
+}
+
+// The eventfd stays signalled exactly as long as there may be something to report.
+void EpollSet::settle_pollable() noexcept {
+    if (!pollable_ || !has_queue_) return;
+    if (entries_.candidates() > 0) {
+        shm::signal_eventfd(queue_.eventfd);
+        return;
+    }
+    std::uint64_t count = 0;
+    ::syscall(SYS_read, queue_.eventfd, &count, sizeof count);
+    shm::announce_sleep(client_->segment().queue(queue_.index).asleep);
+    if (client_->segment().ready(queue_.index).any()) shm::signal_eventfd(queue_.eventfd);
+}
+
+// What the kernel has now, without waiting. Private events are taken out; -1 on error.
+int EpollSet::harvest(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept {
+    calls_since_harvest_ = 0;
+    const int count = libc::epoll_wait(epoll_fd, events, max_events, 0);
+    return count > 0 ? translate(events, count, seen) : count;
+}
+
+// The kernel's events in the application's terms.
+int EpollSet::translate(epoll_event* events, int count, Seen& seen) noexcept {
+    const std::uint64_t base = private_base();
+    int kept = 0;
+    for (int i = 0; i < count; ++i) {
+        const std::uint64_t offset = events[i].data.u64 - base;
+        if (offset >= kPrivateRange) {
+            events[kept++] = events[i];
+            continue;
+        }
+        if (offset < kEntryOffset) {
+            seen.private_event = true;
+            if (offset == kControlOffset && client_ != nullptr) client_->check_daemon();
+            continue;
+        }
+        EpollEntry* entry = entries_.at(static_cast<std::uint32_t>(offset - kEntryOffset));
+        if (entry == nullptr || !entry->in_kernel || !entry->armed) continue;
+        if ((entry->events & EPOLLONESHOT) != 0) {
+            entry->armed = false;
+            entries_.dismiss(*entry);
+        }
+        entry->round = round_;
+        entry->slot = kept;
+        events[kept].events = events[i].events;
+        events[kept++].data.u64 = entry->data;
+    }
+    return kept;
+}
+
+// Both sides, without waiting: Culvert's candidates and, now and then, what the kernel has.
+int EpollSet::look(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept {
+    Lock lock(*this);
+    ++round_;
+    collect();
+    int kernel = 0;
+    // The kernel first and at most half of the room, so that neither side starves the other.
+    if (entries_.candidates() > 0 && ++calls_since_harvest_ >= kHarvestEvery)
+        kernel = std::max(0, harvest(epoll_fd, events, (max_events + 1) / 2, seen));
+    const int count = walk(events, kernel, max_events);
+    wake_others();
+    settle_pollable();
+    return count;
+}
+
+bool EpollSet::news() noexcept {
+    return has_queue_ && (client_->segment().ready(queue_.index).any() ||
+                          (client_->daemon_gone() && !daemon_gone_seen_));
+}
+
+// Looks without a system call for a while. True if there is something to look at properly.
+bool EpollSet::spin(std::int64_t timeout_ns) noexcept {
+    if (!has_queue_) return false;
+    const std::uint32_t spin_us = client_->spin_us();
+    if (timeout_ns > 0 && timeout_ns / 1000 < spin_us) return false;
+    SpinWait spin(spin_history_, spin_us);
+    while (spin.again()) {
+        if (!news()) continue;
+        spin.found();
+        return true;
+    }
+    return false;
+}
+
+int EpollSet::wait(int epoll_fd, epoll_event* events, int max_events, const timespec* timeout, const sigset_t* mask) {
+    last_fd_.store(epoll_fd, std::memory_order_relaxed);
+    if (max_events <= 0) return fail_with(EINVAL);
+    if (timeout != nullptr && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1'000'000'000))
+        return fail_with(EINVAL);
+    own_after_fork(epoll_fd);
+    const std::int64_t timeout_ns = timeout != nullptr ? to_ns(*timeout) : -1;
+    const std::int64_t deadline = timeout_ns > 0 ? monotonic_ns() + timeout_ns : 0;
+    for (bool first = true;; first = false) {
+        Seen seen;
+        if (ours_.load(std::memory_order_relaxed) > 0) {
+            int count = look(epoll_fd, events, max_events, seen);
+            if (count > 0) return count;
+            {
+                Lock lock(*this);
+                count = harvest(epoll_fd, events, max_events, seen);
+            }
+            if (count != 0) return count;
+            if (seen.private_event && timeout_ns != 0) continue;
+            if (timeout_ns == 0) return seen.private_event ? look(epoll_fd, events, max_events, seen) : 0;
+            if (first && spin(timeout_ns)) continue;
+        }
+        std::int64_t left = timeout_ns;
+        if (timeout_ns > 0) left = std::max<std::int64_t>(0, deadline - monotonic_ns());
+        const bool blind = ours_.load(std::memory_order_relaxed) > 0 && !has_queue_;
+        const bool sliced = blind && (left < 0 || left > kWithoutQueueNs);
+        int count = 0;
+        {
+            Sleeping sleeping(*this);
+            if (news()) continue;
+            count = kernel_wait(epoll_fd, events, max_events, sliced ? kWithoutQueueNs : left, mask);
+        }
+        if (count < 0) return -1;
+        if (count == 0 && !sliced) return ours_ > 0 ? look(epoll_fd, events, max_events, seen) : 0;
+        if (count > 0) {
+            Lock lock(*this);
+            count = translate(events, count, seen);
+        }
+        if (count == 0) continue;
+        return count;
+    }
+}
+
+}  // namespace culvert::preload

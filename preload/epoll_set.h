@@ -1,0 +1,145 @@
+// An epoll instance that holds kernel descriptors and Culvert sockets at once.
+//
+//   kernel descriptor ---------------------> the kernel's instance, with the application's own data: costs nothing
+//   Culvert connection --> entry --+
+//   Culvert listener   --> entry --+------> ... and in the kernel's instance too (clients of other interfaces)
+//                                  |
+//        segment.ready(queue) -----+--> candidates --poll_now--> reported
+//        eventfd, control connection ------> the kernel's instance, under private data, so that a sleeper wakes
+//
+// Candidates are the entries that *may* be ready: the daemon gave a bit, or they were ready last time and are
+// level-triggered. poll_now is the truth; being a candidate wrongly costs one look, not being one would lose an event.
+// So an entry becomes a candidate when it is added or modified, on each bit, and when the daemon dies.
+//
+//   entry        | meaning                                   | leaves by
+//   idle         | not ready when last looked at             | a bit, MOD
+//   candidate    | look at it in the next wait               | not ready: idle; reported: level-triggered stays, EPOLLET
+//                |                                           | idle, EPOLLONESHOT disarmed
+//   disarmed     | one-shot and reported                     | MOD
+//   kernel-only  | a socket that is not Culvert's (yet)      | became_ours: candidate
+//
+// Every socket the shim knows has an entry, because connect() and listen() may turn it into a Culvert socket after it
+// was added; other kernel descriptors have none.
+//
+// Sleeping. Several threads may wait on one set, but the queue has one `asleep` flag, which the daemon takes to 0 with its
+// one signal. Whoever collects bits while others sleep announces sleep on their behalf *before* it collects, and signals
+// the eventfd itself if it leaves candidates behind. So no event is posted to a queue with a sleeper and no flag.
+//
+// Seen from outside. If the epoll descriptor itself is polled (another set, poll(), select()), nobody calls wait() when
+// something comes. Then the set is `pollable`: its queue always says asleep, the eventfd is level-triggered and stays
+// signalled as long as there are candidates; the kernel's instance is then readable whenever the set may have news.
+//
+// fork. The kernel's instance is shared with the child, our tables are copied. The child leaves everything alone until
+// it uses the set; then it gets a queue of its own and watches all entries from there.
+#pragma once
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <time.h>
+
+#include <atomic>
+#include <cstdint>
+
+#include "preload/client.h"
+#include "preload/description.h"
+#include "preload/epoll_entries.h"
+#include "preload/fd_table.h"
+#include "preload/wait.h"
+
+namespace culvert::preload {
+
+struct EpollSets;
+
+class EpollSet final : public Description {
+public:
+    /// A fresh set (from the pool of type-stable sets), to be put behind a descriptor. Null: out of memory.
+    static EpollSet* create() noexcept;
+    /// The set behind `fd`, made now if `fd` is an epoll instance that we have not seen (inherited over exec).
+    static DescriptionRef find_or_adopt(int fd) noexcept;
+
+    /// epoll_ctl on the set behind `epoll_fd`: 0, or -1 and errno. `target` is what `fd` refers to: a socket.
+    int control(int epoll_fd, int operation, int fd, Description& target, epoll_event* event) noexcept;
+    /// epoll_pwait2; `timeout` null waits for ever. A cancellation point like the original.
+    int wait(int epoll_fd, epoll_event* events, int max_events, const timespec* timeout, const sigset_t* mask);
+
+    /// Makes the kernel's instance tell the truth to whoever polls it. Cannot be undone.
+    void make_pollable(int epoll_fd) noexcept;
+
+    /// `target` has lost its last descriptor: takes its entries out of all sets.
+    static void forget_everywhere(Description& target) noexcept;
+    /// is_ours() or record() of `target` has changed (see notify_became_ours): moves its entries in all sets.
+    static void ownership_changed_everywhere(Description& target) noexcept;
+
+    void on_last_close() noexcept override;
+    void dispose() noexcept override;
+    // As a target, a set is the kernel's: make_pollable keeps the kernel's instance truthful.
+    bool is_ours() const noexcept override { return false; }
+    std::uint32_t poll_now(bool) noexcept override { return 0; }
+    bool polls_kernel_too() const noexcept override { return true; }
+    std::uint32_t record() const noexcept override { return shm::kNoIndex; }
+
+private:
+    /// How many calls that found Culvert events may go by until the kernel is asked too: a system call of about 0.3 us
+    /// on every fourth call is noise, and a kernel descriptor waits for three short calls at most.
+    static constexpr std::uint32_t kHarvestEvery = 4;
+
+    EpollSet() : Description(Kind::kEpoll) {}
+
+    class Lock;
+    struct Sleeping;
+    /// What one look came across besides events to report.
+    struct Seen {
+        bool private_event = false;  // the eventfd or the control connection
+    };
+
+    int add(int epoll_fd, int fd, Description& target, const epoll_event& event) noexcept;
+    int modify(int epoll_fd, EpollEntry& entry, const epoll_event& event) noexcept;
+    int remove(int epoll_fd, EpollEntry& entry) noexcept;
+    int kernel_add(int epoll_fd, EpollEntry& entry, bool half) noexcept;
+    void drop(EpollEntry& entry) noexcept;
+    void watch(EpollEntry& entry) noexcept;
+    void unwatch(EpollEntry& entry) noexcept;
+    void reconsider(int epoll_fd, EpollEntry& entry) noexcept;
+
+    bool ensure_queue(int epoll_fd) noexcept;
+    bool register_private(int epoll_fd, int fd, std::uint64_t data, std::uint32_t events) noexcept;
+    void own_after_fork(int epoll_fd) noexcept;
+    void release_queue() noexcept;
+    int any_descriptor() noexcept;
+
+    void collect() noexcept;
+    int walk(epoll_event* events, int count, int max_events) noexcept;
+    void wake_others() noexcept;
+    void settle_pollable() noexcept;
+    int look(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept;
+    int harvest(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept;
+    int translate(epoll_event* events, int count, Seen& seen) noexcept;
+    bool spin(std::int64_t timeout_ns) noexcept;
+    bool news() noexcept;
+
+    pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+    std::atomic<bool> in_use_{false};
+    EpollSet* next_set_ = nullptr;  // all sets ever made
+    std::atomic<int> last_fd_{-1};  // a descriptor of this set, most likely
+    std::atomic<bool> has_queue_{false};
+    std::uint32_t generation_ = 0;  // fork generation that owns the queue
+    Client* client_ = nullptr;
+    EventQueue queue_;
+    bool pollable_ = false;
+    bool daemon_gone_seen_ = false;
+    std::uint32_t sleepers_ = 0;
+    std::uint32_t calls_since_harvest_ = 0;
+    std::uint32_t round_ = 0;             // numbers the looks
+    std::atomic<std::uint32_t> ours_{0};  // entries that are Culvert's
+    SpinHistory spin_history_;
+    EpollEntries entries_;
+
+    friend struct EpollSets;
+};
+
+/// Called by Socket when connect(), listen(), bind() or the loss of the daemon has changed its is_ours() or record().
+/// Cheap when no set holds it.
+void notify_became_ours(Description& target) noexcept;
+
+}  // namespace culvert::preload
