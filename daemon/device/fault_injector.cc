@@ -63,7 +63,8 @@ std::size_t FaultInjector::receive(std::span<RxPacket> burst) {
     while (const std::size_t count = inner_.receive(arrived)) {
         for (const RxPacket& packet : std::span(arrived).first(count)) {
             std::vector<std::byte> bytes(packet.head.begin(), packet.head.end());
-            for (const std::span<const std::byte> fragment : packet.rest) bytes.insert(bytes.end(), fragment.begin(), fragment.end());
+            for (const std::span<const std::byte> fragment : packet.rest)
+                bytes.insert(bytes.end(), fragment.begin(), fragment.end());
             checksum_ = packet.checksum;
             receive_.push(std::move(bytes), now_);
         }
@@ -95,7 +96,8 @@ bool FaultInjector::flush() {
         TxPacket out;
         if (!inner_.tx().reserve(static_cast<std::uint32_t>(bytes.size()), out)) {
             inner_.flush();  // gives chunks back
-            if (!inner_.tx().reserve(static_cast<std::uint32_t>(bytes.size()), out)) continue;  // lost: it is a bad link
+            if (!inner_.tx().reserve(static_cast<std::uint32_t>(bytes.size()), out))
+                continue;  // lost: it is a bad link
         }
         auto from = bytes.begin();
         for (std::uint32_t i = 0; i < out.count; ++i) {

@@ -20,10 +20,10 @@
 namespace culvert::device {
 
 struct Faults {
-    double loss = 0;       // each a chance per packet, 0 to 1
+    double loss = 0;  // each a chance per packet, 0 to 1
     double duplicate = 0;
-    double corrupt = 0;    // one bit flipped
-    double reorder = 0;    // held back for reorder_hold longer than others
+    double corrupt = 0;  // one bit flipped
+    double reorder = 0;  // held back for reorder_hold longer than others
     Duration reorder_hold = std::chrono::milliseconds(1);
     Duration delay_min{0};  // uniform between the two; different delays reorder as well
     Duration delay_max{0};
@@ -87,7 +87,7 @@ private:
     FaultPipe transmit_;
     Instant now_{};
     ChecksumState checksum_ = ChecksumState::kUnverified;  // a device gives all its packets the same
-    std::vector<std::vector<std::byte>> shown_;  // lent to the stack until the next receive()
+    std::vector<std::vector<std::byte>> shown_;            // lent to the stack until the next receive()
 };
 
 }  // namespace culvert::device

@@ -37,8 +37,8 @@ private:
 // namespace shows that one's interfaces.
 bool is_virtual_driver(std::string_view driver) {
     constexpr std::array<std::string_view, 12> kVirtual = {
-        "veth",   "dummy",               "bridge", "tun",      "bonding", "team", "macvlan", "macvtap",
-        "ipvlan", "802.1Q VLAN Support", "vxlan",  "netdevsim"};
+        "veth",  "dummy",    "bridge", "tun", "bonding", "team", "macvlan", "macvtap", "ipvlan", "802.1Q VLAN Support",
+        "vxlan", "netdevsim"};
     for (const std::string_view name : kVirtual)
         if (driver == name) return true;
     return false;

@@ -17,7 +17,7 @@ struct InterfaceFacts {
     std::string driver;           // "veth", "ixgbe", ...; empty when the driver does not say
     bool virtual_device = false;  // no hardware below: senders on this host hand over partial checksums
     bool up = false;
-    std::uint32_t queues = 1;     // receive queues
+    std::uint32_t queues = 1;  // receive queues
 };
 
 /// Errors: ENODEV no such interface (in this thread's network namespace).

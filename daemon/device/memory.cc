@@ -7,7 +7,8 @@
 
 namespace culvert::device {
 
-MemoryDevice::MemoryDevice(FramePool& pool, const Options& options) : options_(options), tx_(pool), inbox_(options.inbox_packets) {
+MemoryDevice::MemoryDevice(FramePool& pool, const Options& options)
+    : options_(options), tx_(pool), inbox_(options.inbox_packets) {
     CHECK(options.inbox_packets > 0);
 }
 

@@ -19,7 +19,8 @@ class MemoryDevice final : public Device {
 public:
     struct Options {
         std::size_t inbox_packets = 4096;  // beyond that packets are dropped and counted, as a NIC does
-        std::size_t rx_fragment_size = 0;  // cut received packets into pieces of this size, as AF_XDP does; 0: one piece
+        std::size_t rx_fragment_size =
+            0;  // cut received packets into pieces of this size, as AF_XDP does; 0: one piece
         ChecksumState checksum = ChecksumState::kUnverified;
     };
 
@@ -49,7 +50,7 @@ private:
     Options options_;
     TxQueue tx_;
     MemoryDevice* peer_ = nullptr;
-    std::vector<std::vector<std::byte>> inbox_;          // ring: [head_, head_ + filled_), the first shown_ are lent out
+    std::vector<std::vector<std::byte>> inbox_;  // ring: [head_, head_ + filled_), the first shown_ are lent out
     std::vector<std::span<const std::byte>> fragments_;  // RxPacket::rest points in here
     std::size_t head_ = 0;
     std::size_t filled_ = 0;

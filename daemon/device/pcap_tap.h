@@ -19,13 +19,15 @@ namespace culvert::device {
 class PcapTap final : public Device {
 public:
     struct Options {
-        Duration wall_offset{0};                   // added to set_now() for the times in the file
-        std::uint64_t max_bytes = 1ull << 30;      // then packets are only counted
+        Duration wall_offset{0};               // added to set_now() for the times in the file
+        std::uint64_t max_bytes = 1ull << 30;  // then packets are only counted
     };
 
     /// Creates (truncates) the file. `inner` must outlive the tap.
     static Result<std::unique_ptr<PcapTap>> open(Device& inner, const std::string& path, const Options& options);
-    static Result<std::unique_ptr<PcapTap>> open(Device& inner, const std::string& path) { return open(inner, path, Options()); }
+    static Result<std::unique_ptr<PcapTap>> open(Device& inner, const std::string& path) {
+        return open(inner, path, Options());
+    }
 
     /// The time of packets from now on.
     void set_now(Instant now) { now_ = now; }

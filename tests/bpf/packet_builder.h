@@ -51,8 +51,8 @@ inline constexpr unsigned kFragment = 44;
 inline Bytes ethernet(unsigned type, const Bytes& payload) { return Bytes().zeros(12).u16(type).add(payload); }
 
 /// `fragment`: flags and offset as on the wire. `options`: bytes of IPv4 options, a multiple of 4.
-inline Bytes ipv4(const Address& from, const Address& to, unsigned protocol, const Bytes& payload, unsigned fragment = 0,
-                  std::size_t options = 0) {
+inline Bytes ipv4(const Address& from, const Address& to, unsigned protocol, const Bytes& payload,
+                  unsigned fragment = 0, std::size_t options = 0) {
     const auto header = static_cast<unsigned>(20 + options);
     return Bytes()
         .u8(0x40 | header / 4)
@@ -70,7 +70,14 @@ inline Bytes ipv4(const Address& from, const Address& to, unsigned protocol, con
 }
 
 inline Bytes ipv6(const Address& from, const Address& to, unsigned next, const Bytes& payload) {
-    return Bytes().u32(0x60000000).u16(static_cast<unsigned>(payload.size())).u8(next).u8(64).address(from).address(to).add(payload);
+    return Bytes()
+        .u32(0x60000000)
+        .u16(static_cast<unsigned>(payload.size()))
+        .u8(next)
+        .u8(64)
+        .address(from)
+        .address(to)
+        .add(payload);
 }
 
 /// A hop-by-hop (0) or destination (60) options header of (1 + units) * 8 bytes.

@@ -1,10 +1,12 @@
 // The verdict table of the steering program, through BPF_PROG_TEST_RUN: the real program in the real kernel, one packet
-// at a time. Every case names the counter that must count it, so that a packet cannot go the right way for a wrong reason.
+// at a time. Every case names the counter that must count it, so that a packet cannot go the right way for a wrong
+// reason.
 #include <bpf/bpf.h>
 #include <gtest/gtest.h>
 #include <linux/bpf.h>
 #include <linux/if_xdp.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -86,10 +88,18 @@ protected:
     UniqueFd xsk_;
 };
 
-Bytes tcp4(unsigned port, const Address& to = kOurs4) { return ethernet(kIp4, ipv4(kPeer4, to, kTcp, l4(40000, port))); }
-Bytes udp4(unsigned port, const Address& to = kOurs4) { return ethernet(kIp4, ipv4(kPeer4, to, kUdp, l4(40000, port, 8))); }
-Bytes tcp6(unsigned port, const Address& to = kOurs6) { return ethernet(kIp6, ipv6(kPeer6, to, kTcp, l4(40000, port))); }
-Bytes udp6(unsigned port, const Address& to = kOurs6) { return ethernet(kIp6, ipv6(kPeer6, to, kUdp, l4(40000, port, 8))); }
+Bytes tcp4(unsigned port, const Address& to = kOurs4) {
+    return ethernet(kIp4, ipv4(kPeer4, to, kTcp, l4(40000, port)));
+}
+Bytes udp4(unsigned port, const Address& to = kOurs4) {
+    return ethernet(kIp4, ipv4(kPeer4, to, kUdp, l4(40000, port, 8)));
+}
+Bytes tcp6(unsigned port, const Address& to = kOurs6) {
+    return ethernet(kIp6, ipv6(kPeer6, to, kTcp, l4(40000, port)));
+}
+Bytes udp6(unsigned port, const Address& to = kOurs6) {
+    return ethernet(kIp6, ipv6(kPeer6, to, kUdp, l4(40000, port, 8)));
+}
 
 TEST_F(Steer, TakenPortsComeToUs) {
     EXPECT_EQ(judge(tcp4(80)), "redirected");
@@ -127,19 +137,25 @@ TEST_F(Steer, EveryPortHasItsOwnBit) {
 }
 
 TEST_F(Steer, OtherProtocolsStayWithTheKernel) {
-    EXPECT_EQ(judge(ethernet(0x0806, Bytes().zeros(28))), "passed_ethertype");                       // ARP
-    EXPECT_EQ(judge(ethernet(0x8100, Bytes().u16(1).u16(kIp4).add(ipv4(kPeer4, kOurs4, kTcp, l4(1, 80))))), "passed_ethertype");  // VLAN
-    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, 132, l4(40000, 80)))), "passed_protocol");   // SCTP
-    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kIcmp, icmp(8, Bytes().zeros(56))))), "passed_protocol");      // ping
-    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, kIcmpv6, icmp(135, Bytes().zeros(24))))), "passed_protocol");  // ND
+    EXPECT_EQ(judge(ethernet(0x0806, Bytes().zeros(28))), "passed_ethertype");  // ARP
+    EXPECT_EQ(judge(ethernet(0x8100, Bytes().u16(1).u16(kIp4).add(ipv4(kPeer4, kOurs4, kTcp, l4(1, 80))))),
+              "passed_ethertype");                                                                  // VLAN
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, 132, l4(40000, 80)))), "passed_protocol");  // SCTP
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kIcmp, icmp(8, Bytes().zeros(56))))),
+              "passed_protocol");  // ping
+    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, kIcmpv6, icmp(135, Bytes().zeros(24))))),
+              "passed_protocol");  // ND
     // Each family's ICMP belongs to that family alone.
-    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kIcmpv6, icmp(1, ipv4(kOurs4, kPeer4, kTcp, l4(80, 40000)))))), "passed_protocol");
-    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, kIcmp, icmp(3, ipv6(kOurs6, kPeer6, kTcp, l4(80, 40000)))))), "passed_protocol");
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kIcmpv6, icmp(1, ipv4(kOurs4, kPeer4, kTcp, l4(80, 40000)))))),
+              "passed_protocol");
+    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, kIcmp, icmp(3, ipv6(kOurs6, kPeer6, kTcp, l4(80, 40000)))))),
+              "passed_protocol");
 }
 
 TEST_F(Steer, Ipv4OptionsAreSteppedOver) {
     for (const std::size_t options : {4u, 20u, 40u})
-        EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kTcp, l4(40000, 80), 0, options))), "redirected") << options;
+        EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kTcp, l4(40000, 80), 0, options))), "redirected")
+            << options;
 }
 
 TEST_F(Steer, ImpossibleHeadersStayWithTheKernel) {
@@ -148,7 +164,15 @@ TEST_F(Steer, ImpossibleHeadersStayWithTheKernel) {
     EXPECT_EQ(judge(ethernet(kIp6, Bytes().u8(0x45).zeros(59))), "passed_malformed");
     // [RFC4291 2.5.5.2] A mapped address in an IPv6 header would cross the families.
     Bytes mapped;
-    mapped.u32(0x60000000).u16(20).u8(kTcp).u8(64).address(kPeer6).zeros(10).u16(0xffff).address(kOurs4).add(l4(40000, 80));
+    mapped.u32(0x60000000)
+        .u16(20)
+        .u8(kTcp)
+        .u8(64)
+        .address(kPeer6)
+        .zeros(10)
+        .u16(0xffff)
+        .address(kOurs4)
+        .add(l4(40000, 80));
     EXPECT_EQ(judge(ethernet(kIp6, mapped)), "passed_malformed");
 }
 
@@ -164,14 +188,16 @@ TEST_F(Steer, TruncatedAtEveryLength) {
         {"tcp4", tcp4(80), 14 + 20 + 4},
         {"tcp4 options", ethernet(kIp4, ipv4(kPeer4, kOurs4, kTcp, l4(1, 80), 0, 12)), 14 + 32 + 4},
         {"udp6", udp6(53), 14 + 40 + 4},
-        {"udp6 extensions", ethernet(kIp6, ipv6(kPeer6, kOurs6, 0, extension(60, 0, extension(kUdp, 1, l4(1, 53, 8))))), 14 + 40 + 8 + 16 + 4},
+        {"udp6 extensions", ethernet(kIp6, ipv6(kPeer6, kOurs6, 0, extension(60, 0, extension(kUdp, 1, l4(1, 53, 8))))),
+         14 + 40 + 8 + 16 + 4},
         {"icmp4 error", ethernet(kIp4, ipv4(kPeer4, kOurs4, kIcmp, icmp(3, quoted4))), 14 + 20 + 8 + 20 + 4},
         {"icmp6 error", ethernet(kIp6, ipv6(kPeer6, kOurs6, kIcmpv6, icmp(1, quoted6))), 14 + 40 + 8 + 40 + 4},
     };
     for (const Case& test : cases) {
         // The kernel itself refuses frames shorter than an Ethernet header.
         for (std::size_t size = 14; size <= test.packet.size(); ++size)
-            EXPECT_EQ(judge(test.packet.first(size)), size < test.needed ? "passed_malformed" : "redirected") << test.name << " cut to " << size;
+            EXPECT_EQ(judge(test.packet.first(size)), size < test.needed ? "passed_malformed" : "redirected")
+                << test.name << " cut to " << size;
     }
 }
 
@@ -192,7 +218,8 @@ TEST_F(Steer, TcpFragmentsComeOnlyWithTheirPorts) {
     EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kTcp, segment, kMoreFragments))), "redirected");
     EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kTcp, segment, 100))), "passed_fragment");
     EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, kFragment, fragment6(kTcp, 1, segment)))), "redirected");
-    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, kFragment, fragment6(kTcp, 0xfff8, segment)))), "passed_fragment");
+    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, kFragment, fragment6(kTcp, 0xfff8, segment)))),
+              "passed_fragment");
     EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kTcp, l4(40000, 81), kMoreFragments))), "passed_port");
 }
 
@@ -206,26 +233,36 @@ TEST_F(Steer, Ipv6ExtensionHeadersAreSteppedOverUpToABound) {
                   headers <= STEER_MAX_EXTENSION_HEADERS ? "redirected" : "passed_protocol")
             << headers;
     }
-    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, 0, extension(kTcp, 255, l4(40000, 80))))), "redirected") << "2048 bytes of options";
-    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, 43, extension(kTcp, 0, l4(40000, 80))))), "passed_protocol") << "routing header";
+    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, 0, extension(kTcp, 255, l4(40000, 80))))), "redirected")
+        << "2048 bytes of options";
+    EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, 43, extension(kTcp, 0, l4(40000, 80))))), "passed_protocol")
+        << "routing header";
 }
 
 TEST_F(Steer, IcmpErrorsAreJudgedByTheQuotedSource) {
-    const auto error4 = [](unsigned type, const Bytes& quoted) { return ethernet(kIp4, ipv4(Address::v4(10, 9, 9, 9), kOurs4, kIcmp, icmp(type, quoted))); };
-    const auto error6 = [](unsigned type, const Bytes& quoted) { return ethernet(kIp6, ipv6(v6(77), kOurs6, kIcmpv6, icmp(type, quoted))); };
+    const auto error4 = [](unsigned type, const Bytes& quoted) {
+        return ethernet(kIp4, ipv4(Address::v4(10, 9, 9, 9), kOurs4, kIcmp, icmp(type, quoted)));
+    };
+    const auto error6 = [](unsigned type, const Bytes& quoted) {
+        return ethernet(kIp6, ipv6(v6(77), kOurs6, kIcmpv6, icmp(type, quoted)));
+    };
     const Bytes ours4 = ipv4(kOurs4, kPeer4, kTcp, l4(80, 40000, 8));
     const Bytes ours6 = ipv6(kOurs6, kPeer6, kTcp, l4(80, 40000, 8));
     for (const unsigned type : {3u, 11u, 12u}) EXPECT_EQ(judge(error4(type, ours4)), "redirected") << type;
     for (const unsigned type : {1u, 2u, 3u, 4u}) EXPECT_EQ(judge(error6(type, ours6)), "redirected") << type;
     for (const unsigned type : {0u, 5u, 8u, 13u}) EXPECT_EQ(judge(error4(type, ours4)), "passed_protocol") << type;
-    for (const unsigned type : {0u, 5u, 128u, 134u, 137u}) EXPECT_EQ(judge(error6(type, ours6)), "passed_protocol") << type;
+    for (const unsigned type : {0u, 5u, 128u, 134u, 137u})
+        EXPECT_EQ(judge(error6(type, ours6)), "passed_protocol") << type;
 
     EXPECT_EQ(judge(error4(3, ipv4(kOurs4, kPeer4, kUdp, l4(53, 40000, 8)))), "redirected");
-    EXPECT_EQ(judge(error4(3, ipv4(kOurs4, kPeer4, kUdp, l4(54, 40000, 8)))), "passed_port") << "a kernel socket's packet";
-    EXPECT_EQ(judge(error4(3, ipv4(kOurs4, kPeer4, kUdp, l4(40000, 53, 8)))), "passed_port") << "the quoted destination port is the peer's";
+    EXPECT_EQ(judge(error4(3, ipv4(kOurs4, kPeer4, kUdp, l4(54, 40000, 8)))), "passed_port")
+        << "a kernel socket's packet";
+    EXPECT_EQ(judge(error4(3, ipv4(kOurs4, kPeer4, kUdp, l4(40000, 53, 8)))), "passed_port")
+        << "the quoted destination port is the peer's";
     EXPECT_EQ(judge(error4(3, ipv4(kPeer4, kOurs4, kTcp, l4(80, 80, 8)))), "passed_address") << "we never sent that";
     EXPECT_EQ(judge(error4(3, ipv4(kOurs4, kPeer4, kTcp, l4(80, 40000, 8), 100))), "passed_fragment");
-    EXPECT_EQ(judge(error4(3, ipv4(kOurs4, kPeer4, kUdp, l4(53, 40000, 8), kMoreFragments))), "redirected") << "quotes a first fragment of ours";
+    EXPECT_EQ(judge(error4(3, ipv4(kOurs4, kPeer4, kUdp, l4(53, 40000, 8), kMoreFragments))), "redirected")
+        << "quotes a first fragment of ours";
     EXPECT_EQ(judge(error4(3, ipv4(kOurs4, kPeer4, kIcmp, icmp(8, Bytes())))), "passed_protocol") << "answer to a ping";
     EXPECT_EQ(judge(error4(3, Bytes().u8(0x45).zeros(10))), "passed_malformed");
     // The error itself comes in fragments: its quotation cannot be trusted to be whole.
@@ -242,9 +279,11 @@ TEST_F(Steer, FlowsOfTheKernelStayWithTheKernel) {
     EXPECT_EQ(program_->kernel_flow_count(), 1u);
     EXPECT_EQ(judge(tcp4(80)), "passed_kernel_flow");
     EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kTcp, l4(40001, 80)))), "redirected") << "another client port";
-    EXPECT_EQ(judge(ethernet(kIp4, ipv4(Address::v4(10, 0, 0, 8), kOurs4, kTcp, l4(40000, 80)))), "redirected") << "another client";
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(Address::v4(10, 0, 0, 8), kOurs4, kTcp, l4(40000, 80)))), "redirected")
+        << "another client";
     EXPECT_EQ(judge(tcp6(80)), "redirected");
-    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kIcmp, icmp(3, ipv4(kOurs4, kPeer4, kTcp, l4(80, 40000, 8)))))), "passed_kernel_flow")
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kIcmp, icmp(3, ipv4(kOurs4, kPeer4, kTcp, l4(80, 40000, 8)))))),
+              "passed_kernel_flow")
         << "its errors too";
     ASSERT_TRUE(program_->remove_kernel_flow(local4, remote4, Protocol::kTcp));
     ASSERT_TRUE(program_->remove_kernel_flow(local4, remote4, Protocol::kTcp)) << "again: no harm";
@@ -270,6 +309,25 @@ TEST_F(Steer, WithoutASocketTheKernelTakesOver) {
     EXPECT_EQ(judge(tcp4(80)), "redirected");
     xsk_.reset();  // what happens when the daemon is killed
     EXPECT_EQ(judge(tcp4(80)), "passed_no_socket");
+}
+
+// The daemon drops its privileges after it has attached. What it does later must need none.
+TEST_F(Steer, NeedsNoPrivilegeOnceLoaded) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+        const bool dropped = ::setresgid(65534, 65534, 65534) == 0 && ::setresuid(65534, 65534, 65534) == 0;
+        const Address address = Address::v4(10, 0, 0, 7);
+        const bool done = program_->set_address(address, true) && program_->take_port(address, Protocol::kTcp, 80) &&
+                          program_->add_kernel_flow({address, 80}, {kPeer4, 1}, Protocol::kTcp) &&
+                          program_->add_socket(1, xsk_.get()) && program_->set_address(kOurs6, false) &&
+                          program_->counters().at(0).value == 0;
+        ::_exit(dropped && done ? 0 : 1);
+    }
+    int status = -1;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+    EXPECT_EQ(judge(tcp4(80, Address::v4(10, 0, 0, 7))), "redirected") << "the maps are shared with the child";
+    EXPECT_EQ(judge(tcp6(80)), "passed_address");
 }
 
 TEST_F(Steer, PortsAreCounted) {

@@ -58,7 +58,8 @@ protected:
     }
 
     Bytes frame_to(Port port, std::span<const std::byte> payload) {
-        return udp_frame(device->facts().mac, their_facts.mac, {veth->our_address, kTaken}, {veth->their_address, port}, payload);
+        return udp_frame(device->facts().mac, their_facts.mac, {veth->our_address, kTaken}, {veth->their_address, port},
+                         payload);
     }
 
     std::uint64_t counter(const std::string& name) {
@@ -130,7 +131,8 @@ TEST_P(AfXdp, ReceivesManyOfEverySize) {
         ASSERT_EQ(frames.size(), sizes.size()) << "round " << round;
         for (unsigned i = 0; i < sizes.size(); ++i) {
             const auto payload = frames[i].begin() + kEthernet + kIpv4 + kUdp;
-            ASSERT_EQ(Bytes(payload, payload + static_cast<std::ptrdiff_t>(sizes[i])), pattern(sizes[i], i)) << "round " << round;
+            ASSERT_EQ(Bytes(payload, payload + static_cast<std::ptrdiff_t>(sizes[i])), pattern(sizes[i], i))
+                << "round " << round;
         }
         sent += sizes.size();
     }
@@ -145,14 +147,18 @@ TEST_P(AfXdp, SendsManyOfEverySize) {
     for (unsigned round = 0; round < 40; ++round) {
         std::vector<std::size_t> sizes;
         for (unsigned i = 0; i < 25; ++i) sizes.push_back(i == 24 ? largest : (round * 25 + i) * 7919 % largest);
-        for (unsigned i = 0; i < sizes.size(); ++i) ASSERT_TRUE(queue(device->tx(), frame_to(kKernel, pattern(sizes[i], i))));
+        for (unsigned i = 0; i < sizes.size(); ++i)
+            ASSERT_TRUE(queue(device->tx(), frame_to(kKernel, pattern(sizes[i], i))));
         ASSERT_TRUE(eventually(-1, [&] { return !device->flush(); }));
-        for (unsigned i = 0; i < sizes.size(); ++i) ASSERT_EQ(receive_from(server, 5000), pattern(sizes[i], i)) << "round " << round;
+        for (unsigned i = 0; i < sizes.size(); ++i)
+            ASSERT_EQ(receive_from(server, 5000), pattern(sizes[i], i)) << "round " << round;
     }
-    EXPECT_TRUE(eventually(-1, [&] {
-        device->flush();
-        return pool.available() == at_rest;
-    })) << pool.available() << " of " << at_rest << " chunks came back";
+    EXPECT_TRUE(eventually(-1,
+                           [&] {
+                               device->flush();
+                               return pool.available() == at_rest;
+                           }))
+        << pool.available() << " of " << at_rest << " chunks came back";
 }
 
 TEST_P(AfXdp, OneFlushSendsMoreThanTheRingHolds) {
@@ -161,11 +167,13 @@ TEST_P(AfXdp, OneFlushSendsMoreThanTheRingHolds) {
     constexpr unsigned kPackets = 5000;
     for (unsigned i = 0; i < kPackets; ++i) ASSERT_TRUE(queue(device->tx(), frame_to(kKernel, pattern(4, i))));
     unsigned received = 0;
-    EXPECT_TRUE(eventually(-1, [&] {
-        device->flush();
-        while (!receive_from(server, 0).empty()) ++received;
-        return received == kPackets && pool.available() == at_rest;
-    })) << received << " received, " << pool.available() << " of " << at_rest << " chunks came back";
+    EXPECT_TRUE(eventually(-1,
+                           [&] {
+                               device->flush();
+                               while (!receive_from(server, 0).empty()) ++received;
+                               return received == kPackets && pool.available() == at_rest;
+                           }))
+        << received << " received, " << pool.available() << " of " << at_rest << " chunks came back";
 }
 
 TEST_P(AfXdp, OneWakeUpMovesManyPackets) {
@@ -200,7 +208,8 @@ TEST_P(AfXdp, TheQueueHasOneOwner) {
     FramePool another(4096);
     const auto second = AfXdpDevice::create(another, *program);
     ASSERT_FALSE(second);
-    EXPECT_EQ(second.error().message(), "culv0 queue 0: already taken by another AF_XDP socket: Device or resource busy");
+    EXPECT_EQ(second.error().message(),
+              "culv0 queue 0: already taken by another AF_XDP socket: Device or resource busy");
 }
 
 TEST_P(AfXdp, TooSmallAPoolIsRefused) {
@@ -224,11 +233,12 @@ TEST_P(AfXdp, CanBeClosedAndOpenedAgain) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Veth, AfXdp,
-                         testing::Values(Setting{1500, XdpMode::kNative}, Setting{9000, XdpMode::kNative}, Setting{65535, XdpMode::kNative},
-                                         Setting{1500, XdpMode::kGeneric}, Setting{9000, XdpMode::kGeneric},
-                                         Setting{65535, XdpMode::kGeneric}),
+                         testing::Values(Setting{1500, XdpMode::kNative}, Setting{9000, XdpMode::kNative},
+                                         Setting{65535, XdpMode::kNative}, Setting{1500, XdpMode::kGeneric},
+                                         Setting{9000, XdpMode::kGeneric}, Setting{65535, XdpMode::kGeneric}),
                          [](const testing::TestParamInfo<Setting>& test) {
-                             return (test.param.mode == XdpMode::kNative ? "NativeMtu" : "GenericMtu") + std::to_string(test.param.mtu);
+                             return (test.param.mode == XdpMode::kNative ? "NativeMtu" : "GenericMtu") +
+                                    std::to_string(test.param.mtu);
                          });
 
 }  // namespace

@@ -65,7 +65,8 @@ inline bool queue(TxQueue& tx, std::span<const std::byte> bytes) {
 
 inline Bytes pattern(std::size_t size, unsigned seed) {
     Bytes bytes(size);
-    for (std::size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::byte>((i * 31 + i / 256 * 7 + seed * 131) & 0xff);
+    for (std::size_t i = 0; i < size; ++i)
+        bytes[i] = static_cast<std::byte>((i * 31 + i / 256 * 7 + seed * 131) & 0xff);
     return bytes;
 }
 

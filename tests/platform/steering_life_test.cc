@@ -75,7 +75,9 @@ private:
     [[noreturn]] static void hold(int parent, const Address& address) {
         {
             FramePool pool(4096);
-            const auto say = [parent](const std::string& text) { ::send(parent, text.data(), text.size(), MSG_NOSIGNAL); };
+            const auto say = [parent](const std::string& text) {
+                ::send(parent, text.data(), text.size(), MSG_NOSIGNAL);
+            };
             auto program = SteeringProgram::attach(VethPair::kOurs);
             if (!program) {
                 say(program.error().message());
@@ -160,7 +162,10 @@ TEST_F(SteeringLife, ASecondDaemonIsRefused) {
     const auto second = SteeringProgram::attach(VethPair::kOurs);
     ASSERT_FALSE(second);
     EXPECT_EQ(second.error().code, EBUSY);
-    EXPECT_THAT(second.error().message(), testing::MatchesRegex("culv0: interface already taken by XDP program culvert_steer .id [0-9]+.: another culvertd serves it.*"));
+    EXPECT_THAT(
+        second.error().message(),
+        testing::MatchesRegex(
+            "culv0: interface already taken by XDP program culvert_steer .id [0-9]+.: another culvertd serves it.*"));
     EXPECT_FALSE(kernel_receives(50)) << "the first is not disturbed";
 }
 
@@ -171,8 +176,9 @@ TEST_F(SteeringLife, NoSuchInterface) {
 }
 
 TEST_F(SteeringLife, AProgramThatSharesWithNobodyIsRefused) {
-    const bpf_insn pass[] = {{.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0, .src_reg = 0, .off = 0, .imm = XDP_PASS},
-                             {.code = BPF_JMP | BPF_EXIT, .dst_reg = 0, .src_reg = 0, .off = 0, .imm = 0}};
+    const bpf_insn pass[] = {
+        {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0, .src_reg = 0, .off = 0, .imm = XDP_PASS},
+        {.code = BPF_JMP | BPF_EXIT, .dst_reg = 0, .src_reg = 0, .off = 0, .imm = 0}};
     const UniqueFd foreign(bpf_prog_load(BPF_PROG_TYPE_XDP, "foreign", "MIT", pass, 2, nullptr));
     ASSERT_TRUE(foreign);
     const int ifindex = static_cast<int>(::if_nametoindex(VethPair::kOurs));
@@ -186,8 +192,44 @@ TEST_F(SteeringLife, AProgramThatSharesWithNobodyIsRefused) {
     EXPECT_TRUE(SteeringProgram::attach(VethPair::kOurs));
 }
 
-// With a dispatcher on the interface. libxdp wants bpffs at one path for the whole process, so this runs in a child that
-// has its own mounts; nothing of it is left when the child ends.
+TEST_F(SteeringLife, AClaimHasOneOwnerAndGoesWithIt) {
+    auto first = device::claim_interface("x", 42);
+    ASSERT_TRUE(first);
+    const auto second = device::claim_interface("x", 42);
+    ASSERT_FALSE(second);
+    EXPECT_EQ(second.error().message(), "x: interface already taken by another culvertd: Device or resource busy");
+    EXPECT_TRUE(device::claim_interface("y", 43)) << "another interface";
+    first->reset();
+    EXPECT_TRUE(device::claim_interface("x", 42));
+}
+
+TEST_F(SteeringLife, AClaimByAStrangerDoesNotCount) {
+    int ends[2];
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+    const UniqueFd ours(ends[0]);
+    UniqueFd theirs(ends[1]);
+    const pid_t stranger = ::fork();
+    if (stranger == 0) {
+        if (::setresuid(65534, 65534, 65534) != 0) ::_exit(1);
+        const auto claim = device::claim_interface("x", 42);
+        char byte = claim ? 'y' : 'n';
+        ::send(theirs.get(), &byte, 1, MSG_NOSIGNAL);
+        ::close(ends[0]);
+        while (::recv(theirs.get(), &byte, 1, 0) > 0) {
+        }
+        ::_exit(0);
+    }
+    theirs.reset();
+    char byte = 0;
+    ASSERT_EQ(::recv(ours.get(), &byte, 1, 0), 1);
+    EXPECT_EQ(byte, 'y') << "the name is free for all";
+    EXPECT_TRUE(device::claim_interface("x", 42)) << "but root does not stop at it";
+    ::shutdown(ours.get(), SHUT_RDWR);
+    ASSERT_EQ(::waitpid(stranger, nullptr, 0), stranger);
+}
+
+// With a dispatcher on the interface. libxdp wants bpffs at one path for the whole process, so this runs in a child
+// that has its own mounts; nothing of it is left when the child ends.
 class BesideOthers : public SteeringLife {
 protected:
     static constexpr int kNoDispatcher = 77;
@@ -231,7 +273,8 @@ protected:
         std::vector<std::string> names;
         xdp_multiprog* all = xdp_multiprog__get_from_ifindex(ifindex());
         if (libxdp_get_error(all) != 0) return names;
-        for (xdp_program* one = xdp_multiprog__next_prog(nullptr, all); one != nullptr; one = xdp_multiprog__next_prog(one, all))
+        for (xdp_program* one = xdp_multiprog__next_prog(nullptr, all); one != nullptr;
+             one = xdp_multiprog__next_prog(one, all))
             names.emplace_back(xdp_program__name(one));
         xdp_multiprog__close(all);
         return names;

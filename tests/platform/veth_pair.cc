@@ -42,7 +42,9 @@ UniqueFd new_namespace() {
     return result;
 }
 
-std::string path_of(const UniqueFd& fd) { return "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(fd.get()); }
+std::string path_of(const UniqueFd& fd) {
+    return "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(fd.get());
+}
 
 }  // namespace
 
@@ -55,7 +57,8 @@ void run(const std::vector<std::string>& command) {
     }
     arguments.push_back(nullptr);
     pid_t child;
-    if (const int error = ::posix_spawnp(&child, arguments[0], nullptr, nullptr, arguments.data(), environ); error != 0) {
+    if (const int error = ::posix_spawnp(&child, arguments[0], nullptr, nullptr, arguments.data(), environ);
+        error != 0) {
         errno = error;
         failed(text);
     }
@@ -72,8 +75,8 @@ VethPair::VethPair(unsigned mtu) : home_(open_namespace()), ours_(new_namespace(
         run({"ip", "address", "add", "fd99::" + host + "/64", "dev", name, "nodad"});
     };
     enter(ours_);
-    run({"ip", "link", "add", kOurs, "mtu", size, "type", "veth", "peer", "name", kTheirs, "mtu",
-         size, "netns", path_of(theirs_)});
+    run({"ip", "link", "add", kOurs, "mtu", size, "type", "veth", "peer", "name", kTheirs, "mtu", size, "netns",
+         path_of(theirs_)});
     configure(kOurs, "1");
     in_their_namespace([&] { configure(kTheirs, "2"); });
 }

@@ -15,21 +15,23 @@ constexpr int kMaxWakeups = 64;
 
 }  // namespace
 
-Result<std::unique_ptr<AfXdpDevice>> AfXdpDevice::create(FramePool& pool, SteeringProgram& program, const Options& options) {
+Result<std::unique_ptr<AfXdpDevice>> AfXdpDevice::create(FramePool& pool, SteeringProgram& program,
+                                                         const Options& options) {
     InterfaceFacts facts = TRY(interface_facts(program.interface()));
     if (!facts.up) return fail(ENETDOWN, facts.name + ": cannot receive");
     if (pool.available() <= options.rings.fill)
-        return fail(ENOMEM, facts.name + ": frame pool of " + std::to_string(pool.available()) + " chunks is too small, more than " +
-                                std::to_string(options.rings.fill) + " are needed");
-    std::unique_ptr<XskSocket> socket = TRY(XskSocket::open(pool, facts.name, options.queue, options.rings,
-                                                            program.mode() == XdpMode::kNative, facts.mtu));
+        return fail(ENOMEM, facts.name + ": frame pool of " + std::to_string(pool.available()) +
+                                " chunks is too small, more than " + std::to_string(options.rings.fill) +
+                                " are needed");
+    std::unique_ptr<XskSocket> socket = TRY(
+        XskSocket::open(pool, facts.name, options.queue, options.rings, program.mode() == XdpMode::kNative, facts.mtu));
     std::unique_ptr<AfXdpDevice> device(new AfXdpDevice(pool, program, std::move(facts), std::move(socket), options));
     TRY_VOID(program.add_socket(options.queue, device->socket_->fd()));
     return device;
 }
 
-AfXdpDevice::AfXdpDevice(FramePool& pool, SteeringProgram& program, InterfaceFacts facts, std::unique_ptr<XskSocket> socket,
-                         const Options& options)
+AfXdpDevice::AfXdpDevice(FramePool& pool, SteeringProgram& program, InterfaceFacts facts,
+                         std::unique_ptr<XskSocket> socket, const Options& options)
     : pool_(pool),
       base_(pool.base()),
       program_(program),
@@ -146,7 +148,8 @@ AfXdpDevice::Output AfXdpDevice::wake_for_output() {
         ++(i == 0 ? counts_.tx_wakeups : counts_.tx_wakeups_again);
         const ssize_t sent = ::sendto(socket_->fd(), nullptr, 0, MSG_DONTWAIT, nullptr, 0);
         if (socket_->mode().zero_copy) return Output::kDone;
-        // EAGAIN: budget spent, completion ring or send buffer full. EBUSY: the last packet was dropped below us, go on.
+        // EAGAIN: budget spent, completion ring or send buffer full. EBUSY: the last packet was dropped below us, go
+        // on.
         if (sent < 0 && errno != EAGAIN && errno != EBUSY) {
             ++counts_.tx_refused;
             return Output::kRefused;

@@ -36,7 +36,8 @@ public:
     /// Binds to a queue of the program's interface and has its packets steered here. Pool and program must outlive the
     /// device. Requires: the pool has more than options.rings.fill free chunks.
     /// Errors: EBUSY the queue is taken; ENOMEM the pool is too small; ENETDOWN the interface is down.
-    static Result<std::unique_ptr<AfXdpDevice>> create(FramePool& pool, SteeringProgram& program, const Options& options);
+    static Result<std::unique_ptr<AfXdpDevice>> create(FramePool& pool, SteeringProgram& program,
+                                                       const Options& options);
     static Result<std::unique_ptr<AfXdpDevice>> create(FramePool& pool, SteeringProgram& program) {
         return create(pool, program, Options());
     }

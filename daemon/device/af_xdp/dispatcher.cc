@@ -52,7 +52,8 @@ Result<UniqueFd> claim_interface(const std::string& interface, int ifindex) {
         return claim;
     }
     if (errno != EADDRINUSE) return fail_errno(interface + ": claiming the interface");
-    if (claim_is_genuine(address, length)) return fail(EBUSY, interface + ": interface already taken by another culvertd");
+    if (claim_is_genuine(address, length))
+        return fail(EBUSY, interface + ": interface already taken by another culvertd");
     return claim;  // a stranger sits on the name: go on without
 }
 
@@ -61,7 +62,8 @@ Result<void> remove_stale_programs(const std::string& interface, int ifindex) {
     xdp_multiprog* raw = xdp_multiprog__get_from_ifindex(ifindex);
     if (const long error = libxdp_get_error(raw); error != 0) {
         if (error == -ENOENT) return {};  // gone meanwhile
-        return fail(EBUSY, interface + ": interface already taken by an XDP program that cannot be read (" + last_bpf_warning() + ")");
+        return fail(EBUSY, interface + ": interface already taken by an XDP program that cannot be read (" +
+                               last_bpf_warning() + ")");
     }
     const Multiprog programs(raw);
     std::vector<unsigned> stale;

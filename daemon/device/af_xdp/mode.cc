@@ -3,7 +3,8 @@
 namespace culvert::device {
 
 std::uint16_t BindMode::bind_flags() const {
-    return static_cast<std::uint16_t>(XDP_USE_NEED_WAKEUP | (zero_copy ? XDP_ZEROCOPY : XDP_COPY) | (multi_buffer ? XDP_USE_SG : 0));
+    return static_cast<std::uint16_t>(XDP_USE_NEED_WAKEUP | (zero_copy ? XDP_ZEROCOPY : XDP_COPY) |
+                                      (multi_buffer ? XDP_USE_SG : 0));
 }
 
 std::vector<BindMode> bind_modes(bool native, std::uint32_t mtu) {

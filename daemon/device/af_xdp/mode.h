@@ -3,8 +3,8 @@
 //   zero-copy   the NIC writes into our frames             drivers that can, native XDP only
 //   copy        the kernel copies each frame once          every driver, native or generic XDP
 //
-// Multi-buffer (XDP_USE_SG, Linux 6.6) lets a packet span several chunks. Copy mode always has it where the kernel does;
-// for zero-copy the driver must. Below kMaxSingleBufferMtu we can do without, above it we cannot.
+// Multi-buffer (XDP_USE_SG, Linux 6.6) lets a packet span several chunks. Copy mode always has it where the kernel
+// does; for zero-copy the driver must. Below kMaxSingleBufferMtu we can do without, above it we cannot.
 #pragma once
 
 #include <linux/if_xdp.h>

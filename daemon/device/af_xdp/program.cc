@@ -149,8 +149,8 @@ Result<void> SteeringProgram::attach_beside_others(std::uint32_t program_id) {
     const std::string occupant = describe_bpf_program(program_id);
     xdp_multiprog* others = xdp_multiprog__get_from_ifindex(ifindex_);
     if (libxdp_get_error(others) != 0)
-        return fail(EBUSY, interface_ + ": interface already taken by XDP program " + occupant + ", which cannot be read (" +
-                               last_bpf_warning() + ")");
+        return fail(EBUSY, interface_ + ": interface already taken by XDP program " + occupant +
+                               ", which cannot be read (" + last_bpf_warning() + ")");
     const bool dispatcher = !xdp_multiprog__is_legacy(others);
     const xdp_attach_mode mode = xdp_multiprog__attach_mode(others);
     xdp_multiprog__close(others);
@@ -213,7 +213,8 @@ Result<void> SteeringProgram::add_address_locked(const Address& address) {
         if (key.address == address)
             std::atomic_ref(port_word(slot, key.protocol, key.port)).fetch_or(std::uint64_t{1} << key.port % 64);
     const steer_address key = to_key(address);
-    if (const int error = bpf_map_update_elem(bpf_map__fd(skeleton_->maps.addresses), &key, &slot, BPF_ANY); error != 0) {
+    if (const int error = bpf_map_update_elem(bpf_map__fd(skeleton_->maps.addresses), &key, &slot, BPF_ANY);
+        error != 0) {
         std::memset(&port_word(slot, Protocol::kTcp, 0), 0, sizeof(steer_ports) * STEER_PROTO_COUNT);
         return fail(-error, interface_ + ": steering an address");
     }
@@ -268,7 +269,8 @@ void SteeringProgram::release_port(const Address& address, Protocol protocol, Po
     taken_.erase(entry);
     const int slot = find_slot_locked(address);
     if (slot < 0) return;
-    std::atomic_ref(port_word(static_cast<std::size_t>(slot), protocol, port)).fetch_and(~(std::uint64_t{1} << port % 64));
+    std::atomic_ref(port_word(static_cast<std::size_t>(slot), protocol, port))
+        .fetch_and(~(std::uint64_t{1} << port % 64));
 }
 
 bool SteeringProgram::owns_port(const Address& address, Protocol protocol, Port port) const {
@@ -301,15 +303,16 @@ Result<void> SteeringProgram::remove_kernel_flow(const Endpoint& local, const En
     return {};
 }
 
-std::size_t SteeringProgram::kernel_flow_count() const { return std::atomic_ref(control_[STEER_CONTROL_KERNEL_FLOWS]).load(); }
-
-void SteeringProgram::enable(bool enabled) {
-    std::atomic_ref(control_[STEER_CONTROL_ENABLED]).store(enabled ? 1 : 0);
+std::size_t SteeringProgram::kernel_flow_count() const {
+    return std::atomic_ref(control_[STEER_CONTROL_KERNEL_FLOWS]).load();
 }
+
+void SteeringProgram::enable(bool enabled) { std::atomic_ref(control_[STEER_CONTROL_ENABLED]).store(enabled ? 1 : 0); }
 
 Result<void> SteeringProgram::add_socket(std::uint32_t queue, int xsk_fd) {
     const int error = bpf_map_update_elem(bpf_map__fd(skeleton_->maps.xsks), &queue, &xsk_fd, BPF_ANY);
-    if (error != 0) return fail(-error, interface_ + ": steering queue " + std::to_string(queue) + " to its AF_XDP socket");
+    if (error != 0)
+        return fail(-error, interface_ + ": steering queue " + std::to_string(queue) + " to its AF_XDP socket");
     return {};
 }
 

@@ -34,7 +34,12 @@ public:
     explicit ConsumerRing(const xsk_ring_cons& ring)
         : ConsumerRing(ring.producer, ring.consumer, static_cast<Entry*>(ring.ring), ring.size) {}
     ConsumerRing(std::uint32_t* producer, std::uint32_t* consumer, Entry* entries, std::uint32_t size)
-        : producer_(producer), consumer_(consumer), entries_(entries), mask_(size - 1), taken_(*consumer), known_(*consumer) {}
+        : producer_(producer),
+          consumer_(consumer),
+          entries_(entries),
+          mask_(size - 1),
+          taken_(*consumer),
+          known_(*consumer) {}
 
     /// How many entries may be read, at most `wanted`.
     std::uint32_t available(std::uint32_t wanted) {
@@ -65,8 +70,15 @@ public:
     ProducerRing() = default;
     explicit ProducerRing(const xsk_ring_prod& ring)
         : ProducerRing(ring.producer, ring.consumer, static_cast<Entry*>(ring.ring), ring.size, ring.flags) {}
-    ProducerRing(std::uint32_t* producer, std::uint32_t* consumer, Entry* entries, std::uint32_t size, std::uint32_t* flags)
-        : producer_(producer), consumer_(consumer), flags_(flags), entries_(entries), size_(size), given_(*producer), known_(*consumer) {}
+    ProducerRing(std::uint32_t* producer, std::uint32_t* consumer, Entry* entries, std::uint32_t size,
+                 std::uint32_t* flags)
+        : producer_(producer),
+          consumer_(consumer),
+          flags_(flags),
+          entries_(entries),
+          size_(size),
+          given_(*producer),
+          known_(*consumer) {}
 
     /// How many entries may be written, at most `wanted`.
     std::uint32_t free(std::uint32_t wanted) {
@@ -83,7 +95,9 @@ public:
     /// Entries handed over that the consumer has not taken.
     std::uint32_t unread() const { return given_ - std::atomic_ref(*consumer_).load(std::memory_order_acquire); }
     /// The kernel sleeps and must be woken by a syscall.
-    bool needs_wakeup() const { return (std::atomic_ref(*flags_).load(std::memory_order_relaxed) & XDP_RING_NEED_WAKEUP) != 0; }
+    bool needs_wakeup() const {
+        return (std::atomic_ref(*flags_).load(std::memory_order_relaxed) & XDP_RING_NEED_WAKEUP) != 0;
+    }
 
 private:
     std::uint32_t* producer_ = nullptr;

@@ -13,7 +13,8 @@ namespace culvert::device {
 class Umem {
 public:
     /// Registers the whole pool (pins its pages). The pool must outlive this. Errors: ENOBUFS memory lock limit.
-    static Result<std::unique_ptr<Umem>> create(FramePool& pool, std::uint32_t fill_size, std::uint32_t completion_size);
+    static Result<std::unique_ptr<Umem>> create(FramePool& pool, std::uint32_t fill_size,
+                                                std::uint32_t completion_size);
     ~Umem();
     Umem(const Umem&) = delete;
     Umem& operator=(const Umem&) = delete;
@@ -25,7 +26,7 @@ public:
 private:
     Umem() = default;
     xsk_umem* umem_ = nullptr;
-    xsk_ring_prod fill_{};        // libxdp keeps pointers to these two
+    xsk_ring_prod fill_{};  // libxdp keeps pointers to these two
     xsk_ring_cons completion_{};
 };
 

@@ -48,8 +48,8 @@ Result<std::unique_ptr<XskSocket>> XskSocket::bind(FramePool& pool, const std::s
     config.tx_size = sizes.tx;
     config.libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD;
     config.bind_flags = mode.bind_flags();
-    const int error =
-        xsk_socket__create(&socket->socket_, interface.c_str(), queue, socket->umem_->get(), &socket->rx_, &socket->tx_, &config);
+    const int error = xsk_socket__create(&socket->socket_, interface.c_str(), queue, socket->umem_->get(), &socket->rx_,
+                                         &socket->tx_, &config);
     if (error != 0) {
         socket->socket_ = nullptr;
         return fail(-error, "binding an AF_XDP socket");

@@ -13,7 +13,8 @@ using namespace std::chrono_literals;
 constexpr Instant at(Duration time) { return Instant(time); }
 
 struct BadLink {
-    BadLink(const Faults& receive, const Faults& transmit, std::uint64_t seed) : link(memory, receive, transmit, seed) {}
+    BadLink(const Faults& receive, const Faults& transmit, std::uint64_t seed)
+        : link(memory, receive, transmit, seed) {}
     FramePool pool{64};
     MemoryDevice memory{pool, {.checksum = ChecksumState::kMaybePartial}};
     FaultInjector link;
@@ -67,7 +68,8 @@ TEST(FaultInjector, CorruptsOneBit) {
     ASSERT_EQ(received.size(), 1u);
     const Bytes sent = pattern(60, 1);
     int bits = 0;
-    for (std::size_t i = 0; i < sent.size(); ++i) bits += __builtin_popcount(std::to_integer<unsigned>(sent[i] ^ received[0][i]));
+    for (std::size_t i = 0; i < sent.size(); ++i)
+        bits += __builtin_popcount(std::to_integer<unsigned>(sent[i] ^ received[0][i]));
     EXPECT_EQ(bits, 1);
 }
 

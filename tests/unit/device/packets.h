@@ -16,7 +16,8 @@ using Bytes = std::vector<std::byte>;
 /// `size` bytes that depend on `seed` and on their position.
 inline Bytes pattern(std::size_t size, unsigned seed) {
     Bytes bytes(size);
-    for (std::size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::byte>((i * 31 + i / 256 * 7 + seed * 131) & 0xff);
+    for (std::size_t i = 0; i < size; ++i)
+        bytes[i] = static_cast<std::byte>((i * 31 + i / 256 * 7 + seed * 131) & 0xff);
     return bytes;
 }
 

@@ -68,7 +68,9 @@ TEST_F(PcapTapTest, WritesBothDirectionsWithTimes) {
     EXPECT_FALSE(device.flush()) << "nothing more to send, nothing more to write";
     EXPECT_EQ(memory.take_sent().size(), 2u);
     (*tap)->sync();
-    EXPECT_EQ(read(), (std::vector<Captured>{{103'000'000'007, pattern(2500, 1)}, {104'000'000'000, pattern(60, 2)}, {104'000'000'000, pattern(9000, 3)}}));
+    EXPECT_EQ(read(), (std::vector<Captured>{{103'000'000'007, pattern(2500, 1)},
+                                             {104'000'000'000, pattern(60, 2)},
+                                             {104'000'000'000, pattern(9000, 3)}}));
 }
 
 // A device that sends one descriptor's packet per flush: what stays queued must not be captured twice.

@@ -11,7 +11,8 @@ TEST(TxQueue, OnePacketTakesAsManyChunksAsItNeeds) {
     FramePool pool(64);
     TxQueue tx(pool);
     TxPacket packet;
-    for (const auto& [length, chunks] : {std::pair{1u, 1u}, {4096u, 1u}, {4097u, 2u}, {65549u, 17u}, {18u * 4096u, 18u}}) {
+    for (const auto& [length, chunks] :
+         {std::pair{1u, 1u}, {4096u, 1u}, {4097u, 2u}, {65549u, 17u}, {18u * 4096u, 18u}}) {
         ASSERT_TRUE(tx.reserve(length, packet)) << length;
         EXPECT_EQ(packet.count, chunks) << length;
         EXPECT_EQ(packet.length, length);
