@@ -1,5 +1,5 @@
 # bpf/*.bpf.c -> <build>/bpf/*.bpf.o -> <build>/bpf/*.skel.h (the object as a C array, with its maps by name).
-# Target culvert_bpf_skeleton carries the include directory: #include "steer.skel.h".
+# Target culvert_bpf_build makes them; <build>/bpf is to be included by daemon/device/af_xdp/program.cc alone.
 find_program(CLANG NAMES clang clang-14 clang-16 REQUIRED)
 find_program(BPFTOOL bpftool PATHS /usr/sbin /sbin REQUIRED)
 set(bpf_source_dir ${CMAKE_CURRENT_LIST_DIR})
@@ -20,7 +20,3 @@ add_custom_command(
   DEPENDS ${bpf_output_dir}/steer.bpf.o
   COMMENT "Generating steer.skel.h" VERBATIM)
 add_custom_target(culvert_bpf_build DEPENDS ${bpf_output_dir}/steer.skel.h)
-
-add_library(culvert_bpf_skeleton INTERFACE)
-target_include_directories(culvert_bpf_skeleton SYSTEM INTERFACE ${bpf_output_dir})
-add_dependencies(culvert_bpf_skeleton culvert_bpf_build)

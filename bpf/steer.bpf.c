@@ -4,17 +4,17 @@
  * and every port that Culvert has not taken.
  *
  *                    local end = destination (ICMP error: source of the quoted packet)
- *   frame ---> parse ---> local address in `addresses`? ---> bit of its port set in `ports`? ---> redirect to xsks[queue]
- *                 |              | no                            | no, or in `kernel_flows`            | no socket there
- *                 +--------------+-------------------------------+-------------------------------------+---> XDP_PASS
+ *   frame --> parse --> local address in `addresses`? --> bit of its port set in `ports`? --> redirect to xsks[queue]
+ *               |               | no                        | no, or in `kernel_flows`           | no socket there
+ *               +---------------+---------------------------+------------------------------------+--> XDP_PASS
  *
  * Whatever this program does not understand goes to the kernel, and so does everything when the daemon is gone: its
  * AF_XDP sockets leave `xsks` when they close, and a redirect to nothing is XDP_PASS.
  *
  * Fragments. UDP: all to the kernel, which reassembles them for the kernel socket that lies under each Culvert socket.
- * TCP: the first one carries the ports and goes where they say, so that Culvert counts it; the others go to the kernel.
- * Nobody can then put the segment together, on purpose: a kernel that could would find a listener but no connection, and
- * would reset the peer. TCP sets DF; its fragments are rare, and lost like any segment.
+ * TCP: the first one carries the ports and goes where they say, so that Culvert counts it; the others go to the
+ * kernel. Nobody can then put the segment together, on purpose: a kernel that could would find a listener but no
+ * connection, and would reset the peer. TCP sets DF; its fragments are rare, and lost like any segment.
  */
 #include "steer_parse.h"
 

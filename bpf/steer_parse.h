@@ -6,7 +6,7 @@
  *                                                     \-> [ICMP error -> embedded IP header -> its ports]
  *
  * A parser that cannot answer returns the counter of its reason; the packet then goes to the kernel. Nothing here
- * checks what the stack checks again (checksums, header lengths beyond the ports): steering decides who parses, no more.
+ * checks what the stack checks again (checksums, lengths beyond the ports): steering decides who parses, no more.
  *
  * Headers must lie in the first buffer of a multi-buffer packet; drivers put them there. Those that lie elsewhere
  * count as malformed and go to the kernel.
@@ -31,7 +31,13 @@
 
 /* Header layouts by offset, so that no packed struct is needed. */
 struct steer_eth { __u8 to[6], from[6]; __be16 type; };
-struct steer_ipv4 { __u8 version_ihl, tos; __be16 length, id, fragment; __u8 ttl, protocol; __be16 checksum; __be32 source, destination; };
+struct steer_ipv4 {
+    __u8 version_ihl, tos;
+    __be16 length, id, fragment;
+    __u8 ttl, protocol;
+    __be16 checksum;
+    __be32 source, destination;
+};
 struct steer_ipv6 { __be32 version_class_flow; __be16 length; __u8 next, hops; __u8 source[16], destination[16]; };
 struct steer_ipv6_extension { __u8 next, length; __be16 rest; __be32 more; };
 struct steer_ipv6_fragment { __u8 next, reserved; __be16 offset; __be32 id; };
