@@ -1,0 +1,147 @@
+"""How the tests and benchmarks start the stock servers of Debian: configuration, command line, waiting until they serve."""
+import os
+import random
+import socket
+
+from netns import Failure, sha256, until
+
+NGINX_CONFIG = """
+user www-data;
+worker_processes {workers};
+worker_rlimit_nofile 20000;
+pid {directory}/nginx.pid;
+error_log {directory}/error.log notice;
+daemon {daemon};
+events {{ worker_connections {connections}; }}
+http {{
+    access_log off;
+    sendfile on;
+    keepalive_timeout 120s;
+    keepalive_requests 100000000;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    server {{
+        listen {port};
+        listen [::]:{port};
+        root {directory}/www;
+        location = /small {{ return 200 "{small}"; }}
+    }}
+}}
+"""
+SMALL = "culvert carries the stream under the road\\n"
+SMALL_BYTES = b"culvert carries the stream under the road\n"
+
+
+def pseudo_random(size, seed):
+    """The same bytes every time; they do not compress and do not repeat."""
+    return random.Random(seed).randbytes(size)
+
+
+class Nginx:
+    """A stock nginx: master and workers, files small.bin (1 kB) and big.bin (10 MB) below its root."""
+
+    def __init__(self, lab, under=None, port=80, workers=2, connections=8192, address=None, daemonize=False, prefix=()):
+        self.lab = lab
+        self.port = port
+        self.directory = lab.path(f"nginx-{len(lab.programs)}")
+        www = os.path.join(self.directory, "www")
+        os.makedirs(www)
+        self.files = {"small.bin": pseudo_random(1000, 1), "big.bin": pseudo_random(10 << 20, 2)}
+        for name, data in self.files.items():
+            with open(os.path.join(www, name), "wb") as file:
+                file.write(data)
+        self.hashes = {name: sha256(data) for name, data in self.files.items()}
+        self.config = os.path.join(self.directory, "nginx.conf")
+        with open(self.config, "w") as file:
+            file.write(NGINX_CONFIG.format(directory=self.directory, workers=workers, connections=connections, port=port,
+                                           small=SMALL, daemon="on" if daemonize else "off"))
+        self.words = ["nginx", "-e", f"{self.directory}/error.log", "-c", self.config]
+        self.program = lab.start("nginx", self.words, under=under, prefix=prefix)
+        if daemonize:
+            code = self.program.wait(20)
+            if code != 0:
+                raise Failure(f"nginx: exit code {code}\n{self.program.output()}")
+        lab.wait_for_port(address or lab.ip4(), port, None if daemonize else self.program)
+
+    def master(self):
+        """The number of the master process."""
+        def read():
+            try:
+                with open(f"{self.directory}/nginx.pid") as file:
+                    return int(file.read())
+            except (OSError, ValueError):
+                return 0
+        return until(read, "nginx to write its pid file")
+
+    def workers(self):
+        with open(f"/proc/{self.master()}/task/{self.master()}/children") as file:
+            return sorted(map(int, file.read().split()))
+
+    def errors(self):
+        """What nginx itself found wrong, from its log."""
+        with open(f"{self.directory}/error.log") as file:
+            return [line.strip() for line in file
+                    if any(f"[{level}]" in line for level in ("warn", "error", "crit", "alert", "emerg"))]
+
+
+class Redis:
+    """A stock redis-server without a configuration file; its dumps go to its own directory."""
+
+    def __init__(self, lab, under=None, port=6379, bind="* -::*", arguments=(), prefix=(), address=None):
+        self.lab = lab
+        self.port = port
+        self.directory = lab.path(f"redis-{len(lab.programs)}")
+        os.makedirs(self.directory)
+        words = ["redis-server", "--port", port, "--bind", *bind.split(), "--protected-mode", "no", "--dir", self.directory,
+                 "--save", "", "--daemonize", "no", *arguments]
+        self.program = lab.start("redis", words, under=under, prefix=prefix)
+        lab.wait_for_port(address or lab.ip4(), port, self.program)
+
+
+class RedisClient:
+    """The little of the Redis protocol (RESP2) that the tests speak, on a plain kernel socket."""
+
+    def __init__(self, address, port=6379, timeout=20):
+        self.socket = socket.create_connection((address, port), timeout)
+        self.file = self.socket.makefile("rb")
+
+    def send(self, *words):
+        parts = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+        self.socket.sendall(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts))
+
+    def receive(self):
+        line = self.file.readline()
+        if not line.endswith(b"\r\n"):
+            raise Failure(f"redis closed the connection ({line!r})")
+        kind, rest = line[:1], line[1:-2]
+        if kind == b"+":
+            return rest.decode()
+        if kind == b":":
+            return int(rest)
+        if kind == b"-":
+            raise Failure(f"redis: {rest.decode()}")
+        if kind == b"$":
+            if int(rest) < 0:
+                return None
+            data = self.file.read(int(rest) + 2)
+            return data[:-2]
+        if kind == b"*":
+            return [self.receive() for _ in range(int(rest))]
+        raise Failure(f"redis: no reply starts with {line!r}")
+
+    def ask(self, *words):
+        self.send(*words)
+        return self.receive()
+
+    def close(self):
+        self.file.close()
+        self.socket.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
