@@ -66,7 +66,9 @@ Tenant::Tenant(std::uint32_t id, std::string program, shm::Segment segment, stac
     queue_process_.resize(geometry.queues);
 }
 
-Tenant::~Tenant() = default;
+Tenant::~Tenant() {
+    for (std::uint32_t index = 0; index < segment_.geometry().sockets; ++index) close_socket(index);
+}
 
 void Tenant::drop(Drop reason) {
     counters_.drop(reason);

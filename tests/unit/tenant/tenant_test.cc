@@ -1,0 +1,301 @@
+// Two tenants on one stack, talking to each other over the interface's own address, with the application's side of the
+// rings played by the test.
+#include "daemon/tenant/tenant.h"
+
+#include <gtest/gtest.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <random>
+
+#include "tests/support/app_side.h"
+
+namespace culvert::tenant {
+namespace {
+
+using namespace std::chrono_literals;
+using test::AppSide;
+
+class Host : public stack::NeighborResolver, public stack::PortOwner {
+public:
+    Host() {
+        stack::Interface interface;
+        interface.index = 2;
+        interface.name = "test0";
+        interface.mac = {{2, 0, 0, 0, 0, 1}};
+        interface.mtu = 1500;
+        interface.up = true;
+        interface.tx = &tx;
+        stack.add_interface(interface);
+        stack.set_interface_state(2, true, 1500);
+        stack.set_addresses(2, {{kAddress, 24}});
+        stack::Route route;
+        route.destination = Address::v4(10, 0, 0, 0);
+        route.prefix_length = 24;
+        route.interface = 2;
+        stack.routes().replace({route});
+    }
+
+    AppSide attach(Tenant*& tenant, std::uint32_t id) {
+        UniqueFd fd;
+        auto segment = shm::Segment::create(kGeometry, "tenant", fd);
+        auto shared = shm::Segment::open(fd.get(), kGeometry);
+        tenants.push_back(std::make_unique<Tenant>(id, "test", std::move(*segment), stack, counters));
+        tenant = tenants.back().get();
+        const std::uint32_t slot = *tenant->add_process(100 + id);
+        return {std::move(*shared), slot};
+    }
+
+    /// One turn of the engine, `later` after the last.
+    void turn(Duration later = 1us) {
+        now += later;
+        for (auto& tenant : tenants) tenant->poll(now);
+        if (stack.next_deadline() <= now) stack.advance(now);
+        stack.flush(now);
+        for (auto& tenant : tenants) tenant->deliver_events();
+    }
+    void turns(int count, Duration each = 1us) {
+        for (int i = 0; i < count; ++i) turn(each);
+    }
+
+    void resolve(std::uint32_t, const Address&) override {}
+    void take_port(Protocol, const Address&, Port port) override { ++taken[port]; }
+    void release_port(Protocol, const Address&, Port port) override { --taken[port]; }
+
+    static constexpr Address kAddress = Address::v4(10, 0, 0, 1);
+    static constexpr shm::Geometry kGeometry{.sockets = 192, .app_sockets = 64, .tx_blocks = 512, .rx_blocks = 512,
+                                             .queues = 4, .processes = 4, .accept_queues = 2};
+
+    Counters counters;
+    Rng rng{1};
+    FramePool pool{4096};
+    TxQueue tx{pool};
+    Instant now{1h};
+    std::map<Port, int> taken;
+    stack::Stack stack{{}, *this, *this, counters, rng};
+    std::vector<std::unique_ptr<Tenant>> tenants;
+};
+
+shm::WireEndpoint endpoint(const Address& address, Port port) {
+    shm::WireEndpoint wire{};
+    std::memcpy(wire.address, address.bytes().data(), 16);
+    wire.port = port;
+    wire.family = address.is_v4() ? 4 : 6;
+    return wire;
+}
+
+class TenantTest : public testing::Test {
+protected:
+    TenantTest() : server(host.attach(server_tenant, 1)), client(host.attach(client_tenant, 2)) {}
+
+    std::uint32_t listen(Port port, std::uint32_t backlog = 16) {
+        const std::uint32_t listener = server.socket();
+        server.submit(listener, shm::Operation::kListen, endpoint(Address::v4(0, 0, 0, 0), port), {}, backlog);
+        host.turn();
+        EXPECT_TRUE(server.answered(listener));
+        EXPECT_EQ(server.answer(listener), 0);
+        return listener;
+    }
+    std::uint32_t connect(Port from, Port to) {
+        const std::uint32_t socket = client.socket();
+        client.submit(socket, shm::Operation::kConnect, endpoint(Host::kAddress, from), endpoint(Host::kAddress, to));
+        host.turns(6);
+        return socket;
+    }
+    std::uint64_t drops(Drop reason) const { return host.counters.dropped(reason); }
+
+    Host host;
+    Tenant* server_tenant = nullptr;
+    Tenant* client_tenant = nullptr;
+    AppSide server;
+    AppSide client;
+};
+
+TEST_F(TenantTest, TwoProgramsTalkOverTheirOwnAddress) {
+    const std::uint32_t listener = listen(80);
+    const std::uint32_t socket = connect(40000, 80);
+    EXPECT_EQ(client.status(socket), shm::kStatusReady);
+    const auto accepted = server.accept(listener);
+    ASSERT_TRUE(accepted);
+    EXPECT_EQ(server.segment.socket(*accepted).remote.port, 40000);
+    client.send(socket, "hello");
+    host.turns(3);
+    EXPECT_EQ(server.receive(*accepted), "hello");
+    server.send(*accepted, "world");
+    server.set_flags(*accepted, shm::kAppShutWrite);
+    host.turns(4);
+    EXPECT_EQ(client.receive(socket), "world");
+    EXPECT_TRUE((client.status(socket) & shm::kStatusPeerClosed) != 0);
+    client.close(socket);
+    host.turns(4);
+    EXPECT_TRUE((server.status(*accepted) & shm::kStatusPeerClosed) != 0);
+    server.close(*accepted);
+    host.turns(4);
+    EXPECT_TRUE(client.segment.free_sockets().test(socket));
+}
+
+TEST_F(TenantTest, RouteNamesTheSourceOnlyWhereWeListen) {
+    const std::uint32_t socket = client.socket();
+    client.submit(socket, shm::Operation::kRoute, {}, endpoint(Host::kAddress, 80));
+    host.turn();
+    EXPECT_NE(client.answer(socket), 0);  // nobody of ours listens there: the kernel's
+    listen(80);
+    client.submit(socket, shm::Operation::kRoute, {}, endpoint(Host::kAddress, 80));
+    host.turn();
+    EXPECT_EQ(client.answer(socket), 0);
+    EXPECT_EQ(client.segment.socket(socket).local.address[15], 1);
+    client.submit(socket, shm::Operation::kRoute, {}, endpoint(Address::v4(10, 0, 0, 9), 80));
+    host.turn();
+    EXPECT_EQ(client.answer(socket), 0);
+    client.submit(socket, shm::Operation::kRoute, {}, endpoint(Address::v4(192, 0, 2, 1), 80));
+    host.turn();
+    EXPECT_NE(client.answer(socket), 0);
+}
+
+TEST_F(TenantTest, BulkArrivesInOrderThroughASmallPool) {
+    const std::uint32_t listener = listen(80);
+    const std::uint32_t socket = connect(40001, 80);
+    const std::uint32_t accepted = *server.accept(listener);
+    std::string sent(2'000'000, ' ');
+    std::minstd_rand random(3);
+    for (char& c : sent) c = static_cast<char>(random());
+    std::string received;
+    std::size_t at = 0;
+    for (int turn = 0; turn < 20000 && received.size() < sent.size(); ++turn) {
+        if (at < sent.size()) at += client.send(socket, std::string_view(sent).substr(at, 60000));
+        host.turn(50us);
+        received += server.receive(accepted);
+        server.segment.dirty().post(accepted);
+    }
+    EXPECT_TRUE(received == sent) << received.size() << " of " << sent.size();
+}
+
+TEST_F(TenantTest, KilledClientIsClosedAndEverythingComesBack) {
+    const std::uint32_t listener = listen(80);
+    const std::uint32_t socket = connect(40002, 80);
+    const std::uint32_t accepted = *server.accept(listener);
+    server.send(accepted, std::string(5000, 'x'));
+    host.turns(3);
+    EXPECT_EQ(client.segment.socket(socket).daemon.rx_delivered.load(), 5000u);
+    client_tenant->remove_process(0, host.now);  // unread data: the connection is reset, as by the kernel
+    host.turns(4);
+    EXPECT_TRUE((server.status(accepted) & shm::kStatusDead) != 0);
+    EXPECT_EQ(server.segment.socket(accepted).daemon.error.load(), ECONNRESET);
+    EXPECT_TRUE(client_tenant->finished());
+    EXPECT_EQ(client_tenant->snapshot().sockets.size(), 0u);
+}
+
+TEST_F(TenantTest, AConnectionTakenButNotMarkedByADeadWorkerIsClosedASecondLater) {
+    const std::uint32_t listener = listen(80);
+    const std::uint32_t worker = *server_tenant->add_process(777);
+    connect(40003, 80);
+    shm::AcceptQueueConsumer queue(server.segment.accept_queue(server.segment.socket(listener).accept_queue.load()));
+    ASSERT_TRUE(queue.take());  // ... and killed before hold()
+    server_tenant->remove_process(worker, host.now);
+    EXPECT_EQ(server_tenant->snapshot().sockets.size(), 2u);
+    EXPECT_LE(server_tenant->next_check(), host.now + 1s);
+    host.turn(1100ms);
+    EXPECT_EQ(server_tenant->snapshot().sockets.size(), 1u);
+}
+
+TEST_F(TenantTest, WaitingConnectionsAreResetWithTheirListener) {
+    const std::uint32_t listener = listen(80);
+    const std::uint32_t socket = connect(40004, 80);
+    server.close(listener);
+    host.turns(4);
+    EXPECT_TRUE((client.status(socket) & shm::kStatusDead) != 0);
+    EXPECT_EQ(server_tenant->snapshot().sockets.size(), 0u);
+}
+
+TEST_F(TenantTest, TheAcceptQueueHoldsTheBacklogAndNoMore) {
+    const std::uint32_t listener = listen(80, 2);
+    for (Port port = 41000; port < 41005; ++port) connect(port, 80);
+    EXPECT_EQ(server_tenant->snapshot().sockets[0].receive_queue, 2u);
+    EXPECT_GT(drops(Drop::kTcpAcceptQueueFull), 0u);
+    ASSERT_TRUE(server.accept(listener));
+    ASSERT_TRUE(server.accept(listener));
+    host.turns(40, 100ms);  // the others' handshakes are completed when there is room
+    EXPECT_EQ(server_tenant->snapshot().sockets[0].receive_queue, 2u);
+}
+
+TEST_F(TenantTest, EventsGoToTheQueueThatWatches) {
+    const std::uint32_t listener = listen(80);
+    const int fd = ::eventfd(0, EFD_NONBLOCK);
+    const std::uint32_t queue = *server_tenant->add_queue(0, UniqueFd(::dup(fd)));
+    server.segment.watched(queue).set(listener);
+    server.segment.socket(listener).app.watch.store(queue + 1);
+    server.segment.queue(queue).asleep.store(1);
+    connect(40005, 80);
+    std::vector<std::uint32_t> ready;
+    server.segment.ready(queue).collect([&](std::uint32_t index) { ready.push_back(index); });
+    EXPECT_EQ(ready, (std::vector<std::uint32_t>{listener}));
+    std::uint64_t count = 0;
+    EXPECT_EQ(::read(fd, &count, sizeof count), 8);
+    EXPECT_EQ(server.segment.queue(queue).asleep.load(), 0u);
+    ::close(fd);
+}
+
+TEST_F(TenantTest, ExclusiveWatchersShareTheWork) {
+    const std::uint32_t listener = listen(80);
+    std::vector<std::uint32_t> queues;
+    for (int i = 0; i < 3; ++i) queues.push_back(*server_tenant->add_queue(0, UniqueFd(::eventfd(0, EFD_NONBLOCK))));
+    for (const std::uint32_t queue : queues) server.segment.watched(queue).set(listener);
+    server.segment.socket(listener).app.watch.store(shm::kWatchMany);
+    server.set_flags(listener, shm::kAppExclusive);
+    std::vector<int> events(queues.size());
+    for (Port port = 42000; port < 42006; ++port) {
+        connect(port, 80);
+        for (std::size_t i = 0; i < queues.size(); ++i)
+            events[i] += static_cast<int>(server.segment.ready(queues[i]).collect([](std::uint32_t) {}));
+    }
+    EXPECT_EQ(events, (std::vector<int>{2, 2, 2}));
+}
+
+TEST_F(TenantTest, NonsenseIsRefusedAndCounted) {
+    const std::uint32_t socket = client.socket();
+    client.submit(socket, static_cast<shm::Operation>(999), {}, {});
+    host.turn();
+    EXPECT_EQ(client.answer(socket), EINVAL);
+    EXPECT_EQ(drops(Drop::kTenantBadRequest), 1u);
+    // in the name of another host
+    client.submit(socket, shm::Operation::kConnect, endpoint(Address::v4(10, 0, 0, 99), 1), endpoint(Host::kAddress, 80));
+    host.turn();
+    EXPECT_EQ(client.answer(socket), EADDRNOTAVAIL);
+    EXPECT_EQ(drops(Drop::kTenantBadAddress), 1u);
+    // reading what never came
+    listen(80);
+    const std::uint32_t connection = connect(40006, 80);
+    client.segment.socket(connection).app.rx_consumed.store(1'000'000);
+    client.segment.dirty().post(connection);
+    host.turn();
+    EXPECT_EQ(drops(Drop::kTenantBadRequest), 2u);
+}
+
+TEST_F(TenantTest, RandomBytesOverTheWholeSegmentHarmNobodyElse) {
+    const std::uint32_t listener = listen(80);
+    const std::uint32_t socket = connect(40007, 80);
+    const std::uint32_t accepted = *server.accept(listener);
+    client.segment.socket(socket).options.flags = shm::kOptionNoDelay;  // no Nagle: one byte a round
+    client.segment.socket(socket).app.options_version.store(2);
+    Tenant* hostile_tenant = nullptr;
+    AppSide hostile = host.attach(hostile_tenant, 3);
+    const std::uint32_t own = hostile.socket();
+    hostile.submit(own, shm::Operation::kListen, endpoint(Address::v4(0, 0, 0, 0), 81), {}, 4);
+    host.turn();
+    std::minstd_rand random(11);
+    auto* bytes = reinterpret_cast<std::uint8_t*>(&hostile.segment.header());
+    const std::uint64_t size = hostile.segment.layout().blocks;  // everything but the payload
+    for (int round = 0; round < 300; ++round) {
+        for (int i = 0; i < 2000; ++i) bytes[(std::uint64_t{random()} * 7919 + random()) % size] = static_cast<std::uint8_t>(random());
+        host.turns(2, 10us);
+        client.send(socket, "x");
+        host.turns(3, 10us);
+        ASSERT_EQ(server.receive(accepted), "x") << "round " << round;
+    }
+    hostile_tenant->remove_process(0, host.now);
+    host.turns(5, 10s);
+    EXPECT_EQ(hostile_tenant->snapshot().sockets.size(), 0u);
+}
+
+}  // namespace
+}  // namespace culvert::tenant
