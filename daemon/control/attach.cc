@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <utility>
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
@@ -115,7 +116,7 @@ void AttachService::first_packet(Connection& connection, Packet packet) {
         ++statistics_.version_refused;
         const std::string reason = fmt::format("libculvert.so speaks ABI {}, culvertd {} speaks ABI {}; install the same version",
                                                message.abi_version, CULVERT_VERSION, shm::kAbiVersion);
-        spdlog::warn("pid {} refused: {}", connection.peer().pid, reason);
+        if (logged_.insert(reason).second) spdlog::warn("pid {} refused: {} (said once)", connection.peer().pid, reason);
         return refuse(connection, shm::AttachStatus::kVersion, reason);
     }
     if (packet.bytes.size() != sizeof message) return malformed(connection, "hello of a wrong length");
@@ -127,7 +128,8 @@ void AttachService::hello(Connection& connection, const shm::Hello& message) {
     if (tenants_.size() >= limits_.max_tenants) {
         ++statistics_.full_refused;
         const std::string reason = fmt::format("{} programs attached already (limits.max_tenants)", tenants_.size());
-        spdlog::warn("pid {} refused: {}", peer.pid, reason);
+        if (!std::exchange(full_logged_, true))
+            spdlog::warn("{} (pid {}) refused: {} (said once until one ends)", clean_text(message.program), peer.pid, reason);
         return refuse(connection, shm::AttachStatus::kFull, reason);
     }
     auto tenant = std::make_shared<TenantRecord>();
@@ -193,6 +195,7 @@ void AttachService::process_gone(const Process& process) {
     if (--tenant.processes == 0) {
         spdlog::info("{} (tenant {}) has ended", tenant.program, tenant.id);
         tenants_.erase(tenant.id);
+        full_logged_ = false;
     }
     engine_.post([id = tenant.id, slot = process.slot](engine::Engine& engine) {
         if (tenant::Tenant* found = engine.find_tenant(id)) found->remove_process(slot, engine.now());

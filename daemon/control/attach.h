@@ -81,7 +81,8 @@ private:
     std::chrono::microseconds spin_;
     std::map<std::uint32_t, std::shared_ptr<TenantRecord>> tenants_;
     std::uint32_t next_id_ = 1;
-    std::set<std::string> logged_;
+    std::set<std::string> logged_;  // what has been said once
+    bool full_logged_ = false;
     Statistics statistics_;
 };
 

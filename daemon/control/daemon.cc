@@ -50,9 +50,7 @@ engine::EngineConfig engine_config(const Config& config) {
 std::string interface_advice(const std::string& name, const Error& error) {
     switch (error.code) {
         case ENODEV: return fmt::format("{}: no such interface (ip link shows those there are)", name);
-        case EBUSY:
-            return fmt::format("{}: already taken, by another culvertd or another XDP program ({}); ip link show {} names the program",
-                               name, error.what, name);
+        case EBUSY: return fmt::format("{}; end that program first, or serve another interface", error.what);
         case ENETDOWN: return fmt::format("{}: the interface is down; ip link set {} up", name, name);
         case EPERM: return fmt::format("{}: not permitted ({}); run as root or with the capabilities of culvertd.service", name, error.what);
         default: return fmt::format("{}: {}", name, error.message());

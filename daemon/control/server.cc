@@ -24,7 +24,8 @@ Server::Server(Parts parts, const Config& config, ListeningSocket socket, Policy
       socket_(std::move(socket)),
       policy_(std::move(policy)),
       attach_(parts_.loop, parts_.mailbox, parts_.engine, config),
-      admin_(parts_.mailbox, parts_.engine, attach_, parts_.interfaces, [this] { return numbers(); }) {}
+      admin_(parts_.mailbox, parts_.engine, attach_, parts_.interfaces, [this] { return numbers(); }),
+      watchdog_(sd_watchdog_enabled(0, nullptr) > 0) {}
 
 Result<std::unique_ptr<Server>> Server::create(Parts parts, const Config& config, ListeningSocket socket, Policy policy) {
     std::unique_ptr<Server> server(new Server(std::move(parts), config, std::move(socket), std::move(policy)));
@@ -121,7 +122,7 @@ void Server::read_signal() {
 void Server::read_timer() {
     parts_.loop.read(timer_.get(), timer_buffer_, [this](int) {
         // The watchdog is told by the engine's hand: a daemon whose engine hangs shall be restarted.
-        parts_.engine.post([](engine::Engine&) { sd_notify(0, "WATCHDOG=1"); });
+        if (watchdog_) parts_.engine.post([](engine::Engine&) { sd_notify(0, "WATCHDOG=1"); });
         if (std::exchange(accept_later_, false)) accept_next();
         if (++ticks_ % kTicksPerFlowCheck == 0) parts_.steering.forget_finished_flows();
         read_timer();

@@ -72,6 +72,7 @@ private:
     std::uint64_t connections_ = 0;
     std::uint32_t ticks_ = 0;
     bool accept_later_ = false;
+    bool watchdog_;  // systemd wants to hear that we live
 };
 
 }  // namespace culvert::control

@@ -1,0 +1,401 @@
+// The control thread against a real engine without devices: a shim that behaves, shims that do not, administrators.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <optional>
+#include <thread>
+
+#include <nlohmann/json.hpp>
+
+#include "daemon/control/server.h"
+
+namespace culvert::control {
+namespace {
+
+using namespace std::chrono_literals;
+
+/// The shim's end of a control connection, or an attacker's.
+class Client {
+public:
+    explicit Client(const std::string& path) : fd_(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)) {
+        sockaddr_un address{};
+        address.sun_family = AF_UNIX;
+        path.copy(address.sun_path, sizeof address.sun_path - 1);
+        EXPECT_EQ(::connect(fd_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0) << std::strerror(errno);
+    }
+    explicit Client(UniqueFd fd) : fd_(std::move(fd)) {}
+
+    void send_bytes(const void* bytes, std::size_t length, int fd = -1) {
+        iovec vector{const_cast<void*>(bytes), length};
+        alignas(cmsghdr) char control[CMSG_SPACE(sizeof fd)] = {};
+        msghdr message{};
+        message.msg_iov = &vector;
+        message.msg_iovlen = 1;
+        if (fd >= 0) {
+            message.msg_control = control;
+            message.msg_controllen = sizeof control;
+            cmsghdr* header = CMSG_FIRSTHDR(&message);
+            header->cmsg_level = SOL_SOCKET;
+            header->cmsg_type = SCM_RIGHTS;
+            header->cmsg_len = CMSG_LEN(sizeof fd);
+            std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+        }
+        EXPECT_EQ(::sendmsg(fd_.get(), &message, MSG_NOSIGNAL), static_cast<ssize_t>(length)) << std::strerror(errno);
+    }
+    template <class Message>
+    void say(const Message& message, int fd = -1) {
+        send_bytes(&message, sizeof message, fd);
+    }
+    /// One packet within 10 s; empty at the end of file.
+    std::vector<std::byte> hear() {
+        pollfd waited{fd_.get(), POLLIN, 0};
+        if (::poll(&waited, 1, 10000) != 1) {
+            ADD_FAILURE() << "the daemon is silent";
+            return {};
+        }
+        std::vector<std::byte> bytes(128 * 1024);
+        iovec vector{bytes.data(), bytes.size()};
+        alignas(cmsghdr) char control[CMSG_SPACE(4 * sizeof(int))];
+        msghdr message{};
+        message.msg_iov = &vector;
+        message.msg_iovlen = 1;
+        message.msg_control = control;
+        message.msg_controllen = sizeof control;
+        const ssize_t length = ::recvmsg(fd_.get(), &message, MSG_CMSG_CLOEXEC);
+        for (cmsghdr* header = CMSG_FIRSTHDR(&message); length > 0 && header != nullptr; header = CMSG_NXTHDR(&message, header))
+            for (std::size_t i = 0; i < (header->cmsg_len - CMSG_LEN(0)) / sizeof(int); ++i) {
+                int fd = -1;
+                std::memcpy(&fd, CMSG_DATA(header) + i * sizeof fd, sizeof fd);
+                fds.emplace_back(fd);
+            }
+        bytes.resize(length > 0 ? static_cast<std::size_t>(length) : 0);
+        return bytes;
+    }
+    template <class Message>
+    Message hear_message() {
+        const std::vector<std::byte> bytes = hear();
+        Message message;
+        EXPECT_EQ(bytes.size(), sizeof message);
+        if (bytes.size() == sizeof message) std::memcpy(&message, bytes.data(), sizeof message);
+        return message;
+    }
+    bool ended() { return hear().empty(); }
+
+    std::vector<UniqueFd> fds;
+
+private:
+    UniqueFd fd_;
+};
+
+shm::Hello hello(const char* program) {
+    shm::Hello message;
+    message.pid = static_cast<std::uint32_t>(::getpid());
+    std::strncpy(message.program, program, sizeof message.program - 1);
+    return message;
+}
+
+class AttachTest : public testing::Test {
+protected:
+    void SetUp() override {
+        std::string name = testing::TempDir() + "culvert-attach-XXXXXX";
+        ASSERT_NE(::mkdtemp(name.data()), nullptr);
+        folder = name;
+        config.socket.path = folder / "c.sock";
+        config.limits.max_sockets = 256;
+        config.limits.tx_blocks = 256;
+        config.limits.rx_blocks = 256;
+        config.limits.max_tenants = 4;
+    }
+    void TearDown() override {
+        if (server) {
+            mailbox.post([&] { server->stop(); });
+            control_thread.join();
+            engine->stop();
+            engine_thread.join();
+        }
+        std::filesystem::remove_all(folder);
+    }
+    void start() {
+        auto opened = NetlinkMirror::open();
+        ASSERT_TRUE(opened) << opened.error().message();
+        mirror = std::move(*opened);
+        feed = std::make_unique<KernelFeed>(*mirror, steering, mailbox);
+        engine = std::make_unique<engine::Engine>(engine::EngineConfig{}, *feed, steering);
+        auto created = EventLoop::create();
+        ASSERT_TRUE(created) << created.error().message();
+        loop = std::move(*created);
+        auto socket = ListeningSocket::open(config.socket);
+        ASSERT_TRUE(socket) << socket.error().message();
+        auto made = Server::create({*loop, mailbox, *engine, *mirror, *feed, steering, {}, [this] { return config; }}, config,
+                                   std::move(*socket), *Policy::create(config.socket));
+        ASSERT_TRUE(made) << made.error().message();
+        server = std::move(*made);
+        feed->start(*engine);
+        engine_thread = std::thread([this] { engine->run(); });
+        control_thread = std::thread([this] { server->run(); });
+    }
+    Client client() { return Client(config.socket.path); }
+    Client attached(const char* program, shm::Welcome* welcome = nullptr) {
+        Client one = client();
+        one.say(hello(program));
+        const shm::Welcome answer = one.hear_message<shm::Welcome>();
+        EXPECT_EQ(answer.status, shm::AttachStatus::kOk) << answer.reason;
+        if (welcome != nullptr) *welcome = answer;
+        return one;
+    }
+    nlohmann::json ask(const std::string& request) {
+        Client one = client();
+        one.send_bytes(request.data(), request.size());
+        std::string text;
+        for (auto bytes = one.hear(); !bytes.empty(); bytes = one.hear())
+            text.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+        return nlohmann::json::parse(text, nullptr, false);
+    }
+    nlohmann::json stat() { return ask(R"({"request": "stat"})"); }
+    /// Waits until `condition` of the daemon's statistics holds.
+    template <class Condition>
+    testing::AssertionResult eventually(Condition condition) {
+        const auto deadline = std::chrono::steady_clock::now() + 10s;
+        for (;;) {
+            const nlohmann::json now = stat();
+            if (condition(now)) return testing::AssertionSuccess();
+            if (std::chrono::steady_clock::now() > deadline) return testing::AssertionFailure() << now.dump(2);
+            std::this_thread::yield();
+        }
+    }
+
+    Config config;
+    std::filesystem::path folder;
+    Mailbox mailbox;
+    Steering steering{kernel_connections, PortRange{}};
+    std::unique_ptr<NetlinkMirror> mirror;
+    std::unique_ptr<KernelFeed> feed;
+    std::unique_ptr<engine::Engine> engine;
+    std::unique_ptr<EventLoop> loop;
+    std::unique_ptr<Server> server;
+    std::thread engine_thread;
+    std::thread control_thread;
+};
+
+TEST_F(AttachTest, HelloIsAnsweredWithASegmentAndADoorbell) {
+    start();
+    shm::Welcome welcome;
+    Client one = attached("nginx", &welcome);
+    EXPECT_EQ(welcome.abi_version, shm::kAbiVersion);
+    EXPECT_STREQ(welcome.version, CULVERT_VERSION);
+    EXPECT_EQ(welcome.geometry, geometry_of(config.limits));
+    ASSERT_EQ(one.fds.size(), 2u);
+    Result<shm::Segment> segment = shm::Segment::open(one.fds[0].get(), welcome.geometry);
+    ASSERT_TRUE(segment) << segment.error().message();
+    EXPECT_EQ(segment->process(welcome.process_slot).live.load(), 1u);
+    // The memfd is sealed: an application that could shrink it could kill the daemon with SIGBUS.
+    EXPECT_EQ(::ftruncate(one.fds[0].get(), 0), -1);
+    EXPECT_EQ(::eventfd_write(one.fds[1].get(), 1), 0);
+    EXPECT_TRUE(eventually([](const auto& now) { return now["tenants"] == 1 && now["control"]["processes"] == 1; }));
+}
+
+TEST_F(AttachTest, EndOfFileEndsTheTenant) {
+    start();
+    {
+        Client one = attached("nginx");
+        EXPECT_TRUE(eventually([](const auto& now) { return now["tenants"] == 1; }));
+    }
+    EXPECT_TRUE(eventually([](const auto& now) { return now["tenants"] == 0 && now["control"]["processes"] == 0; }));
+}
+
+TEST_F(AttachTest, EventQueuesComeAndGo) {
+    start();
+    Client one = attached("nginx");
+    const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
+    one.say(shm::AddQueue{}, event.get());
+    const shm::Answer first = one.hear_message<shm::Answer>();
+    EXPECT_EQ(first.error, 0);
+    EXPECT_NE(::fcntl(event.get(), F_GETFL) & O_NONBLOCK, 0);  // the engine must never wait for it
+    one.say(shm::AddQueue{}, event.get());
+    const shm::Answer second = one.hear_message<shm::Answer>();
+    EXPECT_NE(first.value, second.value);
+    shm::RemoveQueue remove;
+    remove.queue = first.value;
+    one.say(remove);
+    one.say(shm::AddQueue{}, event.get());
+    EXPECT_EQ(one.hear_message<shm::Answer>().error, 0);
+}
+
+TEST_F(AttachTest, ForkedProcessKeepsTheTenantAlive) {
+    start();
+    auto parent = std::make_optional(attached("nginx"));
+    int pair[2];
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+    auto child = std::make_optional<Client>(UniqueFd(pair[0]));
+    {
+        const UniqueFd daemons(pair[1]);
+        parent->say(shm::AddProcess{}, daemons.get());
+    }
+    const shm::Answer slot = parent->hear_message<shm::Answer>();
+    EXPECT_EQ(slot.error, 0);
+    EXPECT_EQ(slot.value, 1u);
+    EXPECT_TRUE(eventually([](const auto& now) { return now["control"]["processes"] == 2; }));
+    parent.reset();
+    EXPECT_TRUE(eventually([](const auto& now) { return now["control"]["processes"] == 1 && now["tenants"] == 1; }));
+    const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
+    child->say(shm::AddQueue{}, event.get());
+    EXPECT_EQ(child->hear_message<shm::Answer>().error, 0);
+    child.reset();
+    EXPECT_TRUE(eventually([](const auto& now) { return now["tenants"] == 0; }));
+}
+
+TEST_F(AttachTest, OtherVersionIsRefusedWithWords) {
+    start();
+    Client one = client();
+    shm::Hello other = hello("nginx");
+    other.abi_version = shm::kAbiVersion + 1;
+    one.say(other);
+    const shm::Welcome welcome = one.hear_message<shm::Welcome>();
+    EXPECT_EQ(welcome.status, shm::AttachStatus::kVersion);
+    EXPECT_EQ(welcome.abi_version, shm::kAbiVersion);
+    EXPECT_NE(std::string(welcome.reason).find("ABI"), std::string::npos);
+    EXPECT_TRUE(one.ended());
+    EXPECT_EQ(stat()["control"]["version_refused"], 1);
+}
+
+TEST_F(AttachTest, TenantsAreBounded) {
+    start();
+    std::vector<Client> clients;
+    for (std::uint32_t i = 0; i < config.limits.max_tenants; ++i) clients.push_back(attached("redis"));
+    Client one = client();
+    one.say(hello("redis"));
+    EXPECT_EQ(one.hear_message<shm::Welcome>().status, shm::AttachStatus::kFull);
+    clients.pop_back();
+    EXPECT_TRUE(eventually([](const auto& now) { return now["tenants"] == 3; }));
+    attached("redis");
+}
+
+TEST_F(AttachTest, MalformedMessagesCloseOnlyTheirConnection) {
+    start();
+    Client good = attached("nginx");
+    std::uint64_t expected = 0;
+    const auto refused = [&](Client& one) {
+        EXPECT_TRUE(one.ended());
+        EXPECT_EQ(stat()["control"]["malformed_messages"], ++expected);
+    };
+    const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
+    const UniqueFd file(::open("/dev/null", O_RDWR | O_CLOEXEC));
+    {
+        Client one = client();
+        one.send_bytes("x", 1);
+        refused(one);
+    }
+    {
+        Client one = client();
+        shm::Hello wrong = hello("nginx");
+        wrong.magic = 1;
+        one.say(wrong);
+        refused(one);
+    }
+    {
+        Client one = client();
+        const shm::Hello message = hello("nginx");
+        one.send_bytes(&message, sizeof message - 1);
+        refused(one);
+    }
+    {
+        Client one = client();
+        one.say(shm::AddQueue{}, event.get());  // before the hello
+        refused(one);
+    }
+    {
+        Client one = attached("a");
+        one.say(shm::AddQueue{});  // no descriptor
+        refused(one);
+    }
+    {
+        Client one = attached("a");
+        one.say(shm::AddQueue{}, file.get());  // no eventfd
+        refused(one);
+    }
+    {
+        Client one = attached("a");
+        one.say(shm::AddProcess{}, event.get());  // no socket
+        refused(one);
+    }
+    {
+        Client one = attached("a");
+        shm::RemoveQueue remove;
+        remove.queue = 0xffffffff;
+        one.say(remove);
+        refused(one);
+    }
+    {
+        Client one = attached("a");
+        one.say(hello("again"));
+        refused(one);
+    }
+    {
+        Client one = attached("a");
+        const std::string large(8192, '\x05');
+        one.send_bytes(large.data(), large.size());
+        refused(one);
+    }
+    good.say(shm::AddQueue{}, event.get());
+    EXPECT_EQ(good.hear_message<shm::Answer>().error, 0);
+}
+
+TEST_F(AttachTest, ClientThatLeavesAtOnceLeavesNothing) {
+    start();
+    for (int i = 0; i < 20; ++i) {
+        Client one = client();
+        one.say(hello("hasty"));
+    }
+    EXPECT_TRUE(eventually([](const auto& now) { return now["tenants"] == 0 && now["control"]["processes"] == 0; }));
+    attached("patient");
+}
+
+TEST_F(AttachTest, AdministratorsAreAnswered) {
+    start();
+    EXPECT_EQ(ask(R"({"request": "ping"})")["answer"], "pong");
+    EXPECT_EQ(ask(R"({"request": "version"})")["version"], CULVERT_VERSION);
+    const nlohmann::json statistics = stat();
+    EXPECT_EQ(statistics["version"], CULVERT_VERSION);
+    EXPECT_EQ(statistics["counters"]["tcp_passive_opens"], 0);
+    EXPECT_EQ(statistics["drops"]["tcp_checksum"], 0);
+    EXPECT_FALSE(statistics["drops"].contains("none"));
+    EXPECT_TRUE(ask(R"({"request": "ss"})")["sockets"].empty());
+    EXPECT_EQ(ask(R"({"request": "shutdown"})")["error"], "unknown request \"shutdown\"");
+    EXPECT_EQ(ask("{")["error"], "no request in the message");
+    EXPECT_EQ(ask(R"({"request": 7})")["error"], "no request in the message");
+}
+
+TEST_F(AttachTest, KernelPathSocketsAreShownWithTheirReason) {
+    start();
+    shm::Welcome welcome;
+    Client one = attached("nginx", &welcome);
+    Result<shm::Segment> segment = shm::Segment::open(one.fds[0].get(), welcome.geometry);
+    ASSERT_TRUE(segment) << segment.error().message();
+    // This process plays the program: a kernel UDP socket, and the reason where the shim would put it.
+    const UniqueFd udp(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    sockaddr_storage loopback{};
+    loopback.ss_family = AF_INET;
+    ASSERT_EQ(::bind(udp.get(), reinterpret_cast<const sockaddr*>(&loopback), 16), 0);
+    shm::ProcessRecord& process = segment->process(welcome.process_slot);
+    process.pid = static_cast<std::uint32_t>(::getpid());
+    process.reasons[udp.get()] = static_cast<std::uint8_t>(shm::KernelReason::kLoopback);
+    process.reasons[30000] = static_cast<std::uint8_t>(shm::KernelReason::kLoopback);  // closed: not shown
+    const nlohmann::json sockets = ask(R"({"request": "ss"})")["sockets"];
+    ASSERT_EQ(sockets.size(), 1u) << sockets.dump(2);
+    EXPECT_EQ(sockets[0]["program"], "nginx");
+    EXPECT_EQ(sockets[0]["proto"], "udp");
+    EXPECT_EQ(sockets[0]["path"], "kernel");
+    EXPECT_EQ(sockets[0]["why"], "loopback address");
+    EXPECT_EQ(sockets[0]["fd"], udp.get());
+}
+
+}  // namespace
+}  // namespace culvert::control
