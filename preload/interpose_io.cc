@@ -1,0 +1,181 @@
+// Reading and writing.
+#include "preload/interpose.h"
+
+#include <fcntl.h>
+#include <sys/sendfile.h>
+
+#include "preload/bounce.h"
+
+using namespace culvert::preload;
+
+extern "C" [[noreturn]] void __chk_fail() noexcept;
+
+namespace {
+
+/// RWF_* of preadv2 and pwritev2 on a socket: only "do not wait" means something there.
+int message_flags(int flags) noexcept { return (flags & RWF_NOWAIT) != 0 ? MSG_DONTWAIT : 0; }
+
+ssize_t receive_parts(const SocketRef& socket, int fd, const iovec* parts, int count, int flags) {
+    if (bad_parts(parts, count)) return -1;
+    msghdr message = message_of(parts, count);
+    return socket->receive(fd, message, flags);
+}
+
+ssize_t send_parts(const SocketRef& socket, int fd, const iovec* parts, int count, int flags) {
+    if (bad_parts(parts, count)) return -1;
+    return socket->send(fd, message_of(parts, count), flags);
+}
+
+}  // namespace
+
+// --- read -------------------------------------------------------------------------------------------------------------
+
+CULVERT_EXPORT ssize_t read(int fd, void* data, std::size_t length) {
+    if (const SocketRef socket = our_socket(fd)) {
+        Message message(data, length);
+        return socket->receive(fd, message.header, 0);
+    }
+    return libc::read.get()(fd, data, length);
+}
+CULVERT_EXPORT ssize_t __read(int fd, void* data, std::size_t length) { return read(fd, data, length); }
+
+CULVERT_EXPORT ssize_t __read_chk(int fd, void* data, std::size_t length, std::size_t room) {
+    if (length > room) __chk_fail();
+    return read(fd, data, length);
+}
+
+CULVERT_EXPORT ssize_t readv(int fd, const iovec* parts, int count) {
+    if (const SocketRef socket = our_socket(fd)) return receive_parts(socket, fd, parts, count, 0);
+    return libc::readv.get()(fd, parts, count);
+}
+
+CULVERT_EXPORT ssize_t preadv2(int fd, const iovec* parts, int count, off_t offset, int flags) {
+    const SocketRef socket = offset == -1 ? our_socket(fd) : SocketRef();
+    if (socket) return receive_parts(socket, fd, parts, count, message_flags(flags));
+    return libc::preadv2.get()(fd, parts, count, offset, flags);
+}
+CULVERT_EXPORT ssize_t preadv64v2(int fd, const iovec* parts, int count, off64_t offset, int flags) {
+    return preadv2(fd, parts, count, offset, flags);
+}
+
+CULVERT_EXPORT ssize_t recv(int fd, void* data, std::size_t length, int flags) {
+    if (const SocketRef socket = our_socket(fd)) {
+        Message message(data, length);
+        return socket->receive(fd, message.header, flags);
+    }
+    return libc::recv.get()(fd, data, length, flags);
+}
+
+CULVERT_EXPORT ssize_t __recv_chk(int fd, void* data, std::size_t length, std::size_t room, int flags) {
+    if (length > room) __chk_fail();
+    return recv(fd, data, length, flags);
+}
+
+CULVERT_EXPORT ssize_t recvfrom(int fd, void* data, std::size_t length, int flags, sockaddr* address,
+                                socklen_t* address_length) {
+    if (const SocketRef socket = our_socket(fd)) {
+        Message message(data, length);
+        if (address != nullptr && address_length != nullptr) {
+            message.header.msg_name = address;
+            message.header.msg_namelen = *address_length;
+        }
+        const ssize_t got = socket->receive(fd, message.header, flags);
+        if (got >= 0 && address != nullptr && address_length != nullptr) *address_length = message.header.msg_namelen;
+        return got;
+    }
+    return libc::recvfrom.get()(fd, data, length, flags, address, address_length);
+}
+
+CULVERT_EXPORT ssize_t __recvfrom_chk(int fd, void* data, std::size_t length, std::size_t room, int flags,
+                                      sockaddr* address, socklen_t* address_length) {
+    if (length > room) __chk_fail();
+    return recvfrom(fd, data, length, flags, address, address_length);
+}
+
+CULVERT_EXPORT ssize_t recvmsg(int fd, msghdr* message, int flags) {
+    if (const SocketRef socket = our_socket(fd)) return socket->receive(fd, *message, flags);
+    return libc::recvmsg.get()(fd, message, flags);
+}
+
+CULVERT_EXPORT int recvmmsg(int fd, mmsghdr* messages, unsigned count, int flags, timespec* timeout) {
+    if (const SocketRef socket = our_socket(fd)) return socket->receive_many(fd, messages, count, flags, timeout);
+    return libc::recvmmsg.get()(fd, messages, count, flags, timeout);
+}
+
+// --- write ------------------------------------------------------------------------------------------------------------
+
+CULVERT_EXPORT ssize_t write(int fd, const void* data, std::size_t length) {
+    if (const SocketRef socket = sending_socket(fd)) return socket->send(fd, Message(data, length).header, 0);
+    return libc::write.get()(fd, data, length);
+}
+CULVERT_EXPORT ssize_t __write(int fd, const void* data, std::size_t length) { return write(fd, data, length); }
+
+CULVERT_EXPORT ssize_t writev(int fd, const iovec* parts, int count) {
+    if (const SocketRef socket = sending_socket(fd)) return send_parts(socket, fd, parts, count, 0);
+    return libc::writev.get()(fd, parts, count);
+}
+
+CULVERT_EXPORT ssize_t pwritev2(int fd, const iovec* parts, int count, off_t offset, int flags) {
+    const SocketRef socket = offset == -1 ? sending_socket(fd) : SocketRef();
+    if (socket) return send_parts(socket, fd, parts, count, message_flags(flags));
+    return libc::pwritev2.get()(fd, parts, count, offset, flags);
+}
+CULVERT_EXPORT ssize_t pwritev64v2(int fd, const iovec* parts, int count, off64_t offset, int flags) {
+    return pwritev2(fd, parts, count, offset, flags);
+}
+
+CULVERT_EXPORT ssize_t send(int fd, const void* data, std::size_t length, int flags) {
+    if (const SocketRef socket = sending_socket(fd)) return socket->send(fd, Message(data, length).header, flags);
+    return libc::send.get()(fd, data, length, flags);
+}
+CULVERT_EXPORT ssize_t __send(int fd, const void* data, std::size_t length, int flags) {
+    return send(fd, data, length, flags);
+}
+
+CULVERT_EXPORT ssize_t sendto(int fd, const void* data, std::size_t length, int flags, const sockaddr* address,
+                              socklen_t address_length) {
+    // A stream that is not connected yet may be connected by this very call (MSG_FASTOPEN): Socket knows.
+    if (const SocketRef socket = address != nullptr ? any_socket(fd) : sending_socket(fd)) {
+        Message message(data, length);
+        message.header.msg_name = const_cast<sockaddr*>(address);
+        message.header.msg_namelen = address != nullptr ? address_length : 0;
+        return socket->send(fd, message.header, flags);
+    }
+    return libc::sendto.get()(fd, data, length, flags, address, address_length);
+}
+
+CULVERT_EXPORT ssize_t sendmsg(int fd, const msghdr* message, int flags) {
+    if (const SocketRef socket = sending_socket(fd)) return socket->send(fd, *message, flags);
+    return libc::sendmsg.get()(fd, message, flags);
+}
+
+CULVERT_EXPORT int sendmmsg(int fd, mmsghdr* messages, unsigned count, int flags) {
+    if (const SocketRef socket = sending_socket(fd)) return socket->send_many(fd, messages, count, flags);
+    return libc::sendmmsg.get()(fd, messages, count, flags);
+}
+
+// --- between descriptors ----------------------------------------------------------------------------------------------
+
+CULVERT_EXPORT ssize_t sendfile(int out, int in, off_t* offset, std::size_t count) noexcept {
+    if (const SocketRef socket = our_socket(out)) return socket->sendfile(out, in, offset, count);
+    return libc::sendfile(out, in, offset, count);
+}
+CULVERT_EXPORT ssize_t sendfile64(int out, int in, off64_t* offset, std::size_t count) noexcept {
+    return sendfile(out, in, offset, count);
+}
+
+CULVERT_EXPORT ssize_t splice(int in, off64_t* in_offset, int out, off64_t* out_offset, std::size_t length,
+                              unsigned flags) {
+    const SocketRef from = our_socket(in);
+    const SocketRef to = our_socket(out);
+    if (!from && !to) return libc::splice.get()(in, in_offset, out, out_offset, length, flags);
+    if ((from && in_offset != nullptr) || (to && out_offset != nullptr)) {
+        errno = ESPIPE;
+        return -1;
+    }
+    if (from && to) {
+        errno = EINVAL;  // one end must be a pipe
+        return -1;
+    }
+    return from ? splice_from(*from, in, out, length, flags) : splice_to(in, *to, out, length, flags);
+}
