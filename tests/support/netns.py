@@ -4,8 +4,8 @@ A `Lab` is the pair:
 
       namespace "server"                         namespace "client"
       culvertd, nginx, redis ...                 curl, wrk, *this process*
-      veth0 10.77.0.1 fd77:0::1  ------------->  veth0 10.77.0.2 fd77:0::2
-      veth1 10.77.1.1 fd77:1::1  ------------->  veth1 10.77.1.2 fd77:1::2      (only with links=2)
+      veth0 10.77.0.1 fd77:1::1  ------------->  veth0 10.77.0.2 fd77:1::2
+      veth1 10.77.1.1 fd77:2::1  ------------->  veth1 10.77.1.2 fd77:2::2      (only with links=2)
 
 While a Lab is open, the process that opened it stands in the client's namespace: sockets that it makes, and programs that it
 starts without naming a host, are the client's. What the Lab started and made is gone when it closes, whatever happened inside;
@@ -258,6 +258,7 @@ class Lab:
         if os.geteuid() != 0:
             print("skipped: network namespaces need root", file=sys.stderr)
             raise SystemExit(SKIPPED)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that close() runs
         sweep()
         suffix = f"{os.getpid()}-{Lab._count}"
         Lab._count += 1
@@ -283,7 +284,7 @@ class Lab:
                     "peer", "name", device, "mtu", self.mtu, "netns", self.client)
             for name, host in ((self.server, 1), (self.client, 2)):
                 command("ip", "-n", name, "address", "add", f"10.77.{link}.{host}/24", "dev", device)
-                command("ip", "-n", name, "address", "add", f"fd77:{link}::{host}/64", "dev", device, "nodad")
+                command("ip", "-n", name, "address", "add", f"fd77:{link + 1}::{host}/64", "dev", device, "nodad")
                 command("ip", "-n", name, "link", "set", device, "up")
         with open(f"/run/netns/{self.client}") as file:
             _enter_namespace(file.fileno())
@@ -318,7 +319,7 @@ class Lab:
         return f"10.77.{link}.{1 if host == 'server' else 2}"
 
     def ip6(self, host="server", link=0):
-        return f"fd77:{link}::{1 if host == 'server' else 2}"
+        return f"fd77:{link + 1}::{1 if host == 'server' else 2}"
 
     def enter_words(self, host):
         return ["ip", "netns", "exec", self.server if host == "server" else self.client]

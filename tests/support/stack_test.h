@@ -27,6 +27,8 @@ namespace culvert::test {
 
 /// A segment to inject, or what is expected of one: what is not said is not compared (payload: none, unless said).
 struct Seg {
+    explicit Seg(wire::TcpFlags control) : flags(control) {}
+
     wire::TcpFlags flags;
     std::optional<std::uint32_t> seq_, ack_;
     std::optional<std::uint32_t> window_;  // as on the wire
@@ -58,11 +60,11 @@ struct Seg {
     Seg& fin() { flags |= wire::kFin; return *this; }
 };
 
-inline Seg syn() { return Seg{.flags = wire::kSyn}; }
-inline Seg syn_ack() { return Seg{.flags = wire::kSyn | wire::kAck}; }
-inline Seg ack() { return Seg{.flags = wire::kAck}; }
-inline Seg fin() { return Seg{.flags = wire::kFin | wire::kAck}; }
-inline Seg rst() { return Seg{.flags = wire::kRst}; }
+inline Seg syn() { return Seg(wire::kSyn); }
+inline Seg syn_ack() { return Seg(wire::kSyn | wire::kAck); }
+inline Seg ack() { return Seg(wire::kAck); }
+inline Seg fin() { return Seg(wire::kFin | wire::kAck); }
+inline Seg rst() { return Seg(wire::kRst); }
 
 /// A segment that our TCP has sent.
 struct Sent {

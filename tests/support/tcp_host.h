@@ -98,7 +98,7 @@ private:
 
 class RecordingPorts final : public stack::PortOwner {
 public:
-    void take_port(Protocol, const Address& address, Port port) override { EXPECT_TRUE(++held[{address, port}] == 1); }
+    void take_port(Protocol, const Address& address, Port port) override { EXPECT_TRUE(held.emplace(Endpoint{address, port}, 1).second); }
     void release_port(Protocol, const Address& address, Port port) override {
         EXPECT_EQ(held.erase({address, port}), 1u);
     }
