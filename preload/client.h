@@ -5,10 +5,14 @@
 // a kernel socket, silently (strict mode: socket() fails with ENETDOWN).
 #pragma once
 
+#include <pthread.h>
+
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 
+#include "preload/spin_lock.h"
 #include "shm/accept_queue.h"
 #include "shm/block_list.h"
 #include "shm/segment.h"
@@ -43,12 +47,17 @@ public:
     /// Marks this process as holder of an accepted record.
     void hold(std::uint32_t record) noexcept;
     /// Gives up this process's hold; if no other live process holds the record, asks the daemon to close it.
-    void let_go(std::uint32_t record) noexcept;
+    /// `may_be_shared` false: the record was never inherited by or from another process, so nobody else is asked.
+    void let_go(std::uint32_t record, bool may_be_shared = true) noexcept;
 
     /// A free transmit block, or kNoIndex (pool empty: set tx_starved and wait for kAppWantWrite's notice).
     std::uint32_t take_block() noexcept;
+    /// Gives back a block that take_block gave and that was not sent.
+    void untake_block(std::uint32_t block) noexcept;
     /// Returns a received block to the daemon.
     void return_block(std::uint32_t block) noexcept;
+    /// Returns a chain of received blocks, linked from `first` to `last`, with one push.
+    void return_blocks(std::uint32_t first, std::uint32_t last) noexcept;
 
     /// A new event queue (one round trip on the control connection) / one from the pool for a poll() call.
     std::optional<EventQueue> add_queue() noexcept;
@@ -75,6 +84,42 @@ public:
     static void before_fork() noexcept;
     static void after_fork_in_parent() noexcept;
     static void after_fork_in_child() noexcept;
+    /// How many forks lie between the first process and this one; per-process objects (queues) remember it.
+    static std::uint32_t fork_generation() noexcept;
+    /// True if CULVERT_STRICT asks to fail rather than to use kernel sockets.
+    static bool strict() noexcept;
+
+    /// Attaches through a control connection that is made already; what attached() does after connecting. Takes `control`
+    /// over. Null when the daemon refuses. For tests, and for attached() itself.
+    static Client* attach_over(int control) noexcept;
+    /// Makes `client` the process's client.
+    static void install(Client* client) noexcept;
+
+private:
+    static constexpr std::uint32_t kPooledQueues = 32;
+
+    Client(shm::Segment&& segment, std::uint32_t slot, std::uint32_t spin_us, int control, int doorbell) noexcept;
+    bool ask(const void* request, std::size_t size, int fd, std::uint32_t& value) noexcept;
+    bool send_message(const void* request, std::size_t size, int fd) noexcept;
+    void prepare_child() noexcept;
+    void become_child() noexcept;
+    bool held_by_others(std::uint32_t record) noexcept;
+
+    shm::Segment segment_;
+    std::atomic<std::uint32_t> slot_;
+    std::uint32_t spin_us_;
+    std::atomic<int> control_;
+    int doorbell_;
+    std::atomic<bool> gone_{false};
+    pthread_mutex_t control_mutex_ = PTHREAD_MUTEX_INITIALIZER;  // one request at a time
+    SpinLock holds_lock_;   // this process's holder bitmap against fork and against itself
+    SpinLock queues_lock_;
+    EventQueue pooled_[kPooledQueues];
+    std::uint32_t pooled_count_ = 0;
+    std::atomic<std::uint32_t> next_record_word_{0};  // where the last free record was found
+    // Between before_fork and after_fork:
+    int child_control_ = -1;
+    std::uint32_t child_slot_ = shm::kNoIndex;
 };
 
 }  // namespace culvert::preload

@@ -33,7 +33,7 @@ public:
     /// Last descriptor of this process closed (or overwritten by dup2). The kernel descriptor is closed by the caller.
     virtual void on_last_close() noexcept = 0;
     /// The last reference is gone: destroys the object and gives its memory back to its pool (description_pool.h).
-    virtual void dispose() noexcept = 0;
+    virtual void dispose() noexcept {}
 
     // --- readiness, for epoll, poll and select -----------------------------------------------------------------------
     /// True if readiness must be asked of us (a connection, a listener, a datagram socket in Culvert). False: the kernel
@@ -55,9 +55,5 @@ public:
 private:
     Kind kind_;
 };
-
-/// Called (when set) after is_ours() or record() of a description with epoll_registrations != 0 has changed: a socket that
-/// was added to a set first and became a listener, a connection or a Culvert datagram socket later.
-inline constinit std::atomic<void (*)(Description&) noexcept> ownership_changed{nullptr};
 
 }  // namespace culvert::preload

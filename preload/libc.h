@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 
@@ -124,18 +125,31 @@ bool in_borrowed_memory() noexcept;
 /// Remembers this process as the owner of the memory (startup and the child of a fork).
 void claim_memory() noexcept;
 
-/// Puts errno back at the end of a scope: what succeeded leaves it alone.
+/// Puts errno back at the end of a scope: what succeeds leaves it alone. A failure leaves the scope through fail() or
+/// pass(), which keep the new value.
 class KeepErrno {
 public:
-    KeepErrno() noexcept : saved_(errno_now()) {}
-    ~KeepErrno() { set(saved_); }
+    KeepErrno() noexcept : saved_(errno) {}
+    ~KeepErrno() {
+        if (saved_ >= 0) errno = saved_;
+    }
     KeepErrno(const KeepErrno&) = delete;
     KeepErrno& operator=(const KeepErrno&) = delete;
 
+    /// -1, with errno = code after the scope.
+    int fail(int code) const noexcept {
+        saved_ = code;
+        return -1;
+    }
+    /// The result of a call: when it failed, its errno stays.
+    template <class Value>
+    Value pass(Value result) const noexcept {
+        if (result < 0) saved_ = errno;
+        return result;
+    }
+
 private:
-    static int errno_now() noexcept;
-    static void set(int value) noexcept;
-    int saved_;
+    mutable int saved_;
 };
 
 }  // namespace culvert::preload

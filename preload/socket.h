@@ -24,6 +24,7 @@
 #include "preload/client.h"
 #include "preload/description.h"
 #include "preload/description_pool.h"
+#include "preload/wait.h"
 
 namespace culvert::preload {
 
@@ -34,6 +35,8 @@ public:
     /// socket(2) for any family: makes the kernel socket and, for the kinds that Culvert can carry while a daemon is
     /// attached, registers it.
     static int open(int domain, int type, int protocol) noexcept;
+    /// A description from the pool, not behind any descriptor yet; null without memory. dispose() gives it back.
+    static Socket* make(int family, int type, bool nonblocking) noexcept;
     /// The Socket behind a description of Kind::kSocket.
     static Socket& of(Description& description) noexcept { return static_cast<Socket&>(description); }
 
@@ -72,6 +75,10 @@ public:
     // Description
     void on_last_close() noexcept override;
     void dispose() noexcept override;
+    /// Other processes may hold our record too, from now on (fork).
+    void note_shared() noexcept { shared_.store(true, std::memory_order_relaxed); }
+    /// Taken around a fork, so that the child finds the pool unlocked.
+    static SpinLock& pool_lock() noexcept;
     bool is_ours() const noexcept override { return path() != Path::kKernel; }
     std::uint32_t poll_now(bool wants_write) noexcept override;
     bool polls_kernel_too() const noexcept override {
@@ -91,12 +98,13 @@ private:
     // socket.cc
     shm::SocketRecord& shared() const noexcept { return client_->segment().socket(record()); }
     bool record_lost() const noexcept;
-    bool adopt(Client& client, std::uint32_t record, Path path) noexcept;
+    void adopt(Client& client, std::uint32_t record, Path path) noexcept;
     void abandon() noexcept;
     int operate(Client& client, std::uint32_t record, shm::Operation operation, std::uint32_t argument,
                 const shm::WireEndpoint& local, const shm::WireEndpoint& remote) noexcept;
-    std::uint32_t prepare_record(Client& client, int fd) noexcept;
-    int wait_both(int fd, std::uint32_t events, std::int64_t deadline_ns) noexcept;
+    std::uint32_t prepare_record(Client& client) noexcept;
+    template <class Ready>
+    int wait_both(int fd, std::int64_t timeout_ns, Ready&& ready) noexcept;
     bool wants_to_wait(int flags) const noexcept { return !nonblocking() && (flags & MSG_DONTWAIT) == 0; }
 
     // stream_socket.cc
@@ -109,20 +117,23 @@ private:
     ssize_t send_stream(std::size_t total, int flags, Fill&& fill) noexcept;
     int wait_writable(std::int64_t deadline_ns) noexcept;
     std::uint64_t send_room() const noexcept;
+    bool has_room() const noexcept;
     bool arm_write_notice() noexcept;
+    ssize_t send_parts(const iovec* parts, std::size_t count, int flags) noexcept;
+    int send_state() noexcept;
     ssize_t receive_stream(const iovec* parts, std::size_t count, int flags) noexcept;
     void refill_stash() noexcept;
     std::size_t take_bytes(const iovec* parts, std::size_t count, std::size_t skip, bool peek, bool discard) noexcept;
     void consumed(std::size_t bytes) noexcept;
     bool readable() const noexcept;
-    void linger() noexcept;
+    void wait_for_linger() noexcept;
 
     // listen_socket.cc
     void start_listening(int fd, int backlog) noexcept;
     int accept_culvert(sockaddr* address, socklen_t* length, int flags) noexcept;
 
     // datagram_socket.cc
-    void try_bind_datagram(int fd, const shm::WireEndpoint* remote) noexcept;
+    void try_bind_datagram(int fd) noexcept;
     int connect_datagram(int fd, const sockaddr* address, socklen_t length) noexcept;
     bool routed(const shm::WireEndpoint& remote) noexcept;
     ssize_t send_datagram(int fd, const msghdr& message, int flags) noexcept;
@@ -134,7 +145,6 @@ private:
     int set_shared_option(int level, int name, const void* value, socklen_t length) noexcept;
     int get_shared_option(int level, int name, void* value, socklen_t* length) noexcept;
     void keep_option(int level, int name, const void* value, socklen_t length) noexcept;
-    void import_options(int fd, shm::SocketRecord& record) noexcept;
     template <class Change>
     void change_options(Change&& change) noexcept;
     int copy_info(void* value, socklen_t* length) noexcept;
@@ -143,6 +153,7 @@ private:
     std::atomic<bool> nonblocking_;
     std::atomic<Connecting> connecting_{Connecting::kNo};
     std::atomic<bool> error_reported_{false};  // the reset that a vanished daemon means has been returned once
+    std::atomic<bool> shared_{false};
     bool placeholder_ = false;   // accepted: the kernel descriptor is a duplicate shared with others
     bool connect_failed_ = false;
     bool packet_info_ = false;   // IP_PKTINFO or IPV6_RECVPKTINFO
@@ -150,9 +161,12 @@ private:
     const int type_;
     std::atomic<std::uint32_t> record_{shm::kNoIndex};
     std::uint32_t generation_ = 0;
+    int backlog_ = 0;
+    SpinHistory spin_history_;
     Client* client_ = nullptr;
     std::atomic<std::int64_t> receive_timeout_ns_{-1};
     std::atomic<std::int64_t> send_timeout_ns_{-1};
+    shm::SocketOptions early_options_{};  // set while there is no record
     // Datagram: the last destination asked for, so that a run of packets asks once.
     std::uint8_t route_address_[16] = {};
     std::int64_t route_until_ns_ = 0;

@@ -1,0 +1,404 @@
+// Attaching, and what passes through the segment apart from the bytes themselves.
+
+#include "preload/client.h"
+
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "preload/fd_table.h"
+#include "preload/libc.h"
+#include "preload/own_fd.h"
+#include "preload/socket_lock.h"
+#include "shm/attach_protocol.h"
+
+namespace culvert::preload {
+
+namespace {
+
+constexpr std::int64_t kRetryNs = 1'000'000'000;     // an absent daemon is asked for again after this
+constexpr std::int64_t kAnswerTimeoutNs = 5'000'000'000;
+
+constinit std::atomic<Client*> installed{nullptr};
+constinit std::atomic<std::int64_t> next_attempt_ns{0};
+constinit pthread_mutex_t attach_mutex = PTHREAD_MUTEX_INITIALIZER;
+
+class MutexGuard {
+public:
+    explicit MutexGuard(pthread_mutex_t& mutex) noexcept : mutex_(mutex) { ::pthread_mutex_lock(&mutex_); }
+    ~MutexGuard() { ::pthread_mutex_unlock(&mutex_); }
+    MutexGuard(const MutexGuard&) = delete;
+    MutexGuard& operator=(const MutexGuard&) = delete;
+
+private:
+    pthread_mutex_t& mutex_;
+};
+
+timespec to_timespec(std::int64_t ns) noexcept {
+    return {static_cast<time_t>(ns / 1'000'000'000), static_cast<long>(ns % 1'000'000'000)};
+}
+
+bool wait_readable(int fd, std::int64_t timeout_ns) noexcept {
+    const std::int64_t deadline = now_ns() + timeout_ns;
+    for (;;) {
+        const std::int64_t left = deadline - now_ns();
+        if (left <= 0) return false;
+        pollfd poll{fd, POLLIN, 0};
+        const timespec timeout = to_timespec(left);
+        const int count = raw::ppoll(&poll, 1, &timeout, nullptr);
+        if (count > 0) return true;
+        if (count < 0 && errno != EINTR) return false;
+    }
+}
+
+bool send_with_fd(int socket, const void* data, std::size_t size, int fd) noexcept {
+    iovec part{const_cast<void*>(data), size};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+    if (fd >= 0) {
+        message.msg_control = control;
+        message.msg_controllen = sizeof control;
+        cmsghdr* header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof(int));
+        std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+    }
+    for (;;) {
+        const long sent = ::syscall(SYS_sendmsg, socket, &message, MSG_NOSIGNAL);
+        if (sent >= 0) return static_cast<std::size_t>(sent) == size;
+        if (errno != EINTR) return false;
+    }
+}
+
+/// Receives one message of exactly `size` bytes and up to `wanted` descriptors (-1 where none came).
+bool receive_with_fds(int socket, void* data, std::size_t size, int* fds, std::size_t wanted) noexcept {
+    constexpr std::size_t kMaxFds = 4;
+    iovec part{data, size};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    alignas(cmsghdr) char control[CMSG_SPACE(kMaxFds * sizeof(int))] = {};
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    for (std::size_t i = 0; i < wanted; ++i) fds[i] = -1;
+    if (!wait_readable(socket, kAnswerTimeoutNs)) return false;
+    const long got = ::syscall(SYS_recvmsg, socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    std::size_t found = 0;
+    for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr && got >= 0; header = CMSG_NXTHDR(&message, header)) {
+        if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+        const std::size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (std::size_t i = 0; i < count; ++i) {
+            int fd = -1;
+            std::memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof fd);
+            if (found < wanted)
+                fds[found++] = fd;
+            else
+                raw::close(fd);
+        }
+    }
+    return got == static_cast<long>(size);
+}
+
+/// A control connection to the daemon, or -1.
+int dial() noexcept {
+    const char* path = ::secure_getenv(shm::kSocketPathVariable);
+    if (path == nullptr || *path == '\0') path = shm::kDefaultSocketPath;
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    const std::size_t length = std::strlen(path);
+    if (length >= sizeof address.sun_path) return -1;
+    std::memcpy(address.sun_path, path, length + 1);
+    const int fd = static_cast<int>(::syscall(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+    if (fd < 0) return -1;
+    // A listener whose queue is full would block: a daemon that does not accept is an absent one.
+    const int flags = raw::fcntl(fd, F_GETFL, 0);
+    raw::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+    if (::syscall(SYS_connect, fd, &address, sizeof address) != 0) {
+        raw::close(fd);
+        return -1;
+    }
+    raw::fcntl(fd, F_SETFL, flags);
+    return fd;
+}
+
+}  // namespace
+
+Client::Client(shm::Segment&& segment, std::uint32_t slot, std::uint32_t spin_us, int control, int doorbell) noexcept
+    : segment_(std::move(segment)), slot_(slot), spin_us_(spin_us), control_(control), doorbell_(doorbell) {}
+
+Client* Client::current() noexcept { return installed.load(std::memory_order_acquire); }
+void Client::install(Client* client) noexcept { installed.store(client, std::memory_order_release); }
+
+bool Client::strict() noexcept {
+    const char* value = ::secure_getenv(shm::kStrictVariable);
+    return value != nullptr && std::strcmp(value, "1") == 0;
+}
+
+Client* Client::attached() noexcept {
+    Client* client = current();
+    if (client != nullptr && !client->daemon_gone()) [[likely]]
+        return client;
+    if (now_ns() < next_attempt_ns.load(std::memory_order_relaxed)) return nullptr;
+    const KeepErrno keep;
+    if (in_borrowed_memory()) return nullptr;
+    const MutexGuard guard(attach_mutex);
+    client = current();
+    if (client != nullptr && !client->daemon_gone()) return client;
+    if (now_ns() < next_attempt_ns.load(std::memory_order_relaxed)) return nullptr;
+    next_attempt_ns.store(now_ns() + kRetryNs, std::memory_order_relaxed);
+    const int control = dial();
+    if (control < 0) return nullptr;
+    Client* fresh = attach_over(control);
+    if (fresh != nullptr) {
+        install(fresh);
+        next_attempt_ns.store(0, std::memory_order_relaxed);
+    }
+    return fresh;
+}
+
+Client* Client::attach_over(int control) noexcept {
+    const KeepErrno keep;
+    claim_memory();
+    control = move_away(control);
+    int fds[2] = {-1, -1};
+    shm::Hello hello;
+    hello.pid = static_cast<std::uint32_t>(::syscall(SYS_getpid));
+    if (program_invocation_short_name != nullptr)
+        std::strncpy(hello.program, program_invocation_short_name, sizeof hello.program - 1);
+    std::strncpy(hello.version, CULVERT_VERSION, sizeof hello.version - 1);
+    shm::Welcome welcome;
+    void* memory = MAP_FAILED;
+    bool good = send_with_fd(control, &hello, sizeof hello, -1) &&
+                receive_with_fds(control, &welcome, sizeof welcome, fds, 2) &&
+                welcome.kind == shm::MessageKind::kWelcome && welcome.status == shm::AttachStatus::kOk &&
+                welcome.abi_version == shm::kAbiVersion && fds[0] >= 0 && fds[1] >= 0 &&
+                welcome.process_slot < welcome.geometry.processes;
+    if (good) {
+        memory = ::mmap(nullptr, sizeof(Client), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        good = memory != MAP_FAILED;
+    }
+    if (good) {
+        try {
+            auto segment = shm::Segment::open(fds[0], welcome.geometry);
+            if (segment) {
+                raw::close(fds[0]);
+                return ::new (memory) Client(std::move(*segment), welcome.process_slot, welcome.spin_us, control,
+                                             move_away(fds[1]));
+            }
+        } catch (...) {  // out of memory while describing an error
+        }
+        ::munmap(memory, sizeof(Client));
+    }
+    for (const int fd : fds)
+        if (fd >= 0) raw::close(fd);
+    close_own(control);
+    return nullptr;
+}
+
+// --- facts ------------------------------------------------------------------------------------------------------------
+
+shm::Segment& Client::segment() noexcept { return segment_; }
+std::uint32_t Client::process_slot() const noexcept { return slot_.load(std::memory_order_relaxed); }
+std::uint32_t Client::spin_us() const noexcept { return spin_us_; }
+int Client::control_fd() const noexcept { return control_.load(std::memory_order_relaxed); }
+bool Client::daemon_gone() const noexcept { return gone_.load(std::memory_order_acquire); }
+
+bool Client::check_daemon() noexcept {
+    if (daemon_gone()) return true;
+    const KeepErrno keep;
+    char byte = 0;
+    iovec part{&byte, 1};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    // An answer under way is looked at, not taken.
+    const long got = ::syscall(SYS_recvmsg, control_fd(), &message, MSG_PEEK | MSG_DONTWAIT);
+    if (got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR))) return false;
+    gone_.store(true, std::memory_order_release);
+    return true;
+}
+
+void Client::post(std::uint32_t record) noexcept {
+    segment_.dirty().post(record);
+    if (shm::must_wake(segment_.header().engine_asleep)) shm::signal_eventfd(doorbell_);
+}
+
+void Client::note_reason(int fd, shm::KernelReason reason) noexcept {
+    if (fd < 0 || static_cast<std::uint32_t>(fd) >= shm::kReasonTableLength || daemon_gone()) return;
+    segment_.process(process_slot()).reasons[fd].store(static_cast<std::uint8_t>(reason), std::memory_order_relaxed);
+}
+
+// --- records ------------------------------------------------------------------------------------------------------------
+
+std::optional<std::uint32_t> Client::take_record() noexcept {
+    const SpinGuard guard(holds_lock_);
+    shm::SocketBitmap free = segment_.free_sockets();
+    shm::SocketBitmap held = segment_.holders(process_slot());
+    const std::uint32_t words = segment_.geometry().app_sockets / 64;
+    const std::uint32_t start = next_record_word_.load(std::memory_order_relaxed) % words;
+    for (std::uint32_t i = 0; i < words; ++i) {
+        const std::uint32_t word = (start + i) % words;
+        std::uint64_t bits = free.words()[word].load(std::memory_order_acquire);
+        while (bits != 0) {
+            const std::uint32_t record = word * 64 + static_cast<std::uint32_t>(std::countr_zero(bits));
+            bits &= bits - 1;
+            // The hold before the claim: a process killed in between leaves nothing that nobody holds.
+            held.set(record);
+            if (free.clear(record)) {
+                next_record_word_.store(word, std::memory_order_relaxed);
+                return record;
+            }
+            held.clear(record);
+        }
+    }
+    return std::nullopt;
+}
+
+void Client::hold(std::uint32_t record) noexcept {
+    const SpinGuard guard(holds_lock_);
+    segment_.holders(process_slot()).set(record);
+}
+
+bool Client::held_by_others(std::uint32_t record) noexcept {
+    const std::uint32_t processes = segment_.geometry().processes;
+    for (std::uint32_t slot = 0; slot < processes; ++slot)
+        if (slot != process_slot() && segment_.holders(slot).test(record) &&
+            segment_.process(slot).live.load(std::memory_order_relaxed) != 0)
+            return true;
+    return false;
+}
+
+void Client::let_go(std::uint32_t record, bool may_be_shared) noexcept {
+    if (daemon_gone()) return;
+    shm::SocketRecord& shared = segment_.socket(record);
+    const std::uint32_t generation = shared.daemon.generation.load(std::memory_order_acquire);
+    bool last = true;
+    {
+        const SpinGuard guard(holds_lock_);
+        if (may_be_shared) {
+            // Of several processes that let go at once, exactly one must find nobody else: the lock orders them, and
+            // as long as our bit stands the record cannot be used again.
+            const SocketLock lock(*this, shared.app.rx_lock);
+            last = segment_.holders(process_slot()).clear(record) && !held_by_others(record);
+        } else {
+            last = segment_.holders(process_slot()).clear(record);
+        }
+    }
+    if (!last || shared.daemon.generation.load(std::memory_order_acquire) != generation) return;
+    shared.app.flags.fetch_or(shm::kAppClosed, std::memory_order_seq_cst);
+    post(record);
+}
+
+// --- blocks -------------------------------------------------------------------------------------------------------------
+
+std::uint32_t Client::take_block() noexcept {
+    return shm::TaggedStack(segment_.header().tx_free, segment_.block_meta(), segment_.geometry().tx_blocks).pop();
+}
+
+void Client::untake_block(std::uint32_t block) noexcept {
+    shm::TaggedStack(segment_.header().tx_free, segment_.block_meta(), segment_.geometry().tx_blocks).push(block);
+}
+
+void Client::return_block(std::uint32_t block) noexcept { return_blocks(block, block); }
+
+void Client::return_blocks(std::uint32_t first, std::uint32_t last) noexcept {
+    shm::push_chain(segment_.header().rx_returned, segment_.block_meta(), first, last);
+}
+
+// --- event queues -------------------------------------------------------------------------------------------------------
+
+bool Client::send_message(const void* request, std::size_t size, int fd) noexcept {
+    return send_with_fd(control_fd(), request, size, fd);
+}
+
+bool Client::ask(const void* request, std::size_t size, int fd, std::uint32_t& value) noexcept {
+    if (daemon_gone()) return false;
+    const MutexGuard guard(control_mutex_);
+    shm::Answer answer;
+    if (!send_message(request, size, fd) || !receive_with_fds(control_fd(), &answer, sizeof answer, nullptr, 0) ||
+        answer.kind != shm::MessageKind::kAnswer) {
+        // No answer, or not one: what comes later could not be told from the next answer.
+        gone_.store(true, std::memory_order_release);
+        return false;
+    }
+    if (answer.error != 0) return false;
+    value = answer.value;
+    return true;
+}
+
+std::optional<EventQueue> Client::add_queue() noexcept {
+    const KeepErrno keep;
+    EventQueue queue;
+    queue.eventfd = move_away(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (queue.eventfd < 0) return std::nullopt;
+    const shm::AddQueue request;
+    if (!ask(&request, sizeof request, queue.eventfd, queue.index) || queue.index >= segment_.geometry().queues) {
+        close_own(queue.eventfd);
+        return std::nullopt;
+    }
+    return queue;
+}
+
+void Client::remove_queue(EventQueue queue) noexcept {
+    const KeepErrno keep;
+    shm::RemoveQueue request;
+    request.queue = queue.index;
+    if (!daemon_gone()) {
+        const MutexGuard guard(control_mutex_);
+        send_message(&request, sizeof request, -1);
+    }
+    close_own(queue.eventfd);
+}
+
+std::optional<EventQueue> Client::borrow_poll_queue() noexcept {
+    {
+        const SpinGuard guard(queues_lock_);
+        if (pooled_count_ != 0) return pooled_[--pooled_count_];
+    }
+    return add_queue();
+}
+
+void Client::give_back_poll_queue(EventQueue queue) noexcept {
+    const KeepErrno keep;
+    shm::cancel_sleep(segment_.queue(queue.index).asleep);
+    std::uint64_t count = 0;
+    (void)raw::read(queue.eventfd, &count, sizeof count);
+    segment_.ready(queue.index).collect([](std::uint32_t) {});
+    {
+        const SpinGuard guard(queues_lock_);
+        if (pooled_count_ < kPooledQueues) {
+            pooled_[pooled_count_++] = queue;
+            return;
+        }
+    }
+    remove_queue(queue);
+}
+
+void Client::watch(std::uint32_t queue, std::uint32_t record) noexcept {
+    segment_.watched(queue).set(record);
+    std::atomic<std::uint32_t>& word = segment_.socket(record).app.watch;
+    std::uint32_t old = word.load(std::memory_order_seq_cst);
+    for (;;) {
+        if (old == queue + 1 || old == shm::kWatchMany) return;
+        const std::uint32_t fresh = old == shm::kWatchNone ? queue + 1 : shm::kWatchMany;
+        if (word.compare_exchange_weak(old, fresh, std::memory_order_seq_cst)) return;
+    }
+}
+
+void Client::unwatch(std::uint32_t queue, std::uint32_t record) noexcept {
+    segment_.watched(queue).clear(record);
+    // kWatchMany stays: the daemon then looks at the bitmaps, which tell the truth.
+    std::uint32_t mine = queue + 1;
+    segment_.socket(record).app.watch.compare_exchange_strong(mine, shm::kWatchNone, std::memory_order_seq_cst);
+}
+
+}  // namespace culvert::preload

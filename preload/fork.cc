@@ -1,0 +1,116 @@
+// fork: parent and child both hold every socket.
+//
+//   before   a slot for the child and its control connection are asked for, the child's holder bits are set, the shim's
+//            locks are taken
+//   parent   closes its copy of the child's end; if fork failed, the daemon sees the end of file and frees the slot
+//   child    becomes the process in that slot
+//
+// The child of vfork, posix_spawn or clone(CLONE_VM) comes by none of this: it only executes another program.
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+
+#include <cerrno>
+
+#include "preload/client.h"
+#include "preload/fd_table.h"
+#include "preload/libc.h"
+#include "preload/own_fd.h"
+#include "preload/socket.h"
+#include "shm/attach_protocol.h"
+
+namespace culvert::preload {
+
+namespace {
+constinit std::atomic<std::uint32_t> generation{0};
+constinit Client* forking = nullptr;  // between before_fork and after_fork; fork handlers run one at a time
+constinit pthread_mutex_t fork_mutex = PTHREAD_MUTEX_INITIALIZER;
+}  // namespace
+
+std::uint32_t Client::fork_generation() noexcept { return generation.load(std::memory_order_relaxed); }
+
+void Client::before_fork() noexcept {
+    const KeepErrno keep;
+    ::pthread_mutex_lock(&fork_mutex);
+    forking = current();
+    if (forking != nullptr) {
+        forking->prepare_child();
+        ::pthread_mutex_lock(&forking->control_mutex_);
+        forking->queues_lock_.lock();
+    }
+    Socket::pool_lock().lock();
+}
+
+void Client::prepare_child() noexcept {
+    child_control_ = -1;
+    child_slot_ = shm::kNoIndex;
+    int ends[2] = {-1, -1};
+    if (!daemon_gone() && ::syscall(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0) {
+        const shm::AddProcess request;
+        std::uint32_t slot = shm::kNoIndex;
+        const bool granted = ask(&request, sizeof request, ends[1], slot) && slot < segment_.geometry().processes;
+        raw::close(ends[1]);
+        if (granted) {
+            child_control_ = move_away(ends[0]);
+            child_slot_ = slot;
+        } else {
+            raw::close(ends[0]);
+        }
+    }
+    // Held until the fork is done: what another thread accepts or closes meanwhile comes before or after.
+    holds_lock_.lock();
+    if (child_slot_ == shm::kNoIndex) return;
+    shm::SocketBitmap held = segment_.holders(child_slot_);
+    FdTable::instance().for_each([&](int, Description& description) {
+        if (description.kind() != Description::Kind::kSocket) return;
+        Socket& socket = Socket::of(description);
+        if (!socket.is_ours() || socket.client() != this) return;
+        socket.note_shared();
+        held.set(socket.record());
+    });
+}
+
+void Client::after_fork_in_parent() noexcept {
+    Socket::pool_lock().unlock();
+    if (forking != nullptr) {
+        forking->queues_lock_.unlock();
+        ::pthread_mutex_unlock(&forking->control_mutex_);
+        forking->holds_lock_.unlock();
+        close_own(forking->child_control_);
+        forking->child_control_ = -1;
+    }
+    ::pthread_mutex_unlock(&fork_mutex);
+}
+
+void Client::after_fork_in_child() noexcept {
+    const KeepErrno keep;
+    claim_memory();
+    generation.fetch_add(1, std::memory_order_relaxed);
+    Socket::pool_lock().unlock();
+    if (forking != nullptr) {
+        forking->queues_lock_.unlock();
+        ::pthread_mutex_unlock(&forking->control_mutex_);
+        forking->become_child();
+        forking->holds_lock_.unlock();
+    }
+    ::pthread_mutex_unlock(&fork_mutex);
+}
+
+void Client::become_child() noexcept {
+    // The parent's end of file must be the parent's: its copy here goes.
+    close_own(control_.load(std::memory_order_relaxed));
+    for (std::uint32_t i = 0; i < pooled_count_; ++i) close_own(pooled_[i].eventfd);
+    pooled_count_ = 0;
+    control_.store(child_control_, std::memory_order_relaxed);
+    child_control_ = -1;
+    if (child_slot_ == shm::kNoIndex) {
+        // The daemon had no slot for us: our copies of the sockets are dead, new ones are the kernel's or attach anew.
+        gone_.store(true, std::memory_order_release);
+        return;
+    }
+    slot_.store(child_slot_, std::memory_order_relaxed);
+    segment_.process(child_slot_).pid.store(static_cast<std::uint32_t>(::syscall(SYS_getpid)),
+                                            std::memory_order_relaxed);
+}
+
+}  // namespace culvert::preload

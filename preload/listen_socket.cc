@@ -1,0 +1,154 @@
+// Socket as a listener: the kernel's own and Culvert's, side by side on one port; accept takes from both.
+//
+// The kernel's half is always non-blocking: of several workers that see it readable only one gets the connection, and the
+// others must not hang in accept(). What the application asked for is kept in nonblocking().
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "preload/address.h"
+#include "preload/fail.h"
+#include "preload/fd_table.h"
+#include "preload/libc.h"
+#include "preload/own_fd.h"
+#include "preload/socket.h"
+#include "preload/socket_inline.h"
+
+namespace culvert::preload {
+
+namespace {
+
+/// net.core.somaxconn; what lies beyond is cut off without an error, as by the kernel.
+constexpr std::uint32_t kMaxBacklog = 4096;
+
+/// An unbound kernel socket, never connected: what the descriptors of accepted connections refer to. One a process and
+/// family (a fork shares its file, which nobody writes).
+int placeholder_for(int family) noexcept {
+    static constinit std::atomic<int> placeholders[2] = {-1, -1};
+    std::atomic<int>& mine = placeholders[family == AF_INET6 ? 1 : 0];
+    int fd = mine.load(std::memory_order_acquire);
+    if (fd >= 0) return fd;
+    const int fresh = move_away(libc::socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (fresh < 0) return fresh;
+    if (mine.compare_exchange_strong(fd, fresh, std::memory_order_acq_rel)) return fresh;
+    close_own(fresh);
+    return fd;
+}
+
+}  // namespace
+
+int Socket::listen(int fd, int backlog) noexcept {
+    if (libc::listen(fd, backlog) != 0) return -1;
+    if (type_ == SOCK_STREAM && path() != Path::kConnection) {
+        const KeepErrno keep;
+        start_listening(fd, backlog);
+    }
+    return 0;
+}
+
+void Socket::start_listening(int fd, int backlog) noexcept {
+    backlog_ = backlog;
+    // listen() takes its backlog as unsigned: a negative one is the greatest.
+    const std::uint32_t clipped = std::clamp<std::uint32_t>(static_cast<std::uint32_t>(backlog), 1, kMaxBacklog);
+    Client* client = Client::attached();
+    if (client == nullptr) return;
+    sockaddr_storage name{};
+    socklen_t length = sizeof name;
+    if (libc::getsockname(fd, reinterpret_cast<sockaddr*>(&name), &length) != 0) return;
+    const auto local = to_wire(reinterpret_cast<sockaddr*>(&name), length, family_);
+    if (!local) return;
+    if (is_loopback(*local)) return client->note_reason(fd, shm::KernelReason::kLoopback);
+    if (path() == Path::kListener && !client_->daemon_gone()) {  // a second listen() changes the backlog
+        operate(*client_, record(), shm::Operation::kListen, clipped, *local, {});
+        return;
+    }
+    const std::uint32_t record = prepare_record(*client);
+    if (record == shm::kNoIndex) return client->note_reason(fd, shm::KernelReason::kTableFull);
+    if (const int error = operate(*client, record, shm::Operation::kListen, clipped, *local, {}); error != 0) {
+        client->let_go(record, false);
+        return client->note_reason(fd, error == EADDRNOTAVAIL ? shm::KernelReason::kNotLocal
+                                       : error == ENOBUFS     ? shm::KernelReason::kTableFull
+                                                              : shm::KernelReason::kRefused);
+    }
+    const shm::SocketRecord& shared = client->segment().socket(record);
+    if (shared.accept_queue.load(std::memory_order_relaxed) >= client->segment().geometry().accept_queues)
+        return client->let_go(record, false);
+    const int flags = libc::fcntl(fd, F_GETFL);
+    if (flags >= 0) libc::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+    adopt(*client, record, Path::kListener);
+    client->note_reason(fd, shm::KernelReason::kListenerPair);
+}
+
+/// The descriptor of a connection that Culvert has ready, -1 and errno, or -2: there is none.
+int Socket::accept_culvert(sockaddr* address, socklen_t* length, int flags) noexcept {
+    if (record_lost()) return -2;
+    shm::AcceptQueueConsumer queue(
+        client_->segment().accept_queue(shared().accept_queue.load(std::memory_order_relaxed)));
+    if (queue.empty()) return -2;
+    // The descriptor first: EMFILE leaves the connection in the queue, as in Linux.
+    const int placeholder = placeholder_for(family_);
+    if (placeholder < 0) return -1;
+    const int fd = raw::fcntl(placeholder, (flags & SOCK_CLOEXEC) != 0 ? F_DUPFD_CLOEXEC : F_DUPFD, 0);
+    if (fd < 0) return -1;
+    Socket* socket = make(family_, SOCK_STREAM, (flags & SOCK_NONBLOCK) != 0);
+    if (socket == nullptr) {
+        raw::close(fd);
+        return fail(ENOMEM);
+    }
+    const shm::Geometry& geometry = client_->segment().geometry();
+    for (;;) {
+        const auto record = queue.take();
+        if (!record) {  // another worker was quicker
+            socket->dispose();
+            raw::close(fd);
+            return -2;
+        }
+        if (*record < geometry.app_sockets || *record >= geometry.sockets) continue;  // not a connection
+        client_->hold(*record);
+        socket->client_ = client_;
+        socket->placeholder_ = true;
+        socket->generation_ = client_->segment().socket(*record).daemon.generation.load(std::memory_order_acquire);
+        socket->receive_timeout_ns_.store(receive_timeout_ns_.load(std::memory_order_relaxed), std::memory_order_relaxed);
+        socket->send_timeout_ns_.store(send_timeout_ns_.load(std::memory_order_relaxed), std::memory_order_relaxed);
+        socket->record_.store(*record, std::memory_order_relaxed);
+        socket->path_.store(Path::kConnection, std::memory_order_release);
+        const shm::WireEndpoint remote = socket->shared().remote;
+        FdTable::instance().insert(fd, *socket);
+        if (address != nullptr) from_wire(remote, family_, address, length);
+        return fd;
+    }
+}
+
+int Socket::accept(int fd, sockaddr* address, socklen_t* length, int flags) noexcept {
+    if (path() != Path::kListener) return libc::accept4(fd, address, length, flags);
+    if ((flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC)) != 0) return fail(EINVAL);
+    if (address != nullptr && length == nullptr) return fail(EFAULT);
+    if (address != nullptr && static_cast<int>(*length) < 0) return fail(EINVAL);
+    const KeepErrno keep;
+    const std::int64_t timeout = receive_timeout_ns_.load(std::memory_order_relaxed);
+    const std::int64_t deadline = timeout >= 0 ? now_ns() + timeout : -1;
+    for (;;) {
+        if (client_->daemon_gone() && Client::attached() != nullptr) start_listening(fd, backlog_);
+        const int ours = accept_culvert(address, length, flags);
+        if (ours >= 0) return ours;
+        if (ours == -1) return keep.pass(ours);
+        const int kernel = libc::accept4(fd, address, length, flags);
+        if (kernel >= 0) {
+            client_->note_reason(kernel, shm::KernelReason::kAcceptedByKernel);
+            return kernel;
+        }
+        if (errno != EAGAIN || nonblocking()) return keep.pass(kernel);
+        const std::int64_t left = deadline < 0 ? -1 : std::max<std::int64_t>(deadline - now_ns(), 0);
+        const int woken = wait_both(fd, left, [&] {
+            return !record_lost() &&
+                   !shm::AcceptQueueConsumer(
+                        client_->segment().accept_queue(shared().accept_queue.load(std::memory_order_relaxed)))
+                        .empty();
+        });
+        if (woken != 0) return keep.fail(woken);
+    }
+}
+
+}  // namespace culvert::preload

@@ -1,0 +1,284 @@
+// Socket: birth, death, and the passing from the kernel to Culvert and back.
+
+#include "preload/socket.h"
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+
+#include <cerrno>
+
+#include "preload/address.h"
+#include "preload/epoll_set.h"
+#include "preload/fail.h"
+#include "preload/fd_table.h"
+#include "preload/libc.h"
+#include "preload/socket_lock.h"
+#include "preload/startup.h"
+#include "preload/waiting.h"
+
+namespace culvert::preload {
+
+namespace {
+constinit DescriptionPool<Socket> pool;
+/// What waiting for the daemon's answers has learnt about spinning.
+constinit SpinHistory answers;
+constexpr std::int64_t kAnswerTimeoutNs = 5'000'000'000;
+}  // namespace
+
+SpinLock& Socket::pool_lock() noexcept { return pool.lock(); }
+
+Socket* Socket::make(int family, int type, bool nonblocking) noexcept { return pool.make(family, type, nonblocking); }
+
+int Socket::open(int domain, int type, int protocol) noexcept {
+    const int kind = type & ~(SOCK_NONBLOCK | SOCK_CLOEXEC);
+    const bool carried = (domain == AF_INET || domain == AF_INET6) &&
+                         ((kind == SOCK_STREAM && (protocol == 0 || protocol == IPPROTO_TCP)) ||
+                          (kind == SOCK_DGRAM && (protocol == 0 || protocol == IPPROTO_UDP)));
+    if (!carried) return libc::socket(domain, type, protocol);
+    start_once();
+    const KeepErrno keep;
+    Client* client = Client::attached();
+    if (client == nullptr) {
+        if (Client::strict()) return keep.fail(ENETDOWN);
+        return keep.pass(libc::socket(domain, type, protocol));
+    }
+    const int fd = libc::socket(domain, type, protocol);
+    if (fd < 0) return keep.pass(fd);
+    if (Socket* socket = make(domain, kind, (type & SOCK_NONBLOCK) != 0)) FdTable::instance().insert(fd, *socket);
+    client->note_reason(fd, shm::KernelReason::kUnconnected);
+    return fd;
+}
+
+void Socket::on_last_close() noexcept {
+    const KeepErrno keep;
+    if (path() == Path::kConnection) wait_for_linger();
+    EpollSet::forget_everywhere(*this);
+}
+
+void Socket::dispose() noexcept {
+    const KeepErrno keep;
+    if (path() != Path::kKernel)
+        client_->let_go(record(), shared_.load(std::memory_order_relaxed));
+    pool.recycle(*this);
+}
+
+void Socket::adopt(Client& client, std::uint32_t record, Path path) noexcept {
+    client_ = &client;
+    generation_ = client.segment().socket(record).daemon.generation.load(std::memory_order_acquire);
+    error_reported_.store(false, std::memory_order_relaxed);
+    record_.store(record, std::memory_order_relaxed);
+    path_.store(path, std::memory_order_release);
+    notify_became_ours(*this);
+}
+
+void Socket::abandon() noexcept {
+    if (path() == Path::kKernel) return;
+    path_.store(Path::kKernel, std::memory_order_release);
+    client_->let_go(record(), shared_.load(std::memory_order_relaxed));
+}
+
+bool Socket::record_lost() const noexcept {
+    return client_->daemon_gone() || shared().daemon.generation.load(std::memory_order_acquire) != generation_;
+}
+
+std::uint32_t Socket::prepare_record(Client& client) noexcept {
+    const auto record = client.take_record();
+    if (!record) return shm::kNoIndex;
+    shm::SocketRecord& shared = client.segment().socket(*record);
+    shared.protocol.store(type_ == SOCK_STREAM ? IPPROTO_TCP : IPPROTO_UDP, std::memory_order_relaxed);
+    shared.options = early_options_;
+    return *record;
+}
+
+int Socket::operate(Client& client, std::uint32_t record, shm::Operation operation, std::uint32_t argument,
+                    const shm::WireEndpoint& local, const shm::WireEndpoint& remote) noexcept {
+    shm::SocketRecord& shared = client.segment().socket(record);
+    const SocketLock lock(client, shared.app.tx_lock);
+    shared.operation.code.store(static_cast<std::uint32_t>(operation), std::memory_order_relaxed);
+    shared.operation.argument.store(argument, std::memory_order_relaxed);
+    shared.operation.local = local;
+    shared.operation.remote = remote;
+    const std::uint32_t sequence = shared.app.operation_sequence.load(std::memory_order_relaxed) + 1;
+    shared.app.operation_sequence.store(sequence, std::memory_order_release);
+    client.post(record);
+    const auto answered = [&] {
+        return shared.daemon.operation_done.load(std::memory_order_acquire) == sequence || client.daemon_gone();
+    };
+    const std::int64_t deadline = now_ns() + kAnswerTimeoutNs;
+    while (wait_for(client, shared, answers, std::max<std::int64_t>(deadline - now_ns(), 0), answered) == EINTR) {
+    }
+    if (shared.daemon.operation_done.load(std::memory_order_acquire) != sequence) return ENETDOWN;
+    return shared.daemon.operation_result.load(std::memory_order_relaxed);
+}
+
+int Socket::bind(int fd, const sockaddr* address, socklen_t length) noexcept {
+    if (libc::bind(fd, address, length) != 0) return -1;
+    if (type_ == SOCK_DGRAM && path() == Path::kKernel) {
+        const KeepErrno keep;
+        try_bind_datagram(fd);
+    }
+    return 0;
+}
+
+int Socket::connect(int fd, const sockaddr* address, socklen_t length) noexcept {
+    return type_ == SOCK_STREAM ? connect_stream(fd, address, length) : connect_datagram(fd, address, length);
+}
+
+ssize_t Socket::send(int fd, const msghdr& message, int flags) noexcept {
+    if (type_ == SOCK_DGRAM) return send_datagram(fd, message, flags);
+    if (path() != Path::kConnection) return libc::sendmsg(fd, &message, flags);
+    return send_parts(message.msg_iov, message.msg_iovlen, flags);
+}
+
+ssize_t Socket::receive(int fd, msghdr& message, int flags) noexcept {
+    const Path path = this->path();
+    if (path == Path::kDatagram) return receive_datagram(fd, message, flags);
+    if (path != Path::kConnection) return libc::recvmsg(fd, &message, flags);
+    const ssize_t got = receive_stream(message.msg_iov, message.msg_iovlen, flags);
+    if (got >= 0) {
+        // A stream reports no source; msg_namelen of a connected TCP socket comes back as 0.
+        message.msg_namelen = 0;
+        message.msg_controllen = 0;
+        message.msg_flags = 0;
+    }
+    return got;
+}
+
+int Socket::send_many(int fd, mmsghdr* messages, unsigned count, int flags) noexcept {
+    if (type_ == SOCK_STREAM && path() == Path::kKernel) return libc::sendmmsg(fd, messages, count, flags);
+    const KeepErrno keep;
+    unsigned done = 0;
+    for (; done < count && done < 1024; ++done) {  // UIO_MAXIOV, as the kernel
+        const ssize_t sent = send(fd, messages[done].msg_hdr, flags);
+        if (sent < 0) break;
+        messages[done].msg_len = static_cast<unsigned>(sent);
+    }
+    if (done == 0 && count != 0) return keep.pass(-1);
+    return static_cast<int>(done);
+}
+
+int Socket::receive_many(int fd, mmsghdr* messages, unsigned count, int flags, timespec* timeout) noexcept {
+    if (path() == Path::kKernel) return libc::recvmmsg(fd, messages, count, flags, timeout);
+    const KeepErrno keep;
+    const std::int64_t deadline =
+        timeout != nullptr ? now_ns() + timeout->tv_sec * 1'000'000'000 + timeout->tv_nsec : INT64_MAX;
+    unsigned done = 0;
+    int each = flags & ~MSG_WAITFORONE;
+    while (done < count) {
+        const ssize_t got = receive(fd, messages[done].msg_hdr, each);
+        if (got < 0) break;
+        messages[done++].msg_len = static_cast<unsigned>(got);
+        if ((flags & MSG_WAITFORONE) != 0) each |= MSG_DONTWAIT;
+        // As the kernel: the time is looked at after each message only.
+        if (now_ns() >= deadline) break;
+    }
+    if (done == 0 && count != 0) return keep.pass(-1);
+    return static_cast<int>(done);
+}
+
+int Socket::sockname(int fd, sockaddr* address, socklen_t* length) noexcept {
+    if (!placeholder_) return libc::getsockname(fd, address, length);
+    if (length == nullptr || (address == nullptr && *length != 0)) return fail(EFAULT);
+    if (static_cast<int>(*length) < 0) return fail(EINVAL);
+    from_wire(shared().local, family_, address, length);
+    return 0;
+}
+
+int Socket::peername(int fd, sockaddr* address, socklen_t* length) noexcept {
+    if (path() == Path::kDatagram && datagram_connected_) {
+        from_wire(shared().remote, family_, address, length);
+        return 0;
+    }
+    if (path() != Path::kConnection) return libc::getpeername(fd, address, length);
+    if (length == nullptr || (address == nullptr && *length != 0)) return fail(EFAULT);
+    if (static_cast<int>(*length) < 0) return fail(EINVAL);
+    const std::uint32_t status = shared().daemon.status.load(std::memory_order_acquire);
+    if ((status & shm::kStatusReady) == 0 || (status & shm::kStatusDead) != 0 || record_lost()) return fail(ENOTCONN);
+    from_wire(shared().remote, family_, address, length);
+    return 0;
+}
+
+int Socket::get_status_flags(int fd) noexcept {
+    const int flags = libc::fcntl(fd, F_GETFL);
+    if (flags < 0) return flags;
+    return nonblocking() ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
+}
+
+int Socket::set_status_flags(int fd, int flags) noexcept {
+    // The file of a placeholder is everybody's, and a listener's must not block under accept.
+    if (!placeholder_) {
+        const int forced = path() == Path::kListener ? O_NONBLOCK : 0;
+        if (libc::fcntl(fd, F_SETFL, flags | forced) < 0) return -1;
+    }
+    nonblocking_.store((flags & O_NONBLOCK) != 0, std::memory_order_relaxed);
+    return 0;
+}
+
+int Socket::ioctl(int fd, unsigned long request, void* argument) noexcept {
+    if (request == FIONBIO) {
+        if (argument == nullptr) return fail(EFAULT);
+        const bool on = *static_cast<const int*>(argument) != 0;
+        if (!placeholder_ && path() != Path::kListener && libc::ioctl(fd, FIONBIO, argument) < 0) return -1;
+        nonblocking_.store(on, std::memory_order_relaxed);
+        return 0;
+    }
+    if (path() != Path::kConnection || argument == nullptr) return libc::ioctl(fd, request, argument);
+    switch (request) {
+        case FIONREAD: {
+            const shm::SocketRecord& record = shared();
+            const std::uint64_t unread = record.daemon.rx_delivered.load(std::memory_order_acquire) -
+                                         record.app.rx_consumed.load(std::memory_order_relaxed);
+            *static_cast<int*>(argument) = static_cast<int>(std::min<std::uint64_t>(unread, INT32_MAX));
+            return 0;
+        }
+        case TIOCOUTQ: {  // SIOCOUTQ
+            const shm::SocketRecord& record = shared();
+            const std::uint64_t queued = record.app.tx_queued.load(std::memory_order_relaxed) -
+                                         record.daemon.tx_released.load(std::memory_order_acquire);
+            *static_cast<int*>(argument) = static_cast<int>(std::min<std::uint64_t>(queued, INT32_MAX));
+            return 0;
+        }
+        case FIOASYNC: return placeholder_ ? 0 : libc::ioctl(fd, request, argument);
+        default: return libc::ioctl(fd, request, argument);
+    }
+}
+
+std::uint32_t Socket::poll_now(bool wants_write) noexcept {
+    const Path path = this->path();
+    if (path == Path::kKernel) return 0;
+    if (client_->daemon_gone()) {
+        if (path != Path::kConnection) return 0;  // the kernel's half goes on
+        const std::uint32_t error = error_reported_.load(std::memory_order_relaxed) ? 0u : std::uint32_t{EPOLLERR};
+        return EPOLLIN | EPOLLRDNORM | EPOLLOUT | EPOLLWRNORM | EPOLLRDHUP | EPOLLHUP | error;
+    }
+    shm::SocketRecord& record = shared();
+    if (path == Path::kListener) {
+        const shm::AcceptQueueConsumer queue(
+            client_->segment().accept_queue(record.accept_queue.load(std::memory_order_relaxed)));
+        return queue.empty() ? 0 : EPOLLIN | EPOLLRDNORM;
+    }
+    const bool waiting = record.app.stash_head.load(std::memory_order_relaxed) != shm::kEmptyList ||
+                         record.daemon.rx_list.load(std::memory_order_seq_cst) != shm::kEmptyList;
+    std::uint32_t events = waiting ? EPOLLIN | EPOLLRDNORM : 0;
+    if (record.daemon.error.load(std::memory_order_relaxed) != 0) events |= EPOLLERR;
+    if (path == Path::kDatagram) {
+        if (has_room() || (wants_write && arm_write_notice())) events |= EPOLLOUT | EPOLLWRNORM;
+        return events;
+    }
+    const std::uint32_t status = record.daemon.status.load(std::memory_order_acquire);
+    const std::uint32_t wants = record.app.flags.load(std::memory_order_relaxed);
+    const bool lost = record.daemon.generation.load(std::memory_order_relaxed) != generation_;
+    if ((status & shm::kStatusDead) != 0 || lost)
+        return events | EPOLLIN | EPOLLRDNORM | EPOLLOUT | EPOLLWRNORM | EPOLLRDHUP | EPOLLHUP;
+    if ((status & shm::kStatusReady) == 0) return events;  // connecting
+    const bool no_more_input = (status & shm::kStatusPeerClosed) != 0 || (wants & shm::kAppShutRead) != 0;
+    const bool no_more_output = (status & shm::kStatusWriteClosed) != 0 || (wants & shm::kAppShutWrite) != 0;
+    if (no_more_input) events |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
+    if (no_more_input && no_more_output) events |= EPOLLHUP;
+    if (no_more_output || has_room() || (wants_write && arm_write_notice())) events |= EPOLLOUT | EPOLLWRNORM;
+    return events;
+}
+
+}  // namespace culvert::preload

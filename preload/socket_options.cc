@@ -1,0 +1,289 @@
+// getsockopt and setsockopt.
+//
+// A socket that the application made has a kernel socket of its own: every option is set there first, so that errors,
+// limits and what getsockopt later says are the kernel's. The options in the table are also written to the shared record,
+// where the daemon reads them. An accepted connection has only a placeholder, which it shares with others: its options live
+// in the record, inherited from the listener, and what is not in the table and changes nothing is accepted and forgotten.
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/time.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "preload/fail.h"
+#include "preload/libc.h"
+#include "preload/socket.h"
+#include "preload/socket_inline.h"
+
+namespace culvert::preload {
+
+namespace {
+
+/// An option of type int that the record keeps: as a number, or as a bit of `flags`.
+struct IntOption {
+    int level;
+    int name;
+    std::uint32_t flag;                               // 0: a number
+    std::uint32_t shm::SocketOptions::*number;        // null: a bit
+    int least;
+    int most;
+    int default_value;  // Linux's, when the record holds 0
+};
+
+constexpr IntOption kIntOptions[] = {
+    {IPPROTO_TCP, TCP_NODELAY, shm::kOptionNoDelay, nullptr, 0, 0, 0},
+    {IPPROTO_TCP, TCP_CORK, shm::kOptionCork, nullptr, 0, 0, 0},
+    {IPPROTO_TCP, TCP_QUICKACK, shm::kOptionQuickAck, nullptr, 0, 0, 0},
+    {SOL_SOCKET, SO_KEEPALIVE, shm::kOptionKeepAlive, nullptr, 0, 0, 0},
+    {SOL_SOCKET, SO_REUSEPORT, shm::kOptionReusePort, nullptr, 0, 0, 0},
+    {SOL_SOCKET, SO_BROADCAST, shm::kOptionBroadcast, nullptr, 0, 0, 0},
+    {IPPROTO_IPV6, IPV6_V6ONLY, shm::kOptionV6Only, nullptr, 0, 0, 0},
+    {IPPROTO_TCP, TCP_KEEPIDLE, 0, &shm::SocketOptions::keepalive_idle_s, 1, 32767, 7200},
+    {IPPROTO_TCP, TCP_KEEPINTVL, 0, &shm::SocketOptions::keepalive_interval_s, 1, 32767, 75},
+    {IPPROTO_TCP, TCP_KEEPCNT, 0, &shm::SocketOptions::keepalive_count, 1, 127, 9},
+    {IPPROTO_TCP, TCP_USER_TIMEOUT, 0, &shm::SocketOptions::user_timeout_ms, 0, INT32_MAX, 0},
+    {IPPROTO_TCP, TCP_DEFER_ACCEPT, 0, &shm::SocketOptions::defer_accept_s, 0, INT32_MAX, 0},
+    {IPPROTO_TCP, TCP_MAXSEG, 0, &shm::SocketOptions::max_segment, 88, 32767, 536},
+};
+
+const IntOption* find_option(int level, int name) noexcept {
+    for (const IntOption& option : kIntOptions)
+        if (option.level == level && option.name == name) return &option;
+    return nullptr;
+}
+
+/// On a placeholder: options without effect on a Culvert connection, accepted as the kernel accepts them.
+bool is_harmless(int level, int name) noexcept {
+    if (level == SOL_SOCKET)
+        return name == SO_REUSEADDR || name == SO_RCVLOWAT || name == SO_PRIORITY || name == SO_OOBINLINE ||
+               name == SO_DONTROUTE || name == SO_TIMESTAMP || name == SO_INCOMING_CPU || name == SO_BUSY_POLL;
+    if (level == IPPROTO_TCP)
+        return name == TCP_SYNCNT || name == TCP_LINGER2 || name == TCP_WINDOW_CLAMP || name == TCP_NOTSENT_LOWAT ||
+               name == TCP_THIN_LINEAR_TIMEOUTS || name == TCP_THIN_DUPACK;
+    return (level == IPPROTO_IP && (name == IP_RECVERR || name == IP_MTU_DISCOVER)) ||
+           (level == IPPROTO_IPV6 && (name == IPV6_RECVERR || name == IPV6_MTU_DISCOVER));
+}
+
+bool read_int(const void* value, socklen_t length, int& out) noexcept {
+    if (value == nullptr || length < sizeof(int)) return false;
+    std::memcpy(&out, value, sizeof out);
+    return true;
+}
+
+int give(const void* from, socklen_t size, void* value, socklen_t* length) noexcept {
+    if (length == nullptr || (value == nullptr && *length != 0)) return fail(EFAULT);
+    if (static_cast<int>(*length) < 0) return fail(EINVAL);
+    *length = std::min(*length, size);
+    std::memcpy(value, from, *length);
+    return 0;
+}
+
+int give_int(int number, void* value, socklen_t* length) noexcept { return give(&number, sizeof number, value, length); }
+
+/// A timeval as SO_RCVTIMEO takes it; -1: none.
+std::int64_t to_ns(const timeval& time) noexcept {
+    if (time.tv_sec < 0) return 0;  // the kernel: a negative time does not wait at all
+    if (time.tv_sec == 0 && time.tv_usec == 0) return -1;
+    if (time.tv_sec > INT32_MAX) return -1;
+    return time.tv_sec * 1'000'000'000 + time.tv_usec * 1000;
+}
+
+timeval to_timeval(std::int64_t ns) noexcept {
+    if (ns < 0) return {};
+    return {static_cast<time_t>(ns / 1'000'000'000), static_cast<suseconds_t>(ns % 1'000'000'000 / 1000)};
+}
+
+std::uint8_t congestion_number(const char* name, socklen_t length) noexcept {
+    const std::size_t size = ::strnlen(name, length);
+    const auto is = [&](const char* text) { return std::strlen(text) == size && std::memcmp(text, name, size) == 0; };
+    if (is("reno") || is("newreno")) return 1;
+    return is("cubic") ? 2 : 0;
+}
+
+}  // namespace
+
+/// Remembers an option that has been set: in the record, or for the record that is still to come.
+void Socket::keep_option(int level, int name, const void* value, socklen_t length) noexcept {
+    int number = 0;
+    if (level == SOL_SOCKET && (name == SO_RCVTIMEO || name == SO_SNDTIMEO)) {
+        timeval time{};
+        if (length < sizeof time) return;
+        std::memcpy(&time, value, sizeof time);
+        (name == SO_RCVTIMEO ? receive_timeout_ns_ : send_timeout_ns_).store(to_ns(time), std::memory_order_relaxed);
+        return;
+    }
+    if (level == SOL_SOCKET && name == SO_LINGER) {
+        linger wanted{};
+        if (length < sizeof wanted) return;
+        std::memcpy(&wanted, value, sizeof wanted);
+        return change_options([&](shm::SocketOptions& options) {
+            options.flags = wanted.l_onoff != 0 ? options.flags | shm::kOptionLinger : options.flags & ~shm::kOptionLinger;
+            options.linger_s = static_cast<std::uint32_t>(std::max(wanted.l_linger, 0));
+        });
+    }
+    if (level == IPPROTO_TCP && name == TCP_CONGESTION) {
+        const std::uint8_t chosen = congestion_number(static_cast<const char*>(value), length);
+        return change_options([&](shm::SocketOptions& options) { options.congestion = chosen; });
+    }
+    // IP options take a single byte, too.
+    if ((level == IPPROTO_IP || level == IPPROTO_IPV6) && length == 1) {
+        number = *static_cast<const std::uint8_t*>(value);
+    } else if (!read_int(value, length, number)) {
+        return;
+    }
+    if (const IntOption* option = find_option(level, name)) {
+        return change_options([&](shm::SocketOptions& options) {
+            if (option->number != nullptr)
+                options.*(option->number) = static_cast<std::uint32_t>(std::max(number, 0));
+            else
+                options.flags = number != 0 ? options.flags | option->flag : options.flags & ~option->flag;
+        });
+    }
+    const auto bytes = static_cast<std::uint32_t>(std::max(number, 0));
+    if (level == SOL_SOCKET && (name == SO_RCVBUF || name == SO_RCVBUFFORCE))
+        return change_options([&](shm::SocketOptions& options) { options.receive_buffer = std::max(bytes, 2304u); });
+    if (level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_SNDBUFFORCE))
+        return change_options([&](shm::SocketOptions& options) { options.send_buffer = std::max(bytes, 4608u); });
+    if ((level == IPPROTO_IP && name == IP_TOS) || (level == IPPROTO_IPV6 && name == IPV6_TCLASS))
+        return change_options([&](shm::SocketOptions& options) { options.tos = static_cast<std::uint8_t>(number < 0 ? 0 : number); });
+    if ((level == IPPROTO_IP && name == IP_TTL) || (level == IPPROTO_IPV6 && name == IPV6_UNICAST_HOPS))
+        return change_options([&](shm::SocketOptions& options) { options.ttl = static_cast<std::uint8_t>(number < 0 ? 0 : number); });
+    if ((level == IPPROTO_IP && name == IP_PKTINFO) || (level == IPPROTO_IPV6 && name == IPV6_RECVPKTINFO))
+        packet_info_ = number != 0;
+}
+
+/// An accepted connection: checks as the kernel would, then keeps.
+int Socket::set_shared_option(int level, int name, const void* value, socklen_t length) noexcept {
+    int number = 0;
+    if (level == SOL_SOCKET && (name == SO_RCVTIMEO || name == SO_SNDTIMEO)) {
+        if (length < sizeof(timeval)) return fail(EINVAL);
+        timeval time{};
+        std::memcpy(&time, value, sizeof time);
+        if (time.tv_usec < 0 || time.tv_usec >= 1'000'000) return fail(EDOM);
+    } else if (level == SOL_SOCKET && name == SO_LINGER) {
+        if (length < sizeof(linger)) return fail(EINVAL);
+    } else if (level == IPPROTO_TCP && name == TCP_CONGESTION) {
+        if (length < 1) return fail(EINVAL);
+        if (congestion_number(static_cast<const char*>(value), length) == 0) return fail(ENOENT);
+    } else if (const IntOption* option = find_option(level, name)) {
+        if (!read_int(value, length, number)) return fail(EINVAL);
+        if (name == IPV6_V6ONLY && level == IPPROTO_IPV6) return fail(EINVAL);  // only before bind
+        if (option->number != nullptr && (number < option->least || number > option->most)) return fail(EINVAL);
+    } else if ((level == SOL_SOCKET && (name == SO_RCVBUF || name == SO_SNDBUF)) ||
+               (level == IPPROTO_IP && (name == IP_TOS || name == IP_TTL)) ||
+               (level == IPPROTO_IPV6 && (name == IPV6_TCLASS || name == IPV6_UNICAST_HOPS))) {
+        const bool byte = level != SOL_SOCKET && length == 1;
+        if (!byte && !read_int(value, length, number)) return fail(EINVAL);
+        if (name == IP_TTL && level == IPPROTO_IP && !byte && (number != -1 && (number < 1 || number > 255)))
+            return fail(EINVAL);
+    } else {
+        return is_harmless(level, name) ? 0 : fail(ENOPROTOOPT);
+    }
+    keep_option(level, name, value, length);
+    return 0;
+}
+
+int Socket::set_option(int fd, int level, int name, const void* value, socklen_t length) noexcept {
+    const KeepErrno keep;
+    if (placeholder_) {
+        if (value == nullptr) return keep.fail(EFAULT);
+        return keep.pass(set_shared_option(level, name, value, length));
+    }
+    const int result = libc::setsockopt(fd, level, name, value, length);
+    if (result == 0 && value != nullptr) {
+        keep_option(level, name, value, length);
+        return 0;
+    }
+    return keep.pass(result);
+}
+
+int Socket::copy_info(void* value, socklen_t* length) noexcept {
+    if (operate(*client_, record(), shm::Operation::kRefreshInfo, 0, {}, {}) != 0) return fail(ENETDOWN);
+    const shm::SocketInfo info = shared().info;
+    tcp_info out{};
+    out.tcpi_state = static_cast<std::uint8_t>(info.tcp_state);
+    out.tcpi_options = static_cast<std::uint8_t>(info.options);
+    out.tcpi_snd_wscale = info.send_scale & 0xf;
+    out.tcpi_rcv_wscale = info.receive_scale & 0xf;
+    out.tcpi_rto = info.rto_us;
+    out.tcpi_snd_mss = info.mss;
+    out.tcpi_rcv_mss = info.peer_mss;
+    out.tcpi_unacked = info.unacked_segments;
+    out.tcpi_retransmits = static_cast<std::uint8_t>(std::min(info.retransmits, 255u));
+    out.tcpi_rtt = info.srtt_us;
+    out.tcpi_rttvar = info.rttvar_us;
+    out.tcpi_snd_ssthresh = info.ssthresh_segments;
+    out.tcpi_snd_cwnd = info.cwnd_segments;
+    out.tcpi_advmss = info.mss;
+    out.tcpi_rcv_space = info.receive_space;
+    out.tcpi_total_retrans = info.total_retransmits;
+    return give(&out, sizeof out, value, length);
+}
+
+/// An accepted connection.
+int Socket::get_shared_option(int level, int name, void* value, socklen_t* length) noexcept {
+    const shm::SocketOptions options = shared().options;
+    if (const IntOption* option = find_option(level, name)) {
+        if (option->number == nullptr) return give_int((options.flags & option->flag) != 0 ? 1 : 0, value, length);
+        const auto number = static_cast<int>(options.*(option->number));
+        return give_int(number != 0 ? number : option->default_value, value, length);
+    }
+    if (level == SOL_SOCKET) {
+        switch (name) {
+            case SO_LINGER: {
+                const linger out{(options.flags & shm::kOptionLinger) != 0 ? 1 : 0, static_cast<int>(options.linger_s)};
+                return give(&out, sizeof out, value, length);
+            }
+            case SO_RCVTIMEO:
+            case SO_SNDTIMEO: {
+                const timeval out = to_timeval(
+                    (name == SO_RCVTIMEO ? receive_timeout_ns_ : send_timeout_ns_).load(std::memory_order_relaxed));
+                return give(&out, sizeof out, value, length);
+            }
+            case SO_SNDBUF: {
+                // Linux reports twice what was set: the other half is for its own book-keeping.
+                const std::uint32_t limit = shared().daemon.send_limit.load(std::memory_order_relaxed);
+                return give_int(static_cast<int>(options.send_buffer != 0 ? options.send_buffer * 2 : limit), value, length);
+            }
+            case SO_RCVBUF:
+                return give_int(options.receive_buffer != 0 ? static_cast<int>(options.receive_buffer * 2) : 131072,
+                                value, length);
+            default: return -2;
+        }
+    }
+    if (level == IPPROTO_TCP && name == TCP_CONGESTION) {
+        char text[16] = {};
+        std::strncpy(text, options.congestion == 1 ? "reno" : "cubic", sizeof text - 1);
+        return give(text, sizeof text, value, length);
+    }
+    if ((level == IPPROTO_IP && name == IP_TOS) || (level == IPPROTO_IPV6 && name == IPV6_TCLASS))
+        return give_int(options.tos, value, length);
+    if (((level == IPPROTO_IP && name == IP_TTL) || (level == IPPROTO_IPV6 && name == IPV6_UNICAST_HOPS)) &&
+        options.ttl != 0)
+        return give_int(options.ttl, value, length);
+    return -2;
+}
+
+int Socket::get_option(int fd, int level, int name, void* value, socklen_t* length) noexcept {
+    const Path path = this->path();
+    if (path == Path::kConnection || path == Path::kDatagram) {
+        const KeepErrno keep;
+        if (level == SOL_SOCKET && name == SO_ERROR) {
+            if (const int error = take_error()) return keep.pass(give_int(error, value, length));
+            if (path == Path::kConnection) return keep.pass(give_int(0, value, length));
+        }
+        if (path == Path::kConnection && level == IPPROTO_TCP && name == TCP_INFO)
+            return keep.pass(copy_info(value, length));
+        if (placeholder_) {
+            const int result = get_shared_option(level, name, value, length);
+            if (result != -2) return keep.pass(result);
+        }
+    }
+    // What is left is the same for every socket of this kind (SO_TYPE, SO_DOMAIN ...) or the kernel half's own.
+    return libc::getsockopt(fd, level, name, value, length);
+}
+
+}  // namespace culvert::preload

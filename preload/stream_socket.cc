@@ -1,0 +1,524 @@
+// Socket as a TCP connection: connect, send, receive, shutdown, close.
+
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "preload/address.h"
+#include "preload/fail.h"
+#include "preload/libc.h"
+#include "preload/socket.h"
+#include "preload/socket_inline.h"
+#include "preload/waiting.h"
+
+namespace culvert::preload {
+
+namespace {
+
+/// Blocks handed over at once: the daemon starts to send while we go on copying.
+constexpr std::uint32_t kBlocksPerPush = 32;
+
+std::size_t total_bytes(const iovec* parts, std::size_t count) noexcept {
+    std::size_t total = 0;
+    for (std::size_t i = 0; i < count; ++i) total += parts[i].iov_len;
+    return total;
+}
+
+void raise_sigpipe() noexcept {
+    const KeepErrno keep;
+    ::syscall(SYS_tgkill, ::syscall(SYS_getpid), ::syscall(SYS_gettid), SIGPIPE);
+}
+
+}  // namespace
+
+// --- connect ------------------------------------------------------------------------------------------------------------
+
+int Socket::connect_kernel(int fd, const sockaddr* address, socklen_t length, shm::KernelReason reason) noexcept {
+    if (Client* client = Client::current()) client->note_reason(fd, reason);
+    const int result = libc::connect(fd, address, length);
+    // Under way or done: a second connect() is the kernel's business too.
+    const bool stays = result == 0 || errno == EINPROGRESS || errno == EINTR || errno == EISCONN || errno == EALREADY;
+    connecting_.store(stays ? Connecting::kKernel : Connecting::kNo, std::memory_order_relaxed);
+    return result;
+}
+
+int Socket::disconnect(int fd, const sockaddr* address, socklen_t length) noexcept {
+    if (path() == Path::kConnection) {
+        change_options([](shm::SocketOptions& options) {
+            options.flags |= shm::kOptionLinger;  // a disconnect aborts, as tcp_disconnect does
+            options.linger_s = 0;
+        });
+        abandon();
+    }
+    connecting_.store(Connecting::kNo, std::memory_order_relaxed);
+    return placeholder_ ? 0 : libc::connect(fd, address, length);
+}
+
+int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) noexcept {
+    if (address != nullptr && length >= sizeof(sa_family_t) && address->sa_family == AF_UNSPEC)
+        return disconnect(fd, address, length);
+    if (path() == Path::kConnection) {
+        const std::uint32_t status = shared().daemon.status.load(std::memory_order_acquire);
+        const bool failed = connecting_.load(std::memory_order_relaxed) == Connecting::kCulvert &&
+                            (status & shm::kStatusDead) != 0 && connect_failed_;
+        if (!failed) return finish_connect(!nonblocking());
+        abandon();  // the failure has been told: a new attempt
+        connecting_.store(Connecting::kNo, std::memory_order_relaxed);
+    }
+    if (path() != Path::kKernel || connecting_.load(std::memory_order_relaxed) == Connecting::kKernel)
+        return libc::connect(fd, address, length);
+    const auto remote = to_wire(address, length, family_);
+    if (!remote) return libc::connect(fd, address, length);
+    if (is_loopback(*remote) || is_unspecified(*remote) || is_multicast(*remote))
+        return connect_kernel(fd, address, length, shm::KernelReason::kLoopback);
+
+    int saved = errno;
+    Client* client = Client::attached();
+    if (client == nullptr) return connect_kernel(fd, address, length, shm::KernelReason::kNoDaemon);
+    const std::uint32_t record = prepare_record(*client);
+    if (record == shm::kNoIndex) return connect_kernel(fd, address, length, shm::KernelReason::kTableFull);
+    const auto through_kernel = [&](shm::KernelReason reason) {
+        client->let_go(record, false);
+        errno = saved;
+        return connect_kernel(fd, address, length, reason);
+    };
+    if (operate(*client, record, shm::Operation::kRoute, 0, {}, *remote) != 0)
+        return through_kernel(shm::KernelReason::kNoRoute);
+    shm::WireEndpoint source = client->segment().socket(record).local;
+
+    // The kernel's socket holds the port, so that no other program gets it.
+    sockaddr_storage name{};
+    socklen_t name_length = sizeof name;
+    auto* const sockname = reinterpret_cast<sockaddr*>(&name);
+    if (libc::getsockname(fd, sockname, &name_length) != 0) return through_kernel(shm::KernelReason::kUnknown);
+    auto local = to_wire(sockname, name_length, family_);
+    if (local && local->port == 0) {
+        shm::WireEndpoint wanted = is_unspecified(*local) ? source : *local;
+        wanted.port = 0;
+        name_length = sizeof name;
+        from_wire(wanted, family_, sockname, &name_length);
+        if (libc::bind(fd, sockname, name_length) != 0) return through_kernel(shm::KernelReason::kOption);
+        name_length = sizeof name;
+        if (libc::getsockname(fd, sockname, &name_length) != 0) return through_kernel(shm::KernelReason::kUnknown);
+        local = to_wire(sockname, name_length, family_);
+    }
+    if (!local || local->port == 0) return through_kernel(shm::KernelReason::kOption);
+    if (is_unspecified(*local)) {
+        const std::uint16_t port = local->port;
+        local = source;
+        local->port = port;
+    }
+    local->family = remote->family;
+    if (operate(*client, record, shm::Operation::kConnect, 0, *local, *remote) != 0)
+        return through_kernel(shm::KernelReason::kRefused);
+
+    connect_failed_ = false;
+    connecting_.store(Connecting::kCulvert, std::memory_order_relaxed);
+    adopt(*client, record, Path::kConnection);
+    errno = saved;
+    if (!nonblocking()) return finish_connect(true);
+    return fail(EINPROGRESS);
+}
+
+int Socket::finish_connect(bool wait) noexcept {
+    const KeepErrno keep;
+    if (connecting_.load(std::memory_order_relaxed) != Connecting::kCulvert) return keep.fail(EISCONN);
+    shm::SocketRecord& record = shared();
+    const auto settled = [&] {
+        return (record.daemon.status.load(std::memory_order_acquire) & (shm::kStatusReady | shm::kStatusDead)) != 0 ||
+               record_lost();
+    };
+    if (!settled()) {
+        if (!wait) return keep.fail(EALREADY);
+        const int woken = wait_for(*client_, record, spin_history_,
+                                   send_timeout_ns_.load(std::memory_order_relaxed), settled);
+        if (woken == EAGAIN) return keep.fail(EINPROGRESS);
+        if (woken != 0) return keep.fail(woken);
+    }
+    const std::uint32_t status = record.daemon.status.load(std::memory_order_acquire);
+    if ((status & shm::kStatusReady) != 0 && !record_lost()) {
+        connecting_.store(Connecting::kNo, std::memory_order_relaxed);
+        return 0;
+    }
+    connect_failed_ = true;
+    const int error = take_error();
+    return keep.fail(error != 0 ? error : ECONNABORTED);  // told by SO_ERROR before
+}
+
+// --- errors -------------------------------------------------------------------------------------------------------------
+
+/// The pending error, once: as sock_error() in the kernel.
+int Socket::take_error() noexcept {
+    if (record_lost()) return error_reported_.exchange(true, std::memory_order_relaxed) ? 0 : ECONNRESET;
+    std::atomic<std::int32_t>& error = shared().daemon.error;
+    if (error.load(std::memory_order_relaxed) == 0) return 0;
+    const int code = error.exchange(0, std::memory_order_acq_rel);
+    if (code != 0) connect_failed_ = true;
+    return code;
+}
+
+// --- send ---------------------------------------------------------------------------------------------------------------
+
+std::uint64_t Socket::send_room() const noexcept {
+    const shm::SocketRecord& record = shared();
+    const std::uint64_t in_flight = record.app.tx_queued.load(std::memory_order_relaxed) -
+                                    record.daemon.tx_released.load(std::memory_order_acquire);
+    const std::uint64_t limit = record.daemon.send_limit.load(std::memory_order_relaxed);
+    return in_flight < limit ? limit - in_flight : 0;
+}
+
+/// Room worth telling of: a third of the buffer, as sk_stream_is_writeable.
+bool Socket::has_room() const noexcept {
+    const shm::SocketRecord& record = shared();
+    const std::uint64_t limit = record.daemon.send_limit.load(std::memory_order_relaxed);
+    const shm::SegmentHeader& header = client_->segment().header();
+    return send_room() * 3 >= limit && static_cast<std::uint32_t>(header.tx_free.load(std::memory_order_relaxed)) != 0;
+}
+
+/// Asks the daemon to tell when there is room; true if there is some already. The daemon may have looked at the flag just
+/// before: it is made to look again.
+bool Socket::arm_write_notice() noexcept {
+    shm::SocketRecord& record = shared();
+    shm::SegmentHeader& header = client_->segment().header();
+    if (static_cast<std::uint32_t>(header.tx_free.load(std::memory_order_relaxed)) == 0)
+        header.tx_starved.store(1, std::memory_order_seq_cst);
+    const std::uint32_t before = record.app.flags.fetch_or(shm::kAppWantWrite, std::memory_order_seq_cst);
+    if (has_room()) return true;
+    if ((before & shm::kAppWantWrite) == 0) client_->post(record_.load(std::memory_order_relaxed));
+    return false;
+}
+
+/// 0: may send; an errno value; EAGAIN: still connecting. EPIPE comes without the signal.
+int Socket::send_state() noexcept {
+    const shm::SocketRecord& record = shared();
+    if (const int error = take_error()) return error;
+    const std::uint32_t status = record.daemon.status.load(std::memory_order_acquire);
+    if ((status & (shm::kStatusDead | shm::kStatusWriteClosed)) != 0 || record_lost()) return EPIPE;
+    if ((record.app.flags.load(std::memory_order_relaxed) & shm::kAppShutWrite) != 0) return EPIPE;
+    return (status & shm::kStatusReady) != 0 ? 0 : EAGAIN;
+}
+
+int Socket::wait_writable(std::int64_t timeout_ns) noexcept {
+    shm::SocketRecord& record = shared();
+    return wait_for(*client_, record, spin_history_, timeout_ns, [&] {
+        if (record_lost()) return true;
+        const std::uint32_t status = record.daemon.status.load(std::memory_order_acquire);
+        if ((status & (shm::kStatusDead | shm::kStatusWriteClosed)) != 0) return true;
+        if (record.daemon.error.load(std::memory_order_relaxed) != 0) return true;
+        if ((record.app.flags.load(std::memory_order_relaxed) & shm::kAppShutWrite) != 0) return true;
+        return (status & shm::kStatusReady) != 0 && (has_room() || arm_write_notice());
+    });
+}
+
+template <class Fill>
+ssize_t Socket::send_stream(std::size_t total, int flags, Fill&& fill) noexcept {
+    const KeepErrno keep;
+    shm::SocketRecord& record = shared();
+    shm::BlockMeta* const meta = client_->segment().block_meta();
+    const std::int64_t timeout = send_timeout_ns_.load(std::memory_order_relaxed);
+    const std::int64_t deadline = timeout >= 0 ? now_ns() + timeout : -1;
+    std::size_t sent = 0;
+    for (;;) {
+        int state = 0;
+        int source_error = 0;
+        bool source_ended = false;
+        {
+            const SocketLock lock(*client_, record.app.tx_lock);
+            state = send_state();
+            while (state == 0 && sent < total && !source_ended) {
+                const std::uint64_t room = send_room();
+                std::size_t batch = 0;
+                std::uint32_t oldest = shm::kNoIndex;
+                std::uint32_t newest = shm::kNoIndex;
+                for (std::uint32_t blocks = 0; blocks < kBlocksPerPush && batch < room && sent + batch < total; ++blocks) {
+                    const std::uint32_t block = client_->take_block();
+                    if (block == shm::kNoIndex) break;
+                    const std::size_t want = std::min<std::size_t>(total - sent - batch, shm::kBlockSize);
+                    const ssize_t got = fill(client_->segment().block(block), want);
+                    if (got <= 0) {
+                        client_->untake_block(block);
+                        source_ended = true;
+                        source_error = static_cast<int>(-got);
+                        break;
+                    }
+                    meta[block].length.store(static_cast<std::uint32_t>(got), std::memory_order_relaxed);
+                    meta[block].offset.store(0, std::memory_order_relaxed);
+                    meta[block].flags.store(0, std::memory_order_relaxed);
+                    meta[block].next.store(newest == shm::kNoIndex ? shm::kEmptyList : newest + 1,
+                                           std::memory_order_relaxed);
+                    if (oldest == shm::kNoIndex) oldest = block;
+                    newest = block;
+                    batch += static_cast<std::size_t>(got);
+                }
+                if (newest == shm::kNoIndex) break;
+                // Counted before it is pushed: what is released is never more than what is queued.
+                record.app.tx_queued.store(record.app.tx_queued.load(std::memory_order_relaxed) + batch,
+                                           std::memory_order_release);
+                shm::push_chain(record.app.tx_list, meta, newest, oldest);
+                client_->post(record_.load(std::memory_order_relaxed));
+                sent += batch;
+            }
+        }
+        if (sent == total && state == 0) return static_cast<ssize_t>(sent);
+        if (state != 0 && state != EAGAIN) {
+            if (sent != 0) return static_cast<ssize_t>(sent);
+            if (state == EPIPE && (flags & MSG_NOSIGNAL) == 0) raise_sigpipe();
+            return keep.fail(state);
+        }
+        if (source_ended) {
+            if (sent == 0 && source_error != 0) return keep.fail(source_error);
+            return static_cast<ssize_t>(sent);
+        }
+        if (!wants_to_wait(flags)) {
+            // An edge-triggered watcher waits for the notice without asking again.
+            if (record.app.watch.load(std::memory_order_relaxed) != shm::kWatchNone && state == 0) arm_write_notice();
+            return sent != 0 ? static_cast<ssize_t>(sent) : keep.fail(EAGAIN);
+        }
+        const std::int64_t left = deadline < 0 ? -1 : std::max<std::int64_t>(deadline - now_ns(), 0);
+        if (const int woken = wait_writable(left); woken != 0)
+            return sent != 0 ? static_cast<ssize_t>(sent) : keep.fail(woken);
+    }
+}
+
+ssize_t Socket::send_parts(const iovec* parts, std::size_t count, int flags) noexcept {
+    if ((flags & MSG_OOB) != 0) return fail(EOPNOTSUPP);
+    std::size_t part = 0;
+    std::size_t at = 0;
+    return send_stream(total_bytes(parts, count), flags, [&](std::byte* to, std::size_t want) -> ssize_t {
+        std::size_t copied = 0;
+        while (copied < want && part < count) {
+            const std::size_t size = std::min(parts[part].iov_len - at, want - copied);
+            std::memcpy(to + copied, static_cast<const std::byte*>(parts[part].iov_base) + at, size);
+            copied += size;
+            at += size;
+            if (at == parts[part].iov_len) {
+                ++part;
+                at = 0;
+            }
+        }
+        return static_cast<ssize_t>(copied);
+    });
+}
+
+ssize_t Socket::sendfile(int fd, int in_fd, off_t* offset, std::size_t count) noexcept {
+    if (path() != Path::kConnection) return libc::sendfile(fd, in_fd, offset, count);
+    constexpr std::size_t kMost = 0x7ffff000;  // MAX_RW_COUNT
+    off_t at = offset != nullptr ? *offset : 0;
+    const ssize_t sent = send_stream(std::min(count, kMost), 0, [&](std::byte* to, std::size_t want) -> ssize_t {
+        // Read no further than what a block takes: without an offset the file's own position moves with it.
+        const long got = offset != nullptr ? ::syscall(SYS_pread64, in_fd, to, want, at)
+                                           : ::syscall(SYS_read, in_fd, to, want);
+        if (got < 0) return -errno;
+        at += got;
+        return got;
+    });
+    if (sent >= 0 && offset != nullptr) *offset = at;
+    return sent;
+}
+
+// --- receive ------------------------------------------------------------------------------------------------------------
+
+bool Socket::readable() const noexcept {
+    const shm::SocketRecord& record = shared();
+    return record.app.stash_head.load(std::memory_order_relaxed) != shm::kEmptyList ||
+           record.daemon.rx_list.load(std::memory_order_acquire) != shm::kEmptyList;
+}
+
+/// Takes what has come and appends it to the stash, oldest first. Under rx_lock.
+void Socket::refill_stash() noexcept {
+    shm::SocketRecord& record = shared();
+    std::uint32_t link = shm::take_all(record.daemon.rx_list);
+    if (link == shm::kEmptyList) return;
+    const std::uint32_t limit = client_->segment().geometry().blocks();
+    shm::BlockMeta* const meta = client_->segment().block_meta();
+    const std::uint32_t newest = link;
+    std::uint32_t oldest = shm::kEmptyList;
+    for (std::uint32_t steps = 0; link != shm::kEmptyList && link <= limit && steps < limit; ++steps) {
+        const std::uint32_t next = meta[link - 1].next.load(std::memory_order_relaxed);
+        meta[link - 1].next.store(oldest, std::memory_order_relaxed);
+        oldest = link;
+        link = next;
+    }
+    if (oldest == shm::kEmptyList) return;
+    if (record.app.stash_head.load(std::memory_order_relaxed) == shm::kEmptyList)
+        record.app.stash_head.store(oldest, std::memory_order_relaxed);
+    else
+        meta[record.app.stash_tail.load(std::memory_order_relaxed) - 1].next.store(oldest, std::memory_order_relaxed);
+    record.app.stash_tail.store(newest, std::memory_order_relaxed);
+}
+
+/// Copies from the stash, after the first `skip` bytes of the application's buffers. Under rx_lock.
+std::size_t Socket::take_bytes(const iovec* parts, std::size_t count, std::size_t skip, bool peek,
+                               bool discard) noexcept {
+    shm::SocketRecord& record = shared();
+    const std::uint32_t limit = client_->segment().geometry().blocks();
+    shm::BlockMeta* const meta = client_->segment().block_meta();
+    std::size_t part = 0;
+    while (part < count && skip >= parts[part].iov_len) skip -= parts[part++].iov_len;
+    std::size_t at = skip;
+    std::size_t taken = 0;
+    std::uint32_t link = record.app.stash_head.load(std::memory_order_relaxed);
+    std::uint32_t first_done = shm::kEmptyList;
+    std::uint32_t last_done = shm::kEmptyList;
+    std::uint32_t guard = 0;
+    while (link != shm::kEmptyList && link <= limit && part < count && guard++ < limit) {
+        const std::uint32_t block = link - 1;
+        std::uint32_t offset = meta[block].offset.load(std::memory_order_relaxed);
+        std::uint32_t length = meta[block].length.load(std::memory_order_relaxed);
+        offset = std::min(offset, shm::kBlockSize);
+        length = std::min(length, shm::kBlockSize - offset);
+        const std::byte* from = client_->segment().block(block) + offset;
+        while (length != 0 && part < count) {
+            const auto size = static_cast<std::uint32_t>(std::min<std::size_t>(length, parts[part].iov_len - at));
+            if (!discard) std::memcpy(static_cast<std::byte*>(parts[part].iov_base) + at, from, size);
+            from += size;
+            offset += size;
+            length -= size;
+            taken += size;
+            at += size;
+            if (at == parts[part].iov_len) {
+                ++part;
+                at = 0;
+            }
+        }
+        const std::uint32_t next = meta[block].next.load(std::memory_order_relaxed);
+        if (!peek) {
+            meta[block].offset.store(offset, std::memory_order_relaxed);
+            meta[block].length.store(length, std::memory_order_relaxed);
+        }
+        if (length != 0) break;
+        if (first_done == shm::kEmptyList) first_done = link;
+        last_done = link;
+        link = next;
+    }
+    if (!peek && first_done != shm::kEmptyList) {
+        record.app.stash_head.store(link <= limit ? link : shm::kEmptyList, std::memory_order_relaxed);
+        client_->return_blocks(first_done - 1, last_done - 1);
+    }
+    return taken;
+}
+
+/// Under rx_lock. The daemon is told only when the peer waits for window.
+void Socket::consumed(std::size_t bytes) noexcept {
+    shm::SocketRecord& record = shared();
+    const std::uint64_t before = record.app.rx_consumed.load(std::memory_order_relaxed);
+    record.app.rx_consumed.store(before + bytes, std::memory_order_release);
+    if (before + bytes >= record.daemon.window_position.load(std::memory_order_relaxed))
+        client_->post(record_.load(std::memory_order_relaxed));
+}
+
+ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags) noexcept {
+    const KeepErrno keep;
+    if ((flags & MSG_OOB) != 0) return keep.fail(EINVAL);      // no urgent data here
+    if ((flags & MSG_ERRQUEUE) != 0) return keep.fail(EAGAIN);  // an empty error queue
+    const std::size_t want = total_bytes(parts, count);
+    const bool peek = (flags & MSG_PEEK) != 0;
+    const bool all = (flags & MSG_WAITALL) != 0 && !peek;
+    const std::int64_t timeout = receive_timeout_ns_.load(std::memory_order_relaxed);
+    const std::int64_t deadline = timeout >= 0 ? now_ns() + timeout : -1;
+    shm::SocketRecord& record = shared();
+    std::size_t copied = 0;
+    for (;;) {
+        // The state first: what it says about the end holds for everything that is in the list afterwards.
+        const std::uint32_t status = record.daemon.status.load(std::memory_order_acquire);
+        const bool lost = record_lost();
+        bool more = false;
+        if (!lost || client_->daemon_gone()) {
+            const SocketLock lock(*client_, record.app.rx_lock);
+            refill_stash();
+            const std::size_t bytes = take_bytes(parts, count, copied, peek, (flags & MSG_TRUNC) != 0);
+            copied += bytes;
+            if (bytes != 0 && !peek && !lost) consumed(bytes);
+            more = record.app.stash_head.load(std::memory_order_relaxed) != shm::kEmptyList;
+        }
+        if (copied != 0 && (!all || copied == want)) return static_cast<ssize_t>(copied);
+        if (want == 0 && more) return 0;
+        const bool shut = (record.app.flags.load(std::memory_order_relaxed) & shm::kAppShutRead) != 0;
+        const bool ended = lost || shut || (status & (shm::kStatusPeerClosed | shm::kStatusDead)) != 0;
+        if (copied != 0 && (ended || record.daemon.error.load(std::memory_order_relaxed) != 0))
+            return static_cast<ssize_t>(copied);
+        if (const int error = take_error()) return keep.fail(error);
+        if (ended) return connecting_.load(std::memory_order_relaxed) == Connecting::kCulvert && connect_failed_
+                              ? keep.fail(ENOTCONN)
+                              : 0;
+        if (!wants_to_wait(flags)) return copied != 0 ? static_cast<ssize_t>(copied) : keep.fail(EAGAIN);
+        const std::int64_t left = deadline < 0 ? -1 : std::max<std::int64_t>(deadline - now_ns(), 0);
+        const int woken = wait_for(*client_, record, spin_history_, left, [&] {
+            return readable() || record_lost() || record.daemon.error.load(std::memory_order_relaxed) != 0 ||
+                   (record.daemon.status.load(std::memory_order_acquire) &
+                    (shm::kStatusPeerClosed | shm::kStatusDead)) != 0 ||
+                   (record.app.flags.load(std::memory_order_relaxed) & shm::kAppShutRead) != 0;
+        });
+        if (woken != 0) return copied != 0 ? static_cast<ssize_t>(copied) : keep.fail(woken);
+    }
+}
+
+// --- the end ------------------------------------------------------------------------------------------------------------
+
+int Socket::shutdown(int fd, int how) noexcept {
+    const Path path = this->path();
+    if (path == Path::kKernel) return libc::shutdown(fd, how);
+    if (how != SHUT_RD && how != SHUT_WR && how != SHUT_RDWR) return fail(EINVAL);
+    if (path == Path::kListener) {
+        // Linux turns it back into a closed socket, which may listen again.
+        if (how != SHUT_WR) abandon();
+        return libc::shutdown(fd, how);
+    }
+    if (path == Path::kDatagram) {
+        if (!datagram_connected_) return libc::shutdown(fd, how);
+    } else {
+        const std::uint32_t status = shared().daemon.status.load(std::memory_order_acquire);
+        if ((status & shm::kStatusReady) == 0 || (status & shm::kStatusDead) != 0 || record_lost())
+            return fail(ENOTCONN);
+    }
+    const KeepErrno keep;
+    shm::SocketRecord& record = shared();
+    std::uint32_t flags = 0;
+    if (how != SHUT_WR) flags |= shm::kAppShutRead;
+    if (how != SHUT_RD) flags |= shm::kAppShutWrite;
+    {
+        // After what other threads are just sending.
+        const SocketLock lock(*client_, record.app.tx_lock);
+        record.app.flags.fetch_or(flags, std::memory_order_seq_cst);
+    }
+    client_->post(record_.load(std::memory_order_relaxed));
+    // Our own readers and writers sleep on the daemon's word; the daemon would not wake them for a SHUT_RD.
+    if (record.app.waiters.load(std::memory_order_seq_cst) != 0) {
+        record.daemon.event_sequence.fetch_add(1, std::memory_order_seq_cst);
+        shm::futex_wake_all(record.daemon.event_sequence);
+    }
+    return 0;
+}
+
+/// SO_LINGER with a time: close() waits until the peer has acknowledged everything.
+void Socket::wait_for_linger() noexcept {
+    shm::SocketRecord& record = shared();
+    const shm::SocketOptions options = record.options;
+    if ((options.flags & shm::kOptionLinger) == 0 || options.linger_s == 0) return;
+    if (shared_.load(std::memory_order_relaxed) || record_lost()) return;
+    {
+        const SocketLock lock(*client_, record.app.tx_lock);
+        record.app.flags.fetch_or(shm::kAppShutWrite | shm::kAppWantWrite, std::memory_order_seq_cst);
+    }
+    client_->post(record_.load(std::memory_order_relaxed));
+    const std::int64_t deadline = now_ns() + std::int64_t{std::min(options.linger_s, 86400u)} * 1'000'000'000;
+    for (;;) {
+        const std::int64_t left = deadline - now_ns();
+        if (left <= 0) return;
+        // The daemon's notice of room comes before the last byte is acknowledged, so look again every 10 ms.
+        const auto done = [&] {
+            return record.daemon.tx_released.load(std::memory_order_acquire) ==
+                       record.app.tx_queued.load(std::memory_order_relaxed) ||
+                   (record.daemon.status.load(std::memory_order_acquire) & shm::kStatusDead) != 0 || record_lost();
+        };
+        const int woken = wait_for(*client_, record, spin_history_, std::min<std::int64_t>(left, 10'000'000), done);
+        if (woken != EAGAIN) return;
+        client_->check_daemon();
+    }
+}
+
+}  // namespace culvert::preload
