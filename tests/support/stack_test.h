@@ -131,6 +131,7 @@ public:
     }
     StackTest& close(bool unread = false, bool linger_zero = false) {
         note("close");
+        orphanage.adopt(app);
         connection->close(orphanage, unread, linger_zero);
         return *this;
     }

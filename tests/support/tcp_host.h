@@ -77,6 +77,8 @@ public:
         chunks_.emplace(chunk, std::move(entry));
         connection.send(chunk, chunk);
     }
+    /// Takes over what `other` has given to send.
+    void adopt(App& other) { chunks_.merge(other.chunks_); }
     std::size_t chunks_out() const { return chunks_.size(); }
 
     std::string received;

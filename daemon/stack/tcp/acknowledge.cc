@@ -62,6 +62,7 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
         AckFacts facts{.snd_una = snd_una_,
                        .ack = std::max(ack, snd_una_),
                        .snd_nxt = snd_nxt_,
+                       .sack_permitted = sack_,
                        .duplicate = duplicate,
                        .sack = {sacks.data(), count},
                        .ts_echo = {},

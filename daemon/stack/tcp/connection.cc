@@ -92,11 +92,13 @@ void Connection::consumed(std::uint32_t bytes) {
     unread_ -= std::min(bytes, unread_);
     if (!can_receive()) return;
     tune_receive_buffer(bytes, shared_.now);
-    // [RFC9293 3.8.6.2.2] The peer need only know when the window has become much larger than what it has left;
-    // otherwise the next ACK tells it for nothing.
+    // [RFC9293 3.8.6.2.2] The peer must be told only when it has next to nothing left to send into, and the window has
+    // become much larger; otherwise the next ACK tells it for nothing.
     const std::uint64_t left = rcv_edge_ > rcv_nxt_ ? rcv_edge_ - rcv_nxt_ : 0;
-    const std::uint64_t space = free_space();
-    if (space >= 2 * left && space - left >= std::min<std::uint64_t>(mss_, receive_buffer_ / 2)) owe_ack();
+    const std::uint64_t space = std::min<std::uint64_t>(free_space(), std::uint64_t{0xffff} << rcv_scale_);
+    if (left < std::max<std::uint64_t>(2 * mss_, receive_buffer_ / 8) && space >= 2 * left &&
+        space - left >= std::min<std::uint64_t>(mss_, receive_buffer_ / 2))
+        owe_ack();
 }
 
 void Connection::abort() {

@@ -15,7 +15,9 @@ void Connection::output(Instant now) {
         // No way there: it may come back, the timers try again. [RFC1122 4.2.3.9: not a hard error]
         duplicate_acks_due_ = 0;
         ack_due_ = false;
-        if (retransmit_at_ == kNever) arm_retransmission(now);
+        delayed_ack_.on_ack_sent();
+        const bool waits = syn_due_ || queue_.end() > snd_nxt_ || (shutdown_ && !fin_sent_);
+        if (waits && retransmit_at_ == kNever) arm_retransmission(now);
         return;
     }
     if (state_ == State::kSynSent || state_ == State::kSynReceived) {

@@ -124,7 +124,7 @@ void Connection::input_fin(Instant now) {
 /// The window to write into a segment, and what it promises. [RFC9293 3.8.6.2.2 MUST-39] The right edge never moves left
 /// [SHLD-14], and right only by enough to be worth a segment.
 std::uint16_t Connection::window_to_advertise() {
-    const Position possible = rcv_nxt_ + free_space();
+    const Position possible = rcv_nxt_ + std::min<std::uint64_t>(free_space(), std::uint64_t{0xffff} << rcv_scale_);
     const std::uint64_t step = std::min<std::uint64_t>(mss_, receive_buffer_ / 2);
     if (possible >= rcv_edge_ + step) rcv_edge_ = possible;
     const std::uint64_t window = rcv_edge_ > rcv_nxt_ ? rcv_edge_ - rcv_nxt_ : 0;

@@ -22,7 +22,9 @@ Duration either(Duration chosen, Duration usual) { return chosen > Duration::zer
 }  // namespace
 
 Instant Connection::earliest_deadline() const {
-    return std::min({retransmit_at_, delayed_ack_.deadline(), idle_at_});
+    // An ACK that is owed leaves at the flush of this turn and needs no timer.
+    const Instant ack_at = ack_due_ ? kNever : delayed_ack_.deadline();
+    return std::min({retransmit_at_, ack_at, idle_at_});
 }
 
 void Connection::rearm() {
@@ -45,9 +47,7 @@ Instant Connection::on_timer(Instant now) {
             on_retransmission_timer(now);
     }
     if (!ended() && idle_at_ <= now) on_idle_timer(now);
-    if (ended()) return kNever;
-    // An ACK that is owed leaves at the flush of this turn; its deadline must not bring the node up again before.
-    return std::min(retransmit_at_, idle_at_);
+    return ended() ? kNever : earliest_deadline();
 }
 
 /// [RFC9293 3.8.3 MUST-20] R2, or the user's own timeout [RFC5482] [RFC9293 3.9.1 MUST-21].
@@ -75,7 +75,9 @@ void Connection::on_syn_timer(Instant now) {
 
 /// [RFC6298 5.4 - 5.6]
 void Connection::on_retransmission_timer(Instant now) {
-    if (in_flight() == 0) {  // no path when it was set: try again
+    if (in_flight() == 0) {  // there was no path when it was set: try again
+        if (give_up(rtt_.backoffs(), orphan_ ? kMaxOrphanRetries : kMaxDataRetries, now)) return;
+        rtt_.back_off();
         mark();
         return;
     }
