@@ -20,3 +20,7 @@ __sanitizer_cov_trace_pc() {
     const auto pc = reinterpret_cast<std::uintptr_t>(__builtin_return_address(0));
     ++cells[(pc ^ (pc >> 16)) & (kCells - 1)];
 }
+
+// libFuzzer has no use for comparisons of floating-point numbers, and so no such functions.
+extern "C" __attribute__((visibility("default"))) void __sanitizer_cov_trace_cmpf(float, float) {}
+extern "C" __attribute__((visibility("default"))) void __sanitizer_cov_trace_cmpd(double, double) {}
