@@ -10,6 +10,8 @@
 
 #include "preload/fd_table.h"
 #include "preload/libc.h"
+#include "preload/own_fd.h"
+#include "preload/startup.h"
 
 namespace culvert::preload {
 
@@ -46,9 +48,6 @@ int fail_with(int error) noexcept {
     errno = error;
     return -1;
 }
-
-/// Bumped in every forked child: a queue of an older generation is the parent's.
-std::atomic<std::uint32_t> fork_generation{0};
 
 std::int64_t to_ns(const timespec& time) { return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec; }
 
@@ -91,16 +90,25 @@ private:
 };
 
 /// One thread in the kernel's wait. A destructor, because the wait is a cancellation point.
+/// A set without a queue costs two atomic additions: whoever makes the queue looks at sleepers_ after has_queue_.
 struct EpollSet::Sleeping {
     explicit Sleeping(EpollSet& the_set) : set(the_set) {
+        set.sleepers_.fetch_add(1, std::memory_order_seq_cst);
+        if (!set.has_queue_.load(std::memory_order_seq_cst)) return;
         Lock lock(set);
-        ++set.sleepers_;
         if (set.has_queue_) shm::announce_sleep(set.client_->segment().queue(set.queue_.index).asleep);
     }
     ~Sleeping() {
-        Lock lock(set);
-        // While others sleep the flag stays: they did not ask to be forgotten because we woke.
-        if (--set.sleepers_ == 0 && set.has_queue_ && !set.pollable_)
+        if (set.has_queue_.load(std::memory_order_seq_cst)) {
+            Lock lock(set);
+            leave();
+        } else {
+            leave();
+        }
+    }
+    // While others sleep the flag stays: they did not ask to be forgotten because we woke.
+    void leave() {
+        if (set.sleepers_.fetch_sub(1, std::memory_order_seq_cst) == 1 && set.has_queue_ && !set.pollable_)
             shm::cancel_sleep(set.client_->segment().queue(set.queue_.index).asleep);
     }
     Sleeping(const Sleeping&) = delete;
@@ -127,7 +135,6 @@ struct EpollSets {
         for_each([](EpollSet& set) { ::pthread_mutex_unlock(&set.mutex_); });
     }
     static void after_fork_in_child() {
-        fork_generation.fetch_add(1, std::memory_order_relaxed);
         for_each([](EpollSet& set) {
             set.sleepers_ = 0;  // the other threads stayed behind
             ::pthread_mutex_unlock(&set.mutex_);
@@ -141,6 +148,7 @@ struct EpollSets {
 
 EpollSet* EpollSet::create() noexcept {
     if (private_base() == 0) return nullptr;
+    start_once();
     EpollSets::install_fork_handlers();
     EpollSet* found = nullptr;
     EpollSets::for_each([&found](EpollSet& set) {
@@ -246,7 +254,7 @@ void EpollSet::unwatch(EpollEntry& entry) noexcept {
     entries_.unlink_record(entry);
     entry.ours = false;
     --ours_;
-    const bool own_queue = has_queue_ && generation_ == fork_generation.load(std::memory_order_relaxed);
+    const bool own_queue = has_queue_ && generation_ == Client::fork_generation();
     if (own_queue && !entries_.has_record(entry.record)) client_->unwatch(queue_.index, entry.record);
 }
 
@@ -294,7 +302,7 @@ void EpollSet::forget_everywhere(Description& target) noexcept {
     EpollSets::for_each([&target](EpollSet& set) {
         if (!set.in_use_.load(std::memory_order_acquire)) return;
         Lock lock(set);
-        const bool own = set.generation_ == fork_generation.load(std::memory_order_relaxed);
+        const bool own = set.generation_ == Client::fork_generation();
         set.entries_.for_each_of(target, [&](EpollEntry& entry) {
             // The kernel's file may live on under a placeholder, so that closing the descriptor does not unregister it.
             // A number that means something else by now is left alone; so is the parent's registration after a fork.
@@ -359,15 +367,17 @@ void EpollSet::dispose() noexcept { in_use_.store(false, std::memory_order_relea
 // --- the queue --------------------------------------------------------------------------------------------------------
 
 bool EpollSet::ensure_queue(int epoll_fd) noexcept {
-    if (has_queue_) return true;
     Client* client = Client::current();
-    if (client == nullptr || client->daemon_gone()) return false;
+    if (has_queue_ && (client == client_ || !client_->daemon_gone())) return true;
+    if (client == nullptr || client->daemon_gone()) return has_queue_;
     if (!entries_.size_record_index(client->segment().geometry().sockets)) return false;
     const auto queue = client->add_queue();
     if (!queue) return false;
+    // A queue of a daemon that has gone while another one came: its sockets are dead, and say so when they are looked at.
+    release_queue();
     client_ = client;
     queue_ = *queue;
-    generation_ = fork_generation.load(std::memory_order_relaxed);
+    generation_ = Client::fork_generation();
     daemon_gone_seen_ = false;
     const std::uint64_t base = private_base();
     const std::uint32_t trigger = pollable_ ? 0u : std::uint32_t{EPOLLET};
@@ -376,7 +386,7 @@ bool EpollSet::ensure_queue(int epoll_fd) noexcept {
         client->remove_queue(queue_);
         return false;
     }
-    has_queue_.store(true, std::memory_order_release);
+    has_queue_.store(true, std::memory_order_seq_cst);
     if (sleepers_ > 0 || pollable_) shm::announce_sleep(client_->segment().queue(queue_.index).asleep);
     return true;
 }
@@ -391,17 +401,20 @@ bool EpollSet::register_private(int epoll_fd, int fd, std::uint64_t data, std::u
 void EpollSet::release_queue() noexcept {
     if (!has_queue_) return;
     has_queue_.store(false, std::memory_order_release);
-    if (generation_ == fork_generation.load(std::memory_order_relaxed)) client_->remove_queue(queue_);
+    if (generation_ == Client::fork_generation())
+        client_->remove_queue(queue_);
+    else
+        close_own(queue_.eventfd);  // our copy of the parent's
     // client_ and queue_ stay as they are: a thread that is just leaving wait() may still look at them.
 }
 
 // The first use in a forked child: the queue that the tables speak of is the parent's.
 void EpollSet::own_after_fork(int epoll_fd) noexcept {
     if (!has_queue_.load(std::memory_order_acquire) ||
-        generation_ == fork_generation.load(std::memory_order_relaxed))
+        generation_ == Client::fork_generation())
         return;
     Lock lock(*this);
-    if (!has_queue_ || generation_ == fork_generation.load(std::memory_order_relaxed)) return;
+    if (!has_queue_ || generation_ == Client::fork_generation()) return;
     release_queue();
     ensure_queue(epoll_fd);
     entries_.for_each([this](EpollEntry& entry) {
@@ -561,6 +574,13 @@ bool EpollSet::news() noexcept {
                           (client_->daemon_gone() && !daemon_gone_seen_));
 }
 
+// True if nobody will wake us: the daemon lives but had no queue for this set.
+bool EpollSet::blind() noexcept {
+    if (ours_.load(std::memory_order_relaxed) == 0 || has_queue_) return false;
+    Client* client = Client::current();
+    return client != nullptr && !client->daemon_gone();
+}
+
 // Looks without a system call for a while. True if there is something to look at properly.
 bool EpollSet::spin(std::int64_t timeout_ns) noexcept {
     if (!has_queue_) return false;
@@ -585,22 +605,24 @@ int EpollSet::wait(int epoll_fd, epoll_event* events, int max_events, const time
     const std::int64_t deadline = timeout_ns > 0 ? monotonic_ns() + timeout_ns : 0;
     for (bool first = true;; first = false) {
         Seen seen;
-        if (ours_.load(std::memory_order_relaxed) > 0) {
-            int count = look(epoll_fd, events, max_events, seen);
+        const bool has_ours = ours_.load(std::memory_order_relaxed) > 0;
+        if (has_ours || has_queue_.load(std::memory_order_relaxed)) {
+            const int count = look(epoll_fd, events, max_events, seen);
             if (count > 0) return count;
+        }
+        if (has_ours) {
+            int count = 0;
             {
                 Lock lock(*this);
                 count = harvest(epoll_fd, events, max_events, seen);
             }
             if (count != 0) return count;
-            if (seen.private_event && timeout_ns != 0) continue;
             if (timeout_ns == 0) return seen.private_event ? look(epoll_fd, events, max_events, seen) : 0;
-            if (first && spin(timeout_ns)) continue;
+            if (seen.private_event || (first && spin(timeout_ns))) continue;
         }
         std::int64_t left = timeout_ns;
         if (timeout_ns > 0) left = std::max<std::int64_t>(0, deadline - monotonic_ns());
-        const bool blind = ours_.load(std::memory_order_relaxed) > 0 && !has_queue_;
-        const bool sliced = blind && (left < 0 || left > kWithoutQueueNs);
+        const bool sliced = blind() && (left < 0 || left > kWithoutQueueNs);
         int count = 0;
         {
             Sleeping sleeping(*this);

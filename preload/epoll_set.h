@@ -116,6 +116,7 @@ private:
     int harvest(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept;
     int translate(epoll_event* events, int count, Seen& seen) noexcept;
     bool spin(std::int64_t timeout_ns) noexcept;
+    bool blind() noexcept;
     bool news() noexcept;
 
     pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
@@ -128,7 +129,7 @@ private:
     EventQueue queue_;
     bool pollable_ = false;
     bool daemon_gone_seen_ = false;
-    std::uint32_t sleepers_ = 0;
+    std::atomic<std::uint32_t> sleepers_{0};  // threads in the kernel's wait
     std::uint32_t calls_since_harvest_ = 0;
     std::uint32_t round_ = 0;             // numbers the looks
     std::atomic<std::uint32_t> ours_{0};  // entries that are Culvert's

@@ -1,0 +1,157 @@
+// UDP: Culvert and the kernel on one port.
+
+#include <sys/socket.h>
+
+#include "tests/preload/socket_fixture.h"
+
+namespace culvert::test {
+namespace {
+
+using preload::Socket;
+
+class DatagramSocketTest : public SocketTest {
+protected:
+    Fd bound(int extra_type = 0) {
+        Fd fd = open(SOCK_DGRAM | extra_type);
+        sockaddr_in any = ipv4("0.0.0.0", 0);
+        EXPECT_EQ(fd->bind(fd.number(), as_sockaddr(any), sizeof any), 0);
+        EXPECT_EQ(fd->path(), Socket::Path::kDatagram);
+        socklen_t length = sizeof any;
+        EXPECT_EQ(fd->sockname(fd.number(), as_sockaddr(any), &length), 0);
+        port = ntohs(any.sin_port);
+        return fd;
+    }
+    shm::DatagramHeader header_of(const std::string& datagram) {
+        shm::DatagramHeader header{};
+        EXPECT_GE(datagram.size(), sizeof header);
+        std::memcpy(&header, datagram.data(), std::min(datagram.size(), sizeof header));
+        return header;
+    }
+};
+
+TEST_F(DatagramSocketTest, SendsAHeaderAndThePayload) {
+    Fd fd = bound();
+    EXPECT_EQ(fd.send_to("query", ipv4("10.77.0.1", 53)), 5);
+    ASSERT_TRUE(daemon.wait_received(fd->record(), sizeof(shm::DatagramHeader) + 5));
+    const auto sent = daemon.datagrams(fd->record());
+    ASSERT_EQ(sent.size(), 1u);
+    const shm::DatagramHeader header = header_of(sent[0]);
+    EXPECT_EQ(header.remote.port, 53);
+    EXPECT_EQ(header.remote.address[15], 1);
+    EXPECT_EQ(header.length, 5u);
+    EXPECT_EQ(sent[0].substr(sizeof header), "query");
+}
+
+TEST_F(DatagramSocketTest, LargeDatagramsKeepTheirBytesAndTheirEdges) {
+    Fd fd = bound();
+    std::string large(20'000, 'x');
+    for (std::size_t i = 0; i < large.size(); ++i) large[i] = static_cast<char>(i * 7 + i / 251);
+    EXPECT_EQ(fd.send_to(large, ipv4("10.77.0.1", 53)), 20'000);
+    EXPECT_EQ(fd.send_to("", ipv4("10.77.0.1", 53)), 0);
+    EXPECT_EQ(fd.send_to("end", ipv4("10.77.0.1", 53)), 3);
+    ASSERT_TRUE(daemon.wait_received(fd->record(), 3 * sizeof(shm::DatagramHeader) + 20'003));
+    const auto sent = daemon.datagrams(fd->record());
+    ASSERT_EQ(sent.size(), 3u);
+    EXPECT_TRUE(sent[0].substr(sizeof(shm::DatagramHeader)) == large);
+    EXPECT_EQ(sent[1].size(), sizeof(shm::DatagramHeader));
+    EXPECT_EQ(sent[2].substr(sizeof(shm::DatagramHeader)), "end");
+
+    daemon.deliver_datagram(fd->record(), 53, large);
+    daemon.deliver_datagram(fd->record(), 53, "small");
+    EXPECT_TRUE(fd.receive(30'000) == large);
+    EXPECT_EQ(fd.receive(100), "small");
+}
+
+TEST_F(DatagramSocketTest, TooLargeIsEmsgsize) {
+    Fd fd = bound();
+    EXPECT_EQ(fd.send_to(std::string(65'508, 'x'), ipv4("10.77.0.1", 53)), -1);
+    EXPECT_EQ(errno, EMSGSIZE);
+}
+
+TEST_F(DatagramSocketTest, ReportsTheSenderAndTruncation) {
+    Fd fd = bound();
+    daemon.deliver_datagram(fd->record(), 4711, "0123456789");
+    char bytes[4];
+    iovec part{bytes, sizeof bytes};
+    sockaddr_in from{};
+    msghdr message{};
+    message.msg_name = &from;
+    message.msg_namelen = sizeof from;
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    EXPECT_EQ(fd->receive(fd.number(), message, MSG_PEEK | MSG_TRUNC), 10) << "MSG_TRUNC: the real length";
+    message.msg_namelen = sizeof from;
+    EXPECT_EQ(fd->receive(fd.number(), message, 0), 4);
+    EXPECT_EQ(message.msg_flags & MSG_TRUNC, MSG_TRUNC);
+    EXPECT_EQ(ntohs(from.sin_port), 4711);
+    EXPECT_EQ(from.sin_addr.s_addr, ipv4("10.77.0.9", 0).sin_addr.s_addr);
+    EXPECT_EQ(fd.receive(4, MSG_DONTWAIT), error_text(EAGAIN)) << "the rest is gone";
+}
+
+TEST_F(DatagramSocketTest, TakesFromTheKernelToo) {
+    Fd fd = bound();
+    Fd other = open(SOCK_DGRAM);
+    EXPECT_EQ(other.send_to("local", ipv4("127.0.0.1", port)), 5);
+    EXPECT_FALSE(other->is_ours()) << "loopback is the kernel's";
+    EXPECT_EQ(fd.receive(100), "local");
+    std::string got;
+    std::thread receiver([&] { got = fd.receive(100); });
+    while (daemon.segment().socket(fd->record()).app.watch.load() == shm::kWatchNone) std::this_thread::yield();
+    daemon.deliver_datagram(fd->record(), 1, "remote");
+    receiver.join();
+    EXPECT_EQ(got, "remote");
+}
+
+TEST_F(DatagramSocketTest, FirstSendOfAnUnboundSocketMakesItCulverts) {
+    Fd fd = open(SOCK_DGRAM);
+    EXPECT_FALSE(fd->is_ours());
+    EXPECT_EQ(fd.send_to("x", ipv4("10.77.0.1", 53)), 1);
+    EXPECT_TRUE(fd->is_ours());
+    EXPECT_NE(fd->shared_for_test().local.port, 0);
+    EXPECT_TRUE(daemon.wait_received(fd->record(), sizeof(shm::DatagramHeader) + 1));
+}
+
+TEST_F(DatagramSocketTest, Connected) {
+    Fd fd = open(SOCK_DGRAM);
+    EXPECT_EQ(fd.send("x"), -1);
+    EXPECT_EQ(errno, EDESTADDRREQ);
+    ASSERT_EQ(fd.connect("10.77.0.1", 53), 0) << std::strerror(errno);
+    ASSERT_TRUE(fd->is_ours());
+    EXPECT_EQ(fd.send("x"), 1);
+    ASSERT_TRUE(daemon.wait_received(fd->record(), sizeof(shm::DatagramHeader) + 1));
+    EXPECT_EQ(header_of(daemon.datagrams(fd->record())[0]).remote.port, 0) << "the connected peer";
+    sockaddr_in peer{};
+    socklen_t length = sizeof peer;
+    EXPECT_EQ(fd->peername(fd.number(), as_sockaddr(peer), &length), 0);
+    EXPECT_EQ(ntohs(peer.sin_port), 53);
+}
+
+TEST_F(DatagramSocketTest, ErrorsComeOnce) {
+    Fd fd = bound();
+    daemon.segment().socket(fd->record()).daemon.error = ECONNREFUSED;
+    EXPECT_NE(fd->poll_now(false) & EPOLLERR, 0u);
+    EXPECT_EQ(fd.receive(1, MSG_DONTWAIT), error_text(ECONNREFUSED));
+    EXPECT_EQ(fd.receive(1, MSG_DONTWAIT), error_text(EAGAIN));
+}
+
+TEST_F(DatagramSocketTest, SendmmsgAndRecvmmsgCountMessages) {
+    Fd fd = bound();
+    sockaddr_in to = ipv4("10.77.0.1", 53);
+    std::string texts[2] = {"one", "three"};
+    iovec parts[2] = {{texts[0].data(), 3}, {texts[1].data(), 5}};
+    mmsghdr messages[2] = {};
+    for (int i = 0; i < 2; ++i) {
+        messages[i].msg_hdr.msg_name = &to;
+        messages[i].msg_hdr.msg_namelen = sizeof to;
+        messages[i].msg_hdr.msg_iov = &parts[i];
+        messages[i].msg_hdr.msg_iovlen = 1;
+    }
+    EXPECT_EQ(fd->send_many(fd.number(), messages, 2, 0), 2);
+    EXPECT_EQ(messages[1].msg_len, 5u);
+    daemon.deliver_datagram(fd->record(), 1, "ab");
+    EXPECT_EQ(fd->receive_many(fd.number(), messages, 2, MSG_WAITFORONE, nullptr), 1);
+    EXPECT_EQ(messages[0].msg_len, 2u);
+}
+
+}  // namespace
+}  // namespace culvert::test

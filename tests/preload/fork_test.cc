@@ -1,0 +1,140 @@
+// fork: both processes hold every socket; whoever is last closes it.
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "preload/socket_lock.h"
+#include "tests/preload/socket_fixture.h"
+
+namespace culvert::test {
+namespace {
+
+/// The fork handlers are installed as in a program; the child must not run the fixture's destructors.
+class ForkTest : public SocketTest {
+protected:
+    ForkTest() { preload::start_once(); }
+    /// Runs `work` in a child; returns its exit status.
+    template <class Work>
+    int in_child(Work&& work) {
+        const pid_t child = ::fork();
+        if (child == 0) ::_exit(work());
+        int status = 0;
+        ::waitpid(child, &status, 0);
+        return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+    }
+};
+
+TEST_F(ForkTest, ChildUsesTheConnectionAndItsExitClosesNothing) {
+    Fd fd = connected();
+    const std::uint32_t record = fd->record();
+    const std::uint32_t parent_slot = client->process_slot();
+    const int status = in_child([&] {
+        if (client->process_slot() == parent_slot) return 1;
+        if (!daemon.segment().holders(client->process_slot()).test(record)) return 2;
+        return fd.send("from the child") == 14 ? 0 : 3;
+    });
+    EXPECT_EQ(status, 0);
+    EXPECT_TRUE(daemon.wait_received(record, 14));
+    EXPECT_TRUE(daemon.wait_process_gone(parent_slot + 1));
+    EXPECT_FALSE(daemon.closed(record)) << "the parent still holds it";
+    EXPECT_EQ(fd.send("!"), 1);
+    fd.close();
+    EXPECT_TRUE(daemon.wait_closed(record));
+}
+
+TEST_F(ForkTest, TheLastOfBothCloses) {
+    Fd fd = connected();
+    const std::uint32_t record = fd->record();
+    int to_child[2];
+    ASSERT_EQ(::pipe(to_child), 0);
+    const pid_t child = ::fork();
+    if (child == 0) {
+        char byte = 0;
+        (void)!::read(to_child[0], &byte, 1);  // the parent has closed
+        const bool open = fd.send("last words") == 10;
+        fd.close();
+        ::_exit(open ? 0 : 1);
+    }
+    fd.close();
+    EXPECT_FALSE(daemon.closed(record));
+    (void)!::write(to_child[1], "x", 1);
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    EXPECT_EQ(status, 0);
+    EXPECT_TRUE(daemon.wait_closed(record));
+    EXPECT_EQ(daemon.received(record), "last words");
+    ::close(to_child[0]);
+    ::close(to_child[1]);
+}
+
+TEST_F(ForkTest, WorkersAcceptFromOneListener) {
+    Fd listener = listening();
+    const pid_t child = ::fork();
+    if (child == 0) {
+        Fd fd = accept(listener);
+        ::_exit(fd.number() >= 0 && fd.send("worker") == 6 ? 0 : 1);
+    }
+    const auto record = daemon.arrive(listener->record(), 1);
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    EXPECT_EQ(status, 0);
+    EXPECT_TRUE(daemon.wait_closed(*record)) << "the worker's exit closed what only it held";
+    EXPECT_EQ(daemon.received(*record), "worker");
+    EXPECT_FALSE(daemon.closed(listener->record()));
+}
+
+TEST_F(ForkTest, GrandchildAndManyForks) {
+    Fd fd = connected();
+    const std::uint32_t record = fd->record();
+    for (int i = 0; i < 20; ++i) {  // more than there are process slots: each is given back
+        ASSERT_EQ(in_child([&] { return in_child([&] { return fd.send("x") == 1 ? 0 : 1; }); }), 0) << i;
+        ASSERT_TRUE(daemon.wait_process_gone(1));
+        ASSERT_TRUE(daemon.wait_process_gone(2));
+    }
+    EXPECT_TRUE(daemon.wait_received(record, 20));
+    EXPECT_FALSE(daemon.closed(record));
+}
+
+TEST_F(ForkTest, NoSlotLeftMeansAResetInTheChildOnly) {
+    for (std::uint32_t slot = 1; slot < daemon.segment().geometry().processes; ++slot)
+        daemon.segment().process(slot).live.store(1);
+    Fd fd = connected();
+    EXPECT_EQ(in_child([&] {
+                  preload::Client::install(nullptr);
+                  return fd.receive(1) == error_text(ECONNRESET) ? 0 : 1;
+              }),
+              0);
+    EXPECT_EQ(fd.send("x"), 1);
+    for (std::uint32_t slot = 1; slot < daemon.segment().geometry().processes; ++slot)
+        daemon.segment().process(slot).live.store(0);
+}
+
+TEST_F(ForkTest, VforkChildIsNoticed) {
+    EXPECT_FALSE(preload::in_borrowed_memory());
+    volatile int seen = -1;
+    const pid_t child = ::vfork();
+    if (child == 0) {
+        seen = preload::in_borrowed_memory() ? 1 : 0;
+        ::_exit(0);
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    EXPECT_EQ(seen, 1);
+    EXPECT_FALSE(preload::in_borrowed_memory());
+}
+
+TEST_F(ForkTest, LockOfADeadProcessIsFreed) {
+    Fd fd = connected();
+    const std::uint32_t record = fd->record();
+    const pid_t child = ::fork();
+    if (child == 0) {
+        new preload::SocketLock(*client, daemon.segment().socket(record).app.tx_lock);
+        ::kill(::getpid(), SIGKILL);
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    EXPECT_EQ(fd.send("x"), 1) << "the daemon frees what the dead held";
+}
+
+}  // namespace
+}  // namespace culvert::test
