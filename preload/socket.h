@@ -69,6 +69,8 @@ public:
     /// SOCK_STREAM or SOCK_DGRAM; AF_INET or AF_INET6.
     int type() const noexcept { return type_; }
     int family() const noexcept { return family_; }
+    /// The shared record, for tests that look at what the daemon sees.
+    const shm::SocketRecord& shared_for_test() const noexcept { return shared(); }
     /// The client whose segment holds the record; valid while path() is not kKernel.
     Client* client() const noexcept { return client_; }
 
