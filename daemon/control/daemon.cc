@@ -35,6 +35,7 @@ engine::EngineConfig engine_config(const Config& config) {
     engine.spin = config.engine.spin;
     engine.cpu = config.engine.cpu;
     fill_random(&engine.seed, sizeof engine.seed);
+    engine.send_limits = {config.tcp.send_buffer_bytes, config.tcp.send_buffer_max_bytes};
     stack::StackConfig& stack = engine.stack;
     stack.max_time_wait = config.limits.max_time_wait;
     stack.default_receive_buffer = config.tcp.receive_buffer_bytes;

@@ -43,7 +43,7 @@ void Engine::add_device(std::unique_ptr<device::Device> device, stack::Interface
 
 tenant::Tenant& Engine::add_tenant(std::uint32_t id, std::string program, shm::Segment segment) {
     tenants_.push_back(
-        std::make_unique<tenant::Tenant>(id, std::move(program), std::move(segment), stack_, counters_));
+        std::make_unique<tenant::Tenant>(id, std::move(program), std::move(segment), stack_, counters_, config_.send_limits));
     return *tenants_.back();
 }
 

@@ -131,6 +131,8 @@ void BlockLedger::collect_returned() {
 }
 
 void BlockLedger::reclaim(LentList& list) {
+    // What the application has returned before it closed must not be found later, when the block is lent to another.
+    collect_returned();
     while (list.head != shm::kNoIndex) {
         const std::uint32_t block = list.head;
         unlink(block);

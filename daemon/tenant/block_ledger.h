@@ -52,7 +52,7 @@ public:
     std::uint32_t lend(LentList& list);
     /// Takes back what the application has returned.
     void collect_returned();
-    /// Everything still lent to `list` is ours again (the socket is gone).
+    /// Everything still lent to `list` is ours again (the socket is gone; its application returns no more of its blocks).
     void reclaim(LentList& list);
     std::uint32_t free_receive_blocks() const { return static_cast<std::uint32_t>(rx_free_.size()); }
 

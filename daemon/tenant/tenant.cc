@@ -12,10 +12,7 @@ namespace culvert::tenant {
 
 namespace {
 
-/// What may be in flight on one connection by default; the application's SO_SNDBUF overrides it.
-constexpr std::uint32_t kDefaultSendLimit = 512 * 1024;
 constexpr std::uint32_t kMinSendLimit = 4096;
-constexpr std::uint32_t kMaxSendLimit = 16 * 1024 * 1024;
 
 /// How long an accepted connection may be held by nobody, between a worker's accept() and its mark in the bitmap.
 constexpr Duration kSuspicion = std::chrono::seconds(1);
@@ -40,7 +37,8 @@ private:
     Tenant& tenant_;
 };
 
-Tenant::Tenant(std::uint32_t id, std::string program, shm::Segment segment, stack::Stack& stack, Counters& counters)
+Tenant::Tenant(std::uint32_t id, std::string program, shm::Segment segment, stack::Stack& stack, Counters& counters,
+               SendLimits send_limits)
     : id_(id),
       program_(std::move(program)),
       segment_(std::move(segment)),
@@ -49,7 +47,8 @@ Tenant::Tenant(std::uint32_t id, std::string program, shm::Segment segment, stac
       ledger_(segment_, counters),
       dirty_(segment_.dirty()),
       orphan_(std::make_unique<OrphanOwner>(*this)),
-      slots_(std::make_unique<Slot[]>(segment_.geometry().sockets)) {
+      slots_(std::make_unique<Slot[]>(segment_.geometry().sockets)),
+      send_limits_(send_limits) {
     const shm::Geometry& geometry = segment_.geometry();
     for (std::uint32_t index = 0; index < geometry.sockets; ++index) slots_[index].stream.init(*this, index);
     shm::SocketBitmap free = segment_.free_sockets();
@@ -62,6 +61,8 @@ Tenant::Tenant(std::uint32_t id, std::string program, shm::Segment segment, stac
         free_records_.push_back(index - 1);
     for (std::uint32_t queue = geometry.accept_queues; queue > 0; --queue) free_accept_queues_.push_back(queue - 1);
     changed_.reserve(geometry.sockets);
+    records_to_wake_.reserve(geometry.sockets);
+    queues_to_wake_.reserve(geometry.queues);
     queue_fds_.resize(geometry.queues);
     queue_process_.resize(geometry.queues);
 }
@@ -186,7 +187,7 @@ void Tenant::reset_record(std::uint32_t index) {
     const std::uint32_t generation = record.daemon.generation.load(std::memory_order_relaxed) + 1;
     std::memset(static_cast<void*>(&record), 0, sizeof record);
     record.daemon.generation.store(generation, std::memory_order_relaxed);
-    record.daemon.send_limit.store(kDefaultSendLimit, std::memory_order_relaxed);
+    record.daemon.send_limit.store(send_limits_.standard, std::memory_order_relaxed);
     Slot& slot = slots_[index];
     slot.operation_done = 0;
     slot.options_version = 0;
@@ -299,6 +300,18 @@ void Tenant::deliver_events() {
         publish(index);
     }
     changed_.clear();
+    // Waking may hand this core to the application at once, so everything is published before: otherwise it would find one
+    // socket, answer, sleep again, and be woken again for the next.
+    for (const std::uint32_t index : records_to_wake_)
+        shm::futex_wake_all(segment_.socket(index).daemon.event_sequence);
+    counters_.app_wakeups += records_to_wake_.size();
+    records_to_wake_.clear();
+    for (const std::uint32_t queue : queues_to_wake_) {
+        if (!queue_fds_[queue] || !shm::must_wake(segment_.queue(queue).asleep)) continue;
+        ++counters_.app_wakeups;
+        shm::signal_eventfd(queue_fds_[queue].get());
+    }
+    queues_to_wake_.clear();
 }
 
 void Tenant::publish(std::uint32_t index) {
@@ -321,15 +334,14 @@ void Tenant::notify(std::uint32_t index, std::uint32_t app_flags) {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (record.app.waiters.load(std::memory_order_seq_cst) != 0) {
         record.daemon.event_sequence.fetch_add(1, std::memory_order_seq_cst);
-        shm::futex_wake_all(record.daemon.event_sequence);
-        ++counters_.app_wakeups;
+        records_to_wake_.push_back(index);
     }
     const std::uint32_t watch = record.app.watch.load(std::memory_order_seq_cst);
     if (watch == shm::kWatchNone) return;
     if (watch != shm::kWatchMany) {
         if (watch > queues_used_) return;  // a queue that has gone
         segment_.ready(watch - 1).post(index);
-        return wake_queue(watch - 1);
+        return wake_later(watch - 1);
     }
     const bool exclusive = (app_flags & shm::kAppExclusive) != 0;
     std::uint32_t chosen = shm::kNoIndex;
@@ -338,7 +350,7 @@ void Tenant::notify(std::uint32_t index, std::uint32_t app_flags) {
         if (!queue_fds_[queue] || !segment_.watched(queue).test(index)) continue;
         if (!exclusive) {
             segment_.ready(queue).post(index);
-            wake_queue(queue);
+            wake_later(queue);
             continue;
         }
         // One watcher only, by preference one that sleeps.
@@ -351,14 +363,13 @@ void Tenant::notify(std::uint32_t index, std::uint32_t app_flags) {
     if (chosen != shm::kNoIndex) {
         next_exclusive_ = chosen + 1;
         segment_.ready(chosen).post(index);
-        wake_queue(chosen);
+        wake_later(chosen);
     }
 }
 
-void Tenant::wake_queue(std::uint32_t queue) {
-    if (!queue_fds_[queue] || !shm::must_wake(segment_.queue(queue).asleep)) return;
-    ++counters_.app_wakeups;
-    shm::signal_eventfd(queue_fds_[queue].get());
+void Tenant::wake_later(std::uint32_t queue) {
+    // Usually the same queue many times in a row; a repeated entry costs one look at its flag.
+    if (queues_to_wake_.empty() || queues_to_wake_.back() != queue) queues_to_wake_.push_back(queue);
 }
 
 void Tenant::wake_starved() {
@@ -383,7 +394,7 @@ void Tenant::apply_options(std::uint32_t index) {
     slot.options_version = version;
     if (options.send_buffer != 0)
         segment_.socket(index).daemon.send_limit.store(
-            std::clamp(options.send_buffer, kMinSendLimit, kMaxSendLimit), std::memory_order_relaxed);
+            std::clamp(options.send_buffer, kMinSendLimit, std::max(kMinSendLimit, send_limits_.most)), std::memory_order_relaxed);
     if (slot.kind == Kind::kStream && slot.stream.connection() != nullptr)
         slot.stream.connection()->set_options(options);
 }

@@ -48,10 +48,17 @@ struct TenantSnapshot {
     Counters counters;  // of requests and drops that this tenant caused
 };
 
+/// What may be in flight on one connection, bytes (SO_SNDBUF): the default, and the most that an application may ask for.
+struct SendLimits {
+    std::uint32_t standard = 512 * 1024;
+    std::uint32_t most = 16 * 1024 * 1024;
+};
+
 class Tenant {
 public:
     /// `segment` as created by the control thread. The first process is added by add_process.
-    Tenant(std::uint32_t id, std::string program, shm::Segment segment, stack::Stack& stack, Counters& counters);
+    Tenant(std::uint32_t id, std::string program, shm::Segment segment, stack::Stack& stack, Counters& counters,
+           SendLimits send_limits = {});
     ~Tenant();
     Tenant(const Tenant&) = delete;
 
@@ -107,7 +114,7 @@ private:
     void mark_changed(std::uint32_t index);
     void publish(std::uint32_t index);
     void notify(std::uint32_t index, std::uint32_t app_flags);
-    void wake_queue(std::uint32_t queue);
+    void wake_later(std::uint32_t queue);
     void wake_starved();
     void drop(Drop reason);
     stack::tcp::ConnectionOwner* orphan() const;
@@ -132,7 +139,10 @@ private:
     std::vector<std::uint32_t> free_accept_queues_;
     std::vector<std::uint32_t> changed_;         // records to publish at the end of the turn
     std::vector<UniqueFd> queue_fds_;            // by queue; empty: unused
+    std::vector<std::uint32_t> queues_to_wake_;  // at the end of deliver_events
+    std::vector<std::uint32_t> records_to_wake_;
     std::vector<std::uint32_t> queue_process_;   // by queue: the slot that made it
+    SendLimits send_limits_;
     std::uint32_t queues_used_ = 0;              // highest used + 1
     std::uint32_t processes_used_ = 0;           // highest used + 1
     std::uint32_t live_processes_ = 0;

@@ -125,6 +125,19 @@ TEST_F(LedgerTest, ReceiveBlocksComeBackOnceEach) {
     EXPECT_EQ(ledger.free_receive_blocks(), 4u);
 }
 
+TEST_F(LedgerTest, ABlockReturnedJustBeforeTheCloseIsNotFreedTwice) {
+    LentList closing;
+    const std::uint32_t block = ledger.lend(closing);
+    shm::push_block(segment.header().rx_returned, segment.block_meta(), block);  // read, returned ...
+    ledger.reclaim(closing);                                                     // ... and closed in the same turn
+    LentList other;
+    std::vector<std::uint32_t> blocks;
+    for (int i = 0; i < 4; ++i) blocks.push_back(ledger.lend(other));
+    ledger.collect_returned();
+    EXPECT_EQ(other.count, 4u) << "a block in use was taken back";
+    EXPECT_EQ(counters.dropped(Drop::kTenantBadBlock), 0u);
+}
+
 TEST_F(LedgerTest, StageSharesBlocksBetweenSegmentsAndKeepsDatagramsApart) {
     LentList lent;
     ReceiveStage stage;
