@@ -53,6 +53,8 @@ CULVERT_EXPORT FILE* fdopen(int fd, const char* mode) noexcept {
     return stream;
 }
 
+CULVERT_EXPORT FILE* _IO_fdopen(int fd, const char* mode) noexcept { return fdopen(fd, mode); }
+
 CULVERT_EXPORT int vdprintf(int fd, const char* format, va_list arguments) {
     if (sending_socket(fd)) return print(fd, format, arguments);
     return libc_vdprintf.get()(fd, format, arguments);
