@@ -27,22 +27,10 @@ std::optional<Address> Address::parse(std::string_view text) {
     return address;
 }
 
-bool Address::is_unspecified() const { return *this == any(Family::kIpv6) || *this == any(Family::kIpv4); }
-
-bool Address::is_loopback() const {
-    if (is_v4()) return bytes_[12] == 127;
-    constexpr std::array<std::uint8_t, 16> kLoopback{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1};
-    return bytes_ == kLoopback;
-}
-
-bool Address::is_multicast() const { return is_v4() ? (bytes_[12] & 0xf0) == 0xe0 : bytes_[0] == 0xff; }
-
 bool Address::is_link_local() const {
     if (is_v4()) return bytes_[12] == 169 && bytes_[13] == 254;
     return bytes_[0] == 0xfe && (bytes_[1] & 0xc0) == 0x80;
 }
-
-bool Address::is_broadcast() const { return *this == v4(255, 255, 255, 255); }
 
 bool Address::in(const Address& network, unsigned prefix_length) const {
     if (is_v4() != network.is_v4()) return false;

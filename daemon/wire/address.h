@@ -6,6 +6,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <compare>
 #include <cstddef>
 #include <cstdint>
@@ -58,20 +59,22 @@ public:
     static std::optional<Address> parse(std::string_view text);
 
     constexpr bool is_v4() const {
-        if (!std::is_constant_evaluated()) {  // two loads: asked several times a packet
-            constexpr std::uint8_t kMapped[8] = {0, 0, 0, 0, 0, 0, 0xff, 0xff};
-            return std::memcmp(bytes_.data(), kMapped, 4) == 0 && std::memcmp(bytes_.data() + 4, kMapped, 8) == 0;
-        }
-        for (std::size_t i = 0; i < 10; ++i)
-            if (bytes_[i] != 0) return false;
-        return bytes_[10] == 0xff && bytes_[11] == 0xff;
+        const Halves own = halves();
+        return own.high == 0 && (own.low >> 32) == 0xffff;
     }
     constexpr Family family() const { return is_v4() ? Family::kIpv4 : Family::kIpv6; }
-    bool is_unspecified() const;  // 0.0.0.0 or ::
-    bool is_loopback() const;     // 127/8 or ::1
-    bool is_multicast() const;    // 224/4 or ff00::/8
-    bool is_link_local() const;   // 169.254/16 or fe80::/10
-    bool is_broadcast() const;    // 255.255.255.255
+    /// 0.0.0.0 or ::
+    constexpr bool is_unspecified() const { return *this == any(Family::kIpv6) || *this == any(Family::kIpv4); }
+    /// 127/8 or ::1
+    constexpr bool is_loopback() const {
+        const Halves own = halves();
+        return own.high == 0 && (own.low >> 24 == 0xffff7f || own.low == 1);
+    }
+    /// 224/4 or ff00::/8
+    constexpr bool is_multicast() const { return is_v4() ? (bytes_[12] & 0xf0) == 0xe0 : bytes_[0] == 0xff; }
+    bool is_link_local() const;  // 169.254/16 or fe80::/10
+    /// 255.255.255.255
+    constexpr bool is_broadcast() const { return *this == v4(255, 255, 255, 255); }
 
     /// All 16 bytes in network order (IPv4 mapped).
     std::span<const std::uint8_t, 16> bytes() const { return bytes_; }
@@ -83,10 +86,28 @@ public:
     bool in(const Address& network, unsigned prefix_length) const;
     std::string to_string() const;
 
-    friend constexpr bool operator==(const Address&, const Address&) = default;
-    friend constexpr auto operator<=>(const Address&, const Address&) = default;
+    // Asked several times a packet: two registers, no call of memcmp.
+    friend constexpr bool operator==(const Address& a, const Address& b) {
+        const Halves left = a.halves(), right = b.halves();
+        return ((left.high ^ right.high) | (left.low ^ right.low)) == 0;
+    }
+    friend constexpr std::strong_ordering operator<=>(const Address& a, const Address& b) {
+        const Halves left = a.halves(), right = b.halves();
+        return left.high != right.high ? left.high <=> right.high : left.low <=> right.low;
+    }
 
 private:
+    /// The 16 bytes as two numbers: comparing them compares the bytes in network order.
+    struct Halves {
+        std::uint64_t high;
+        std::uint64_t low;
+    };
+    constexpr Halves halves() const {
+        const auto words = std::bit_cast<std::array<std::uint64_t, 2>>(bytes_);
+        if constexpr (std::endian::native == std::endian::big) return {words[0], words[1]};
+        return {std::byteswap(words[0]), std::byteswap(words[1])};
+    }
+
     std::array<std::uint8_t, 16> bytes_{};
 };
 
