@@ -1,13 +1,47 @@
 """Bad input from outside: each case gives one clear line, the right exit code, and nothing hangs."""
 import os
 import shutil
+import socket
 import stat
+import struct
 import subprocess
+import threading
 import unittest
 
 from story import ON_KERNEL, Story, run
 from netns import CULVERT, CULVERTD, PYTHON, sha256
 from servers import Nginx
+
+
+class _Stranger:
+    """Listens on a control socket's path and treats each first message of a connection with `reply` (true: then closes it)."""
+
+    def __init__(self, path, reply):
+        self.path, self.reply = path, reply
+        self.peers = []
+
+    def __enter__(self):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.bind(self.path)
+        self.socket.listen(16)
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self.path
+
+    def _serve(self):
+        try:
+            while True:
+                peer, _ = self.socket.accept()
+                self.peers.append(peer)
+                if peer.recv(1000) and self.reply(peer):
+                    peer.close()
+        except OSError:
+            pass  # the end: closed below
+
+    def __exit__(self, *_):
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+        for peer in self.peers:
+            peer.close()
 
 
 @unittest.skipIf(ON_KERNEL, "these stories are about culvertd and culvert")
@@ -153,6 +187,48 @@ class BadInput(Story):
         words = [*self.culvert.run_words(), PYTHON, "-c", code]
         self.assertEqual(self.lab.call(*nobody, *self._reachable(words), host="server").strip(), "refused")
 
+    # strangers on the control socket ---------------------------------------------------------------------------------------
+
+    def test_library_of_another_version_is_refused_with_both_versions(self):
+        """What an older libculvert.so would say to this daemon (shm/attach_protocol.h: Hello)."""
+        hello = struct.pack("<IIQII64s32s", 0x43560001, 999, int.from_bytes(b"CULVRT01", "little"), os.getpid(), 0, b"old", b"9.9.9")
+        before = self.culvert.stat()["control"]["version_refused"]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.settimeout(10)
+            client.connect(self.culvert.socket)
+            client.send(hello)
+            welcome = client.recv(1000)
+        self.assertEqual(struct.unpack_from("<II", welcome), (0x43560002, 1), "Welcome with the status kVersion")
+        self.assertIn(b"speaks ABI 999", welcome)
+        self.assertEqual(self.culvert.stat()["control"]["version_refused"], before + 1)
+
+    def test_nonsense_on_the_control_socket_harms_nobody(self):
+        for message in (b"", b"x", b"\0" * 120, b"{", b"{}", b'{"request": "fire"}', os.urandom(60000)):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+                client.settimeout(10)
+                client.connect(self.culvert.socket)
+                client.send(message)
+                client.shutdown(socket.SHUT_WR)
+                while client.recv(1 << 20):
+                    pass
+        self.culvert.stat()
+
+    def test_daemon_that_talks_nonsense(self):
+        """Something else listens on the path: the program runs on kernel sockets, `stat` says what may be wrong."""
+        with _Stranger(self.lab.path("stranger.sock"), lambda peer: peer.send(b"nonsense" * 22)) as path:
+            self.assertEqual(self._fetch_loopback(path), "hello")
+            self.assertIn("is it culvertd", self.culvert_says("stat", "--socket", path, code=1))
+
+    def test_daemon_of_another_version(self):
+        """Welcome says kOk but with another ABI: the library does not believe it."""
+        welcome = struct.pack("<III", 0x43560002, 0, 999).ljust(176, b"\0")
+        with _Stranger(self.lab.path("newer.sock"), lambda peer: peer.send(welcome)) as path:
+            self.assertEqual(self._fetch_loopback(path), "hello")
+
+    def test_daemon_that_does_not_answer(self):
+        with _Stranger(self.lab.path("mute.sock"), lambda _: None) as path:
+            self.assertEqual(self._fetch_loopback(path), "hello")
+
     # helpers -------------------------------------------------------------------------------------------------------------
 
     def _reachable_copy(self, path, name):
@@ -167,6 +243,15 @@ class BadInput(Story):
         from netns import LIBRARY
         library = self._reachable_copy(LIBRARY, "libculvert.so")
         return ["env", f"CULVERT_LIBRARY={library}", self._reachable_copy(words[0], "culvert"), *words[1:]]
+
+    def _fetch_loopback(self, control):
+        """What a program under `culvert run` gets over 127.0.0.1 from itself: does its TCP work?"""
+        code = ("import socket\ns=socket.create_server(('127.0.0.1',0))\nc=socket.create_connection(s.getsockname())\n"
+                "a,_=s.accept();a.sendall(b'hello');print(c.recv(5).decode())")
+        done = subprocess.run([*self.lab.enter_words("server"), CULVERT, "run", "--socket", control, "--", PYTHON, "-c", code],
+                              capture_output=True, text=True, timeout=30)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout.strip()
 
     def _static_program(self):
         source, program = self.lab.path("static.c"), self.lab.path("static")
