@@ -209,17 +209,18 @@ int EpollSet::add(int epoll_fd, int fd, Description& target, const epoll_event& 
     entry->events = event.events;
     entry->data = event.data.u64;
     entry->record = shm::kNoIndex;
-    if (target.is_ours()) ensure_queue(epoll_fd);
-    if (!target.is_ours() || target.polls_kernel_too()) {
-        if (kernel_add(epoll_fd, *entry, target.is_ours()) != 0) {
-            const int error = errno;
-            entries_.remove(*entry);
-            return fail_with(error);
-        }
+    const bool ours = target.is_ours();
+    if (ours) ensure_queue(epoll_fd);
+    if ((!ours || target.polls_kernel_too()) && kernel_add(epoll_fd, *entry, ours) != 0) {
+        const int error = errno;
+        entries_.remove(*entry);
+        return fail_with(error);
     }
-    target.epoll_registrations.fetch_add(1, std::memory_order_relaxed);
-    if (!target.is_ours()) return 0;
-    watch(*entry);
+    target.epoll_registrations.fetch_add(1, std::memory_order_seq_cst);
+    if (ours)
+        watch(*entry);
+    else if (target.is_ours())
+        reconsider(epoll_fd, *entry);  // connect() on another thread may have found no registration yet
     wake_others();
     return 0;
 }
@@ -298,6 +299,7 @@ void EpollSet::drop(EpollEntry& entry) noexcept {
 }
 
 void EpollSet::forget_everywhere(Description& target) noexcept {
+    if (target.epoll_registrations.load(std::memory_order_acquire) == 0) return;
     const KeepErrno keep;
     EpollSets::for_each([&target](EpollSet& set) {
         if (!set.in_use_.load(std::memory_order_acquire)) return;
@@ -338,7 +340,7 @@ void notify_became_ours(Description& target) noexcept {
 void EpollSet::reconsider(int epoll_fd, EpollEntry& entry) noexcept {
     const bool ours = entry.target->is_ours();
     if (!ours && !entry.ours) return;
-    if (ours && entry.ours && entry.record == entry.target->record()) {
+    if (ours && entry.ours && entry.record == entry.target->record() && client_ == Client::current()) {
         entries_.nominate(entry);
         return;
     }
@@ -474,7 +476,8 @@ int EpollSet::walk(epoll_event* events, int count, int max_events) noexcept {
     for (std::uint32_t left = entries_.candidates(); left > 0 && count < max_events; --left) {
         EpollEntry& entry = *entries_.oldest();
         entries_.dismiss(entry);
-        if (!entry.armed) continue;
+        if (!entry.target->is_ours()) reconsider(any_descriptor(), entry);  // back on the kernel path
+        if (!entry.armed || !entry.ours) continue;
         const std::uint32_t asked = (entry.events & ~kFlags) | kAlways;
         const std::uint32_t mask = with_aliases(entry.target->poll_now((entry.events & EPOLLOUT) != 0)) & asked;
         if (mask == 0) continue;
