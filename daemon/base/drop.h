@@ -42,6 +42,7 @@ namespace culvert {
     X(kIcmpUnmatched, "ICMP error for no socket of ours")                                     \
     X(kIcmpIgnored, "ICMP type we leave to the kernel")                                       \
     X(kIcmpSequence, "ICMP error for a sequence number not in flight")                        \
+    X(kIcmpMtuKnown, "ICMP packet too big that names no smaller MTU")                         \
     /* UDP */                                                                                 \
     X(kUdpTruncated, "UDP datagram shorter than its header says")                             \
     X(kUdpChecksum, "UDP checksum wrong")                                                     \

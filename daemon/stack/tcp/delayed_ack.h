@@ -22,13 +22,14 @@ public:
 
     /// A segment with `bytes` of payload arrived. `in_order`: it began at RCV.NXT and no out-of-order data was waiting.
     /// kNow: owe an ACK at the end of this burst; kLater: the deadline is set.
-    Urgency on_data(std::uint32_t bytes, std::uint32_t mss, bool in_order, bool fin, Instant now) {
+    Urgency on_data(std::uint32_t bytes, std::uint32_t mss, bool in_order, bool fin, Instant now,
+                    Duration delay = kDelay) {
         unacked_bytes_ += bytes;
         if (!in_order || fin || quick_acks_ > 0 || unacked_bytes_ >= 2 * mss) {  // [RFC5681 4.2] [SHLD-19]
             deadline_ = now;
             return Urgency::kNow;
         }
-        if (deadline_ == kNever) deadline_ = now + kDelay;
+        if (deadline_ == kNever) deadline_ = now + delay;
         return deadline_ <= now ? Urgency::kNow : Urgency::kLater;
     }
 

@@ -181,6 +181,10 @@ Connection* SynQueue::complete(HalfOpen& half_open, Instant now) {
         return nullptr;
     }
     connection->set_owner(*owner);
+    if (connection->ended()) {  // the owner changed its mind while it was asked
+        owner->on_closed(*connection, ECONNABORTED);
+        return nullptr;
+    }
     return connection;
 }
 

@@ -54,15 +54,29 @@ void Connection::receive_in_order(const Segment& segment, std::uint32_t skip, st
     const bool nothing_waits = reassembler_.empty();
     // A first segment that is not full: the peer talks, it does not stream. The answer will carry the ACK.
     if (delayed_ack_.quick() && length < mss_ && !options_.quick_ack) delayed_ack_.leave_quick_mode();
-    if (delayed_ack_.on_data(length, mss_, nothing_waits, segment.flags.fin(), now) == DelayedAck::Urgency::kNow)
+    // With a small buffer and large segments a quarter of the buffer counts as a segment's worth two times over: the
+    // sender must not run into the window before the first ACK.
+    const std::uint32_t worth_an_ack = std::min(mss_, receive_buffer_ / 8);
+    if (delayed_ack_.on_data(length, worth_an_ack, nothing_waits, segment.flags.fin(), now, shared_.config.delayed_ack) ==
+        DelayedAck::Urgency::kNow)
         owe_ack();
-    const PayloadSlice slice(segment, skip, length);
-    if (deliver(slice.fragments(), slice.length()) < length) {
+    if (deliver(segment, skip, length) < length) {
         shared_.counters.drop(Drop::kTcpReceiveBufferFull);
         if (!ended()) owe_ack();
         return;
     }
     if (!nothing_waits && !ended()) drain_reassembler();
+}
+
+std::uint32_t Connection::deliver(const Segment& segment, std::uint32_t skip, std::uint32_t length) {
+    const auto head = segment.ip.packet.head;
+    const std::size_t at = std::size_t{segment.payload_offset} + skip;
+    if (at + length <= head.size()) [[likely]] {  // one piece, as nearly always
+        const std::span<const std::byte> piece = head.subspan(at, length);
+        return deliver({&piece, 1}, length);
+    }
+    const PayloadSlice slice(segment, skip, length);
+    return deliver(slice.fragments(), slice.length());
 }
 
 /// Hands bytes over in order; the owner may do anything meanwhile, also end the connection.

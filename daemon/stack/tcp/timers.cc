@@ -171,7 +171,10 @@ void Connection::on_icmp_error(std::uint32_t sequence, int error, std::uint32_t 
     if (next_hop_mtu != 0) {
         // [RFC1191 3] [RFC8201 4] no lower than the least a path of today has (Linux: 552 for IPv4)
         const std::uint32_t mtu = std::max(next_hop_mtu, local_.address.is_v4() ? 552u : 1280u);
-        if (mtu >= std::min(path_.mtu, path_mtu_)) return;
+        if (mtu >= std::min(path_.mtu, path_mtu_)) {
+            shared_.counters.drop(Drop::kIcmpMtuKnown);
+            return;
+        }
         path_mtu_ = mtu;
         if (!established_once_) return;
         update_mss();
