@@ -138,6 +138,9 @@ Client::Client(shm::Segment&& segment, std::uint32_t slot, std::uint32_t spin_us
 Client* Client::current() noexcept { return installed.load(std::memory_order_acquire); }
 void Client::install(Client* client) noexcept { installed.store(client, std::memory_order_release); }
 
+void Client::lock_attaching() noexcept { ::pthread_mutex_lock(&attach_mutex); }
+void Client::unlock_attaching() noexcept { ::pthread_mutex_unlock(&attach_mutex); }
+
 bool Client::strict() noexcept {
     const char* value = ::secure_getenv(shm::kStrictVariable);
     return value != nullptr && std::strcmp(value, "1") == 0;
@@ -282,16 +285,15 @@ void Client::let_go(std::uint32_t record, bool may_be_shared) noexcept {
     shm::SocketRecord& shared = segment_.socket(record);
     const std::uint32_t generation = shared.daemon.generation.load(std::memory_order_acquire);
     bool last = true;
-    {
+    if (may_be_shared) {
+        // Of several processes that let go at once, exactly one must find nobody else: the lock orders them, and as long
+        // as our bit stands the record cannot be used again.
+        const SocketLock lock(*this, shared.app.rx_lock);
         const SpinGuard guard(holds_lock_);
-        if (may_be_shared) {
-            // Of several processes that let go at once, exactly one must find nobody else: the lock orders them, and
-            // as long as our bit stands the record cannot be used again.
-            const SocketLock lock(*this, shared.app.rx_lock);
-            last = segment_.holders(process_slot()).clear(record) && !held_by_others(record);
-        } else {
-            last = segment_.holders(process_slot()).clear(record);
-        }
+        last = segment_.holders(process_slot()).clear(record) && !held_by_others(record);
+    } else {
+        const SpinGuard guard(holds_lock_);
+        last = segment_.holders(process_slot()).clear(record);
     }
     if (!last || shared.daemon.generation.load(std::memory_order_acquire) != generation) return;
     shared.app.flags.fetch_or(shm::kAppClosed, std::memory_order_seq_cst);

@@ -101,6 +101,8 @@ private:
     Client(shm::Segment&& segment, std::uint32_t slot, std::uint32_t spin_us, int control, int doorbell) noexcept;
     bool ask(const void* request, std::size_t size, int fd, std::uint32_t& value) noexcept;
     bool send_message(const void* request, std::size_t size, int fd) noexcept;
+    static void lock_attaching() noexcept;
+    static void unlock_attaching() noexcept;
     void prepare_child() noexcept;
     void become_child() noexcept;
     bool held_by_others(std::uint32_t record) noexcept;

@@ -251,7 +251,7 @@ ssize_t Socket::take_datagram(msghdr& message, int flags) noexcept {
         length += size;
         while (size != 0 && part < message.msg_iovlen) {
             const std::size_t fits = std::min<std::size_t>(size, message.msg_iov[part].iov_len - at);
-            std::memcpy(static_cast<std::byte*>(message.msg_iov[part].iov_base) + at, from, fits);
+            if (fits != 0) std::memcpy(static_cast<std::byte*>(message.msg_iov[part].iov_base) + at, from, fits);
             from += fits;
             size -= static_cast<std::uint32_t>(fits);
             copied += fits;

@@ -32,6 +32,7 @@ std::uint32_t Client::fork_generation() noexcept { return generation.load(std::m
 void Client::before_fork() noexcept {
     const KeepErrno keep;
     ::pthread_mutex_lock(&fork_mutex);
+    lock_attaching();
     forking = current();
     if (forking != nullptr) {
         forking->prepare_child();
@@ -79,6 +80,7 @@ void Client::after_fork_in_parent() noexcept {
         close_own(forking->child_control_);
         forking->child_control_ = -1;
     }
+    unlock_attaching();
     ::pthread_mutex_unlock(&fork_mutex);
 }
 
@@ -93,6 +95,7 @@ void Client::after_fork_in_child() noexcept {
         forking->become_child();
         forking->holds_lock_.unlock();
     }
+    unlock_attaching();
     ::pthread_mutex_unlock(&fork_mutex);
 }
 

@@ -292,7 +292,7 @@ ssize_t Socket::send_parts(const iovec* parts, std::size_t count, int flags) noe
         std::size_t copied = 0;
         while (copied < want && part < count) {
             const std::size_t size = std::min(parts[part].iov_len - at, want - copied);
-            std::memcpy(to + copied, static_cast<const std::byte*>(parts[part].iov_base) + at, size);
+            if (size != 0) std::memcpy(to + copied, static_cast<const std::byte*>(parts[part].iov_base) + at, size);
             copied += size;
             at += size;
             if (at == parts[part].iov_len) {
@@ -374,7 +374,7 @@ std::size_t Socket::take_bytes(const iovec* parts, std::size_t count, std::size_
         const std::byte* from = client_->segment().block(block) + offset;
         while (length != 0 && part < count) {
             const auto size = static_cast<std::uint32_t>(std::min<std::size_t>(length, parts[part].iov_len - at));
-            if (!discard) std::memcpy(static_cast<std::byte*>(parts[part].iov_base) + at, from, size);
+            if (!discard && size != 0) std::memcpy(static_cast<std::byte*>(parts[part].iov_base) + at, from, size);
             from += size;
             offset += size;
             length -= size;

@@ -110,6 +110,9 @@ TEST_F(ForkTest, NoSlotLeftMeansAResetInTheChildOnly) {
 }
 
 TEST_F(ForkTest, VforkChildIsNoticed) {
+#ifdef __SANITIZE_THREAD__
+    GTEST_SKIP() << "ThreadSanitizer turns vfork into fork";
+#endif
     EXPECT_FALSE(preload::in_borrowed_memory());
     volatile int seen = -1;
     const pid_t child = ::vfork();

@@ -169,6 +169,7 @@ std::atomic<int> sigpipes{0};
 TEST_F(StreamSocketTest, SigpipeUnlessNosignal) {
     struct sigaction action{};
     struct sigaction before{};
+    sigpipes = 0;
     action.sa_handler = [](int) { ++sigpipes; };
     ::sigaction(SIGPIPE, &action, &before);
     Fd fd = connected();

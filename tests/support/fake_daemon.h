@@ -5,6 +5,7 @@
 // test's thread. Waiting is for a condition with a deadline, never for a time.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -120,7 +121,7 @@ private:
     std::map<std::uint32_t, std::uint32_t> tails_;  // by listener
     std::atomic<int> refuse_{0};
     bool stopping_ = false;
-    bool dead_ = false;
+    std::atomic<bool> dead_{false};
     std::thread thread_;
 };
 
