@@ -521,10 +521,12 @@ void EpollSet::settle_pollable() noexcept {
     if (client_->segment().ready(queue_.index).any()) shm::signal_eventfd(queue_.eventfd);
 }
 
-// What the kernel has now, without waiting. Private events are taken out; -1 on error.
+// What the kernel has now, without waiting. Private events are taken out; -1 on error. A raw call: under the lock there
+// must be no cancellation point.
 int EpollSet::harvest(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept {
     calls_since_harvest_ = 0;
-    const int count = libc::epoll_wait(epoll_fd, events, max_events, 0);
+    const auto count =
+        static_cast<int>(::syscall(SYS_epoll_pwait, epoll_fd, events, max_events, 0, nullptr, std::size_t{8}));
     return count > 0 ? translate(events, count, seen) : count;
 }
 

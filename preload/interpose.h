@@ -8,6 +8,7 @@
 #undef _FORTIFY_SOURCE  // its inline wrappers have the names that we define
 #endif
 
+#include <pthread.h>
 #include <sys/uio.h>
 
 #include <cerrno>
@@ -56,6 +57,26 @@ inline SocketRef sending_socket(int fd) noexcept {
     SocketRef socket = any_socket(fd);
     return socket && (socket->is_ours() || socket->type() == SOCK_DGRAM) ? std::move(socket) : SocketRef();
 }
+
+/// No thread cancellation in a scope: inside Socket the calls to libc that are cancellation points may not unwind. The
+/// cancellation waits for the program's next one.
+class CancellationOff {
+public:
+    explicit CancellationOff(bool really = true) noexcept {
+        if (really) ::pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before_);
+    }
+    ~CancellationOff() {
+        if (before_ >= 0) ::pthread_setcancelstate(before_, nullptr);
+    }
+    CancellationOff(const CancellationOff&) = delete;
+    CancellationOff& operator=(const CancellationOff&) = delete;
+
+private:
+    int before_ = -1;
+};
+
+/// Datagram sockets use the kernel's calls as well; a stream in Culvert waits without cancellation points.
+inline bool uses_kernel_calls(const SocketRef& socket) noexcept { return socket->type() != SOCK_STREAM; }
 
 /// A message of one part.
 struct Message {

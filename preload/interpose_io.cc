@@ -15,15 +15,25 @@ namespace {
 /// RWF_* of preadv2 and pwritev2 on a socket: only "do not wait" means something there.
 int message_flags(int flags) noexcept { return (flags & RWF_NOWAIT) != 0 ? MSG_DONTWAIT : 0; }
 
+ssize_t receive(const SocketRef& socket, int fd, msghdr& message, int flags) {
+    const CancellationOff off(uses_kernel_calls(socket));
+    return socket->receive(fd, message, flags);
+}
+
+ssize_t send_message(const SocketRef& socket, int fd, const msghdr& message, int flags) {
+    const CancellationOff off(uses_kernel_calls(socket));
+    return socket->send(fd, message, flags);
+}
+
 ssize_t receive_parts(const SocketRef& socket, int fd, const iovec* parts, int count, int flags) {
     if (bad_parts(parts, count)) return -1;
     msghdr message = message_of(parts, count);
-    return socket->receive(fd, message, flags);
+    return receive(socket, fd, message, flags);
 }
 
 ssize_t send_parts(const SocketRef& socket, int fd, const iovec* parts, int count, int flags) {
     if (bad_parts(parts, count)) return -1;
-    return socket->send(fd, message_of(parts, count), flags);
+    return send_message(socket, fd, message_of(parts, count), flags);
 }
 
 }  // namespace
@@ -33,7 +43,7 @@ ssize_t send_parts(const SocketRef& socket, int fd, const iovec* parts, int coun
 CULVERT_EXPORT ssize_t read(int fd, void* data, std::size_t length) {
     if (const SocketRef socket = our_socket(fd)) {
         Message message(data, length);
-        return socket->receive(fd, message.header, 0);
+        return receive(socket, fd, message.header, 0);
     }
     return libc::read.get()(fd, data, length);
 }
@@ -61,7 +71,7 @@ CULVERT_EXPORT ssize_t preadv64v2(int fd, const iovec* parts, int count, off64_t
 CULVERT_EXPORT ssize_t recv(int fd, void* data, std::size_t length, int flags) {
     if (const SocketRef socket = our_socket(fd)) {
         Message message(data, length);
-        return socket->receive(fd, message.header, flags);
+        return receive(socket, fd, message.header, flags);
     }
     return libc::recv.get()(fd, data, length, flags);
 }
@@ -79,7 +89,7 @@ CULVERT_EXPORT ssize_t recvfrom(int fd, void* data, std::size_t length, int flag
             message.header.msg_name = address;
             message.header.msg_namelen = *address_length;
         }
-        const ssize_t got = socket->receive(fd, message.header, flags);
+        const ssize_t got = receive(socket, fd, message.header, flags);
         if (got >= 0 && address != nullptr && address_length != nullptr) *address_length = message.header.msg_namelen;
         return got;
     }
@@ -93,19 +103,22 @@ CULVERT_EXPORT ssize_t __recvfrom_chk(int fd, void* data, std::size_t length, st
 }
 
 CULVERT_EXPORT ssize_t recvmsg(int fd, msghdr* message, int flags) {
-    if (const SocketRef socket = our_socket(fd)) return socket->receive(fd, *message, flags);
+    if (const SocketRef socket = our_socket(fd)) return receive(socket, fd, *message, flags);
     return libc::recvmsg.get()(fd, message, flags);
 }
 
 CULVERT_EXPORT int recvmmsg(int fd, mmsghdr* messages, unsigned count, int flags, timespec* timeout) {
-    if (const SocketRef socket = our_socket(fd)) return socket->receive_many(fd, messages, count, flags, timeout);
+    if (const SocketRef socket = our_socket(fd)) {
+        const CancellationOff off(uses_kernel_calls(socket));
+        return socket->receive_many(fd, messages, count, flags, timeout);
+    }
     return libc::recvmmsg.get()(fd, messages, count, flags, timeout);
 }
 
 // --- write ------------------------------------------------------------------------------------------------------------
 
 CULVERT_EXPORT ssize_t write(int fd, const void* data, std::size_t length) {
-    if (const SocketRef socket = sending_socket(fd)) return socket->send(fd, Message(data, length).header, 0);
+    if (const SocketRef socket = sending_socket(fd)) return send_message(socket, fd, Message(data, length).header, 0);
     return libc::write.get()(fd, data, length);
 }
 CULVERT_EXPORT ssize_t __write(int fd, const void* data, std::size_t length) { return write(fd, data, length); }
@@ -125,7 +138,7 @@ CULVERT_EXPORT ssize_t pwritev64v2(int fd, const iovec* parts, int count, off64_
 }
 
 CULVERT_EXPORT ssize_t send(int fd, const void* data, std::size_t length, int flags) {
-    if (const SocketRef socket = sending_socket(fd)) return socket->send(fd, Message(data, length).header, flags);
+    if (const SocketRef socket = sending_socket(fd)) return send_message(socket, fd, Message(data, length).header, flags);
     return libc::send.get()(fd, data, length, flags);
 }
 CULVERT_EXPORT ssize_t __send(int fd, const void* data, std::size_t length, int flags) {
@@ -139,18 +152,21 @@ CULVERT_EXPORT ssize_t sendto(int fd, const void* data, std::size_t length, int 
         Message message(data, length);
         message.header.msg_name = const_cast<sockaddr*>(address);
         message.header.msg_namelen = address != nullptr ? address_length : 0;
-        return socket->send(fd, message.header, flags);
+        return send_message(socket, fd, message.header, flags);
     }
     return libc::sendto.get()(fd, data, length, flags, address, address_length);
 }
 
 CULVERT_EXPORT ssize_t sendmsg(int fd, const msghdr* message, int flags) {
-    if (const SocketRef socket = sending_socket(fd)) return socket->send(fd, *message, flags);
+    if (const SocketRef socket = sending_socket(fd)) return send_message(socket, fd, *message, flags);
     return libc::sendmsg.get()(fd, message, flags);
 }
 
 CULVERT_EXPORT int sendmmsg(int fd, mmsghdr* messages, unsigned count, int flags) {
-    if (const SocketRef socket = sending_socket(fd)) return socket->send_many(fd, messages, count, flags);
+    if (const SocketRef socket = sending_socket(fd)) {
+        const CancellationOff off(uses_kernel_calls(socket));
+        return socket->send_many(fd, messages, count, flags);
+    }
     return libc::sendmmsg.get()(fd, messages, count, flags);
 }
 

@@ -20,17 +20,26 @@ CULVERT_EXPORT int listen(int fd, int backlog) noexcept {
 }
 
 CULVERT_EXPORT int accept(int fd, sockaddr* address, socklen_t* length) {
-    if (const SocketRef socket = any_socket(fd)) return socket->accept(fd, address, length, 0);
+    if (const SocketRef socket = our_socket(fd)) {
+        const CancellationOff off;
+        return socket->accept(fd, address, length, 0);
+    }
     return libc::accept.get()(fd, address, length);
 }
 
 CULVERT_EXPORT int accept4(int fd, sockaddr* address, socklen_t* length, int flags) {
-    if (const SocketRef socket = any_socket(fd)) return socket->accept(fd, address, length, flags);
+    if (const SocketRef socket = our_socket(fd)) {
+        const CancellationOff off;
+        return socket->accept(fd, address, length, flags);
+    }
     return libc::accept4.get()(fd, address, length, flags);
 }
 
 CULVERT_EXPORT int connect(int fd, const sockaddr* address, socklen_t length) {
-    if (const SocketRef socket = any_socket(fd)) return socket->connect(fd, address, length);
+    if (const SocketRef socket = any_socket(fd)) {
+        const CancellationOff off;
+        return socket->connect(fd, address, length);
+    }
     return libc::connect.get()(fd, address, length);
 }
 CULVERT_EXPORT int __connect(int fd, const sockaddr* address, socklen_t length) { return connect(fd, address, length); }

@@ -148,7 +148,7 @@ int Poll::look_at_ours() noexcept {
 int Poll::look_at_kernel(std::int64_t timeout_ns, const sigset_t* mask) {
     pollfd* const kernel = kernel_.get();
     nfds_t count = count_;
-    if (timeout_ns != 0 && client_ != nullptr) {
+    if (client_ != nullptr) {
         if (has_queue_) kernel[count++] = {queue_.eventfd, POLLIN, 0};
         if (!client_->daemon_gone()) kernel[count++] = {client_->control_fd(), POLLIN | POLLRDHUP, 0};
     }
@@ -226,7 +226,8 @@ int Poll::run(const timespec* timeout, const sigset_t* mask) {
     sort_out();
     int ready = look_at_ours();
     if (kernel_count_ > 0) {
-        if (look_at_kernel(0, nullptr) < 0) return -1;
+        const timespec now{};
+        if (raw::ppoll(kernel_.get(), static_cast<unsigned>(count_), &now, nullptr) < 0) return -1;
         ready = merge();
     }
     if (ready > 0 || timeout_ns == 0) return ready;
