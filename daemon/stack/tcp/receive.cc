@@ -14,12 +14,7 @@ void Connection::input_text(const Segment& segment, Position sequence, Instant n
     }
     std::uint32_t length = segment.payload_length;
     bool fin = segment.flags.fin();
-    if (orphan_ && length > 0 && sequence + length > rcv_nxt_) {  // [RFC1122 4.2.2.13]
-        shared_.counters.drop(Drop::kTcpAfterClose);
-        send_reset(now);
-        finish(ECONNRESET);
-        return;
-    }
+    if (orphan_ && length > 0 && sequence + length > rcv_nxt_) return refuse_after_close(now);
     // Cut to the window: on the left what is known already, on the right what there is no room for.
     const auto skip = sequence < rcv_nxt_
                           ? static_cast<std::uint32_t>(std::min<Position>(length, rcv_nxt_ - sequence))
@@ -65,7 +60,18 @@ void Connection::receive_in_order(const Segment& segment, std::uint32_t skip, st
         if (!ended()) owe_ack();
         return;
     }
-    if (!nothing_waits && !ended()) drain_reassembler();
+    if (nothing_waits || ended()) return;
+    drain_reassembler();
+    // The owner closed while it was served, and there was more.
+    if (orphan_ && !ended() && !reassembler_.empty() && !reassembler_.peek(rcv_nxt_, shared_.reassembly).empty())
+        refuse_after_close(now);
+}
+
+/// [RFC1122 4.2.2.13] Data that nobody will read: the peer must learn that it is lost.
+void Connection::refuse_after_close(Instant now) {
+    shared_.counters.drop(Drop::kTcpAfterClose);
+    send_reset(now);
+    finish(ECONNRESET);
 }
 
 std::uint32_t Connection::deliver(const Segment& segment, std::uint32_t skip, std::uint32_t length) {
@@ -95,7 +101,7 @@ void Connection::drain_reassembler() {
     reassembler_.take_in_order(
         before,
         [&](std::span<const std::byte> run) -> std::size_t {
-            if (ended()) return 0;
+            if (ended() || orphan_) return 0;
             const Payload one{&run, 1};
             const auto length = static_cast<std::uint32_t>(run.size());
             const std::uint32_t taken = deliver(one, length);

@@ -13,20 +13,21 @@ std::expected<Segment, Drop> Segment::parse(const IpPacket& packet) {
     if (!wire::verify_transport_checksum(packet.packet, packet.transport_offset, packet.transport_length, packet.source,
                                          packet.destination, wire::IpProtocol::kTcp))
         return std::unexpected(Drop::kTcpChecksum);
-    auto options = wire::TcpOptions::parse(view->options());
-    if (!options) return std::unexpected(options.error());
     const wire::TcpFlags flags = view->flags();
     if (flags.syn() && flags.any_of(wire::kFin | wire::kRst)) return std::unexpected(Drop::kTcpFlagsInvalid);
-    return Segment{.ip = packet,
-                   .local = {packet.destination, view->destination()},
-                   .remote = {packet.source, view->source()},
-                   .sequence = view->sequence(),
-                   .acknowledgment = view->acknowledgment(),
-                   .flags = flags,
-                   .window = view->window(),
-                   .payload_offset = packet.transport_offset + static_cast<std::uint32_t>(view->header_length()),
-                   .payload_length = static_cast<std::uint32_t>(view->payload_length()),
-                   .options = *options};
+    // Made where it will stay: copying what was just written piece by piece waits for the store buffer.
+    std::expected<Segment, Drop> segment(std::in_place, packet, Endpoint{packet.destination, view->destination()},
+                                         Endpoint{packet.source, view->source()});
+    segment->sequence = view->sequence();
+    segment->acknowledgment = view->acknowledgment();
+    segment->flags = flags;
+    segment->window = view->window();
+    segment->payload_offset = packet.transport_offset + static_cast<std::uint32_t>(view->header_length());
+    segment->payload_length = static_cast<std::uint32_t>(view->payload_length());
+    const Drop drop = wire::TcpOptions::parse_into(view->options(), segment->options);
+    if (drop != Drop::kNone) [[unlikely]]
+        return std::unexpected(drop);
+    return segment;
 }
 
 PayloadSlice::PayloadSlice(const Segment& segment, std::uint32_t skip, std::uint32_t length) {

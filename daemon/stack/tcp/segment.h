@@ -42,7 +42,7 @@ public:
     std::uint32_t length() const { return length_; }
 
 private:
-    std::array<std::span<const std::byte>, kMaxFragments> spans_;
+    UnsetArray<std::span<const std::byte>, kMaxFragments> spans_;
     std::size_t count_ = 0;
     std::uint32_t length_ = 0;
 };
