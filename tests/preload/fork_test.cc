@@ -56,6 +56,7 @@ TEST_F(ForkTest, TheLastOfBothCloses) {
         ::_exit(open ? 0 : 1);
     }
     fd.close();
+    Fd other = connected();  // a question and its answer: the daemon has seen whatever came before
     EXPECT_FALSE(daemon.closed(record));
     (void)!::write(to_child[1], "x", 1);
     int status = 0;
@@ -93,6 +94,27 @@ TEST_F(ForkTest, GrandchildAndManyForks) {
     }
     EXPECT_TRUE(daemon.wait_received(record, 20));
     EXPECT_FALSE(daemon.closed(record));
+}
+
+TEST_F(ForkTest, ParentsEndIsSeenWhileItsChildLives) {
+    int hold[2];
+    ASSERT_EQ(::pipe(hold), 0);
+    const std::uint32_t slot = client->process_slot() + 1;
+    EXPECT_EQ(in_child([&] {
+                  if (::fork() == 0) {  // lives until the test closes the pipe
+                      ::close(hold[1]);
+                      char byte = 0;
+                      (void)!::read(hold[0], &byte, 1);
+                      ::_exit(0);
+                  }
+                  return 0;
+              }),
+              0);
+    EXPECT_TRUE(daemon.wait_process_gone(slot)) << "the grandchild must not keep its parent's connection open";
+    EXPECT_EQ(daemon.segment().process(slot + 1).live, 1u);
+    ::close(hold[0]);
+    ::close(hold[1]);
+    EXPECT_TRUE(daemon.wait_process_gone(slot + 1));
 }
 
 TEST_F(ForkTest, NoSlotLeftMeansAResetInTheChildOnly) {

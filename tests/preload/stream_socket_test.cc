@@ -97,6 +97,45 @@ TEST_F(StreamSocketTest, BlockingSendWaitsForRoom) {
     EXPECT_TRUE(daemon.received(fd->record()) == bytes);
 }
 
+TEST_F(StreamSocketTest, EdgeTriggeredWriterIsToldOfRoomWithoutAsking) {
+    Fd fd = connected(SOCK_NONBLOCK);
+    const auto queue = client->borrow_poll_queue();
+    ASSERT_TRUE(queue.has_value());
+    client->watch(queue->index, fd->record());
+    daemon.hold_acknowledgements(fd->record());
+    fd.send(pattern(200'000));
+    EXPECT_EQ(fd.send("x"), -1);
+    daemon.segment().ready(queue->index).collect([](std::uint32_t) {});
+    daemon.resume(fd->record());
+    EXPECT_TRUE(daemon.segment().ready(queue->index).any());
+    client->unwatch(queue->index, fd->record());
+    client->give_back_poll_queue(*queue);
+}
+
+TEST_F(StreamSocketTest, AskingForRoomMakesTheDaemonLook) {
+    // It may have looked at the flag just before it was set, and would never tell.
+    Fd fd = connected(SOCK_NONBLOCK);
+    const std::uint32_t record = fd->record();
+    daemon.hold_acknowledgements(record);
+    const ssize_t sent = fd.send(pattern(200'000));
+    ASSERT_TRUE(daemon.wait_received(record, static_cast<std::size_t>(sent)));
+    const std::uint32_t before = daemon.looks(record);
+    EXPECT_EQ(fd->poll_now(true) & EPOLLOUT, 0u);
+    while (daemon.looks(record) == before) std::this_thread::yield();
+    EXPECT_EQ(daemon.segment().socket(record).app.flags & shm::kAppWantWrite, shm::kAppWantWrite);
+}
+
+TEST_F(StreamSocketTest, TheDaemonIsToldWhenThePeerWaitsForWindow) {
+    Fd fd = connected();
+    daemon.deliver(fd->record(), pattern(40'000));  // the fake's window_position is 32 KiB
+    EXPECT_EQ(fd.receive(1000).size(), 1000u);
+    EXPECT_EQ(daemon.segment().socket(fd->record()).app.rx_consumed, 1000u);
+    EXPECT_EQ(fd.receive(1000, MSG_PEEK).size(), 1000u);
+    EXPECT_EQ(daemon.segment().socket(fd->record()).app.rx_consumed, 1000u) << "looking is not reading";
+    EXPECT_EQ(fd.receive(39'000, MSG_WAITALL).size(), 39'000u);
+    EXPECT_TRUE(daemon.wait_consumed(fd->record(), 40'000));
+}
+
 TEST_F(StreamSocketTest, SendTimeoutIsEagain) {
     Fd fd = connected();
     daemon.hold_acknowledgements(fd->record());

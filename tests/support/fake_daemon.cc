@@ -296,6 +296,8 @@ void FakeDaemon::look(std::uint32_t record) {
     const std::uint32_t flags = shared.app.flags.load(std::memory_order_acquire);
     operation(record);
     Peer& peer = peers_[record];
+    ++peer.looks;
+    peer.consumed = shared.app.rx_consumed.load(std::memory_order_acquire);
     std::vector<std::uint32_t> chain;
     std::uint32_t link = shm::take_all(shared.app.tx_list);
     while (link != shm::kEmptyList) {
@@ -499,6 +501,13 @@ bool FakeDaemon::wait_received(std::uint32_t record, std::size_t bytes) {
 }
 bool FakeDaemon::wait_closed(std::uint32_t record) {
     return wait_until([&] { return peers_[record].closed; });
+}
+bool FakeDaemon::wait_consumed(std::uint32_t record, std::uint64_t bytes) {
+    return wait_until([&] { return peers_[record].consumed >= bytes; });
+}
+std::uint32_t FakeDaemon::looks(std::uint32_t record) {
+    const std::lock_guard lock(mutex_);
+    return peers_[record].looks;
 }
 bool FakeDaemon::wait_process_gone(std::uint32_t slot) {
     return wait_until([&] { return segment_->process(slot).live.load() == 0; });

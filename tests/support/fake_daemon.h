@@ -70,6 +70,10 @@ public:
     bool wait_until(const std::function<bool()>& condition);
     bool wait_received(std::uint32_t record, std::size_t bytes);
     bool wait_closed(std::uint32_t record);
+    /// The daemon has been told (made to look) after the application had read that much.
+    bool wait_consumed(std::uint32_t record, std::uint64_t bytes);
+    /// How often the daemon was made to look at the record.
+    std::uint32_t looks(std::uint32_t record);
     /// The process in `slot` has gone, as far as the daemon has noticed.
     bool wait_process_gone(std::uint32_t slot);
     std::size_t free_receive_blocks();
@@ -85,6 +89,8 @@ private:
         bool datagram = false;
         bool stream = false;
         std::uint64_t unacknowledged = 0;
+        std::uint64_t consumed = 0;  // rx_consumed at the last look
+        std::uint32_t looks = 0;
         std::vector<std::uint32_t> kept;  // blocks of unacknowledged data
         std::uint32_t operation_done = 0;
     };
