@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include "daemon/base/frame_pool.h"
@@ -33,10 +34,29 @@ struct RxPacket {
     ChecksumState checksum = ChecksumState::kUnverified;
 };
 
+/// An array whose items have no value until they are written: filling eighteen spans with zeros for a packet that uses one
+/// would cost more than writing its headers.
+template <class T, std::size_t kCount>
+requires std::is_trivially_copyable_v<T> && std::is_trivially_destructible_v<T>
+class UnsetArray {
+public:
+    UnsetArray() {}  // NOLINT: leaves items_ unset on purpose
+    static constexpr std::size_t size() { return kCount; }
+    T* data() { return items_; }
+    const T* data() const { return items_; }
+    T& operator[](std::size_t index) { return items_[index]; }
+    const T& operator[](std::size_t index) const { return items_[index]; }
+
+private:
+    union {
+        T items_[kCount];
+    };
+};
+
 /// A packet being written: `reserve` gave it room for `length` bytes. Fill every fragment, then commit.
 struct TxPacket {
     std::array<ChunkIndex, kMaxFragments> chunks;
-    std::array<std::span<std::byte>, kMaxFragments> fragments;
+    UnsetArray<std::span<std::byte>, kMaxFragments> fragments;
     std::uint32_t count = 0;
     std::uint32_t length = 0;
 };

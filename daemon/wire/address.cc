@@ -28,8 +28,8 @@ std::optional<Address> Address::parse(std::string_view text) {
 }
 
 bool Address::is_link_local() const {
-    if (is_v4()) return bytes_[12] == 169 && bytes_[13] == 254;
-    return bytes_[0] == 0xfe && (bytes_[1] & 0xc0) == 0x80;
+    if (is_v4()) return low() >> 16 == 0xffff'a9fe;
+    return high() >> 54 == 0xfe80 >> 6;
 }
 
 bool Address::in(const Address& network, unsigned prefix_length) const {
@@ -37,9 +37,10 @@ bool Address::in(const Address& network, unsigned prefix_length) const {
     const std::size_t bits = prefix_length + (is_v4() ? 96u : 0u);
     if (bits > 128) return false;
     const std::size_t whole = bits / 8;
-    if (std::memcmp(bytes_.data(), network.bytes_.data(), whole) != 0) return false;
+    const auto own = bytes(), other = network.bytes();
+    if (std::memcmp(own.data(), other.data(), whole) != 0) return false;
     const std::size_t left = bits % 8;
-    return left == 0 || ((bytes_[whole] ^ network.bytes_[whole]) >> (8 - left)) == 0;
+    return left == 0 || ((own[whole] ^ other[whole]) >> (8 - left)) == 0;
 }
 
 std::string Address::to_string() const {

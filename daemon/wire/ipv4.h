@@ -104,19 +104,29 @@ struct Ipv4Header {
 inline void emit(const Ipv4Header& header, std::size_t payload_length, std::span<std::byte> out) {
     DCHECK(out.size() >= kIpv4HeaderLength && payload_length <= 0xffff - kIpv4HeaderLength);
     DCHECK(header.source.is_v4() && header.destination.is_v4() && header.fragment_offset % 8 == 0);
+    const auto total_length = static_cast<std::uint16_t>(kIpv4HeaderLength + payload_length);
+    const auto fragment = static_cast<std::uint16_t>((header.dont_fragment ? 0x4000 : 0) |
+                                                     (header.more_fragments ? 0x2000 : 0) | header.fragment_offset / 8);
+    std::uint32_t source, destination;
+    std::memcpy(&source, header.source.bytes().data() + 12, 4);
+    std::memcpy(&destination, header.destination.bytes().data() + 12, 4);
+    // Summed from the values: reading back what has just been written in smaller pieces would wait for the store buffer.
+    const std::uint32_t words = 0x4500u + header.traffic_class + total_length + header.identification + fragment +
+                                (std::uint32_t{header.hop_limit} << 8) + static_cast<std::uint8_t>(header.protocol);
+    PartialSum sum(swap_be32(words));
+    sum += PartialSum(source);
+    sum += PartialSum(destination);
     std::byte* to = out.data();
     store_8(to, 0x45);
     store_8(to + 1, header.traffic_class);
-    store_be16(to + 2, static_cast<std::uint16_t>(kIpv4HeaderLength + payload_length));
+    store_be16(to + 2, total_length);
     store_be16(to + 4, header.identification);
-    store_be16(to + 6, static_cast<std::uint16_t>((header.dont_fragment ? 0x4000 : 0) |
-                                                  (header.more_fragments ? 0x2000 : 0) | header.fragment_offset / 8));
+    store_be16(to + 6, fragment);
     store_8(to + 8, header.hop_limit);
     store_8(to + 9, static_cast<std::uint8_t>(header.protocol));
-    store_be16(to + 10, 0);
-    std::memcpy(to + 12, header.source.bytes().data() + 12, 4);
-    std::memcpy(to + 16, header.destination.bytes().data() + 12, 4);
-    store_be16(to + 10, checksum(sum_fixed<kIpv4HeaderLength>(to)));
+    store_be16(to + 10, checksum(sum));
+    std::memcpy(to + 12, &source, 4);
+    std::memcpy(to + 16, &destination, 4);
 }
 
 }  // namespace culvert::wire

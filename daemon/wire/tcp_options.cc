@@ -54,8 +54,7 @@ std::size_t padded(std::size_t length) { return (length + 3) / 4 * 4; }
 
 }  // namespace
 
-std::expected<TcpOptions, Drop> TcpOptions::parse_list(std::span<const std::byte> options) {
-    TcpOptions parsed;
+Drop TcpOptions::parse_list(std::span<const std::byte> options, TcpOptions& parsed) {
     while (!options.empty()) {
         const std::uint8_t kind = load_8(options.data());
         if (kind == kEnd) break;
@@ -64,13 +63,13 @@ std::expected<TcpOptions, Drop> TcpOptions::parse_list(std::span<const std::byte
             continue;
         }
         // [RFC9293 3.1 MUST-7] be prepared for an illegal length
-        if (options.size() < 2) return std::unexpected(Drop::kTcpOptionMalformed);
+        if (options.size() < 2) return Drop::kTcpOptionMalformed;
         const std::size_t length = load_8(options.data() + 1);
-        if (length < 2 || length > options.size()) return std::unexpected(Drop::kTcpOptionMalformed);
+        if (length < 2 || length > options.size()) return Drop::kTcpOptionMalformed;
         parse_option(options.first(length), parsed);
         options = options.subspan(length);
     }
-    return parsed;
+    return Drop::kNone;
 }
 
 // The layout, each line a multiple of four bytes:

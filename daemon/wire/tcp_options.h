@@ -53,17 +53,24 @@ struct TcpOptions {
     /// `options` is all between the fixed header and the payload. Refuses only a list that cannot be walked
     /// [RFC9293 3.1 MUST-7]. Skips an option of unknown kind [MUST-6], or with a length that its kind does not have.
     static std::expected<TcpOptions, Drop> parse(std::span<const std::byte> options) {
+        std::expected<TcpOptions, Drop> parsed(std::in_place);
+        const Drop drop = parse_into(options, *parsed);
+        if (drop != Drop::kNone) [[unlikely]]
+            return std::unexpected(drop);
+        return parsed;
+    }
+    /// The same in place, into default-initialised options: on the way of every segment, where copying what has just been
+    /// written piece by piece would wait for the pieces to leave the store buffer. kNone: accepted.
+    static Drop parse_into(std::span<const std::byte> options, TcpOptions& parsed) {
         if (options.size() == kTcpTimestampsLength && load_be32(options.data()) == 0x0101080a) [[likely]] {
-            TcpOptions parsed;
-            parsed.timestamps = TcpTimestamps{load_be32(options.data() + 4), load_be32(options.data() + 8)};
-            return parsed;
+            parsed.timestamps.emplace(load_be32(options.data() + 4), load_be32(options.data() + 8));
+            return Drop::kNone;
         }
-        if (options.empty()) return TcpOptions{};
-        return parse_list(options);
+        return options.empty() ? Drop::kNone : parse_list(options, parsed);
     }
 
 private:
-    static std::expected<TcpOptions, Drop> parse_list(std::span<const std::byte> options);
+    static Drop parse_list(std::span<const std::byte> options, TcpOptions& parsed);
 };
 
 /// Bytes that `emit` will write: a multiple of 4, at most kMaxTcpOptionsLength for every set of options that TCP may
