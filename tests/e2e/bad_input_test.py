@@ -284,7 +284,7 @@ class FewTenants(Story):
 
     def test_second_program_runs_on_kernel_sockets(self):
         first = Nginx(self.lab, under=self.culvert)
-        second = Nginx(self.lab, under=self.culvert, port=8080)
+        second = Nginx(self.lab, under=self.culvert, port=8080, falls_back=True)
         with self.carried(1):
             self.lab.call("curl", "-sSf", f"http://{self.lab.ip4()}/small")
         before = self.culvert.counters()["tcp_passive_opens"]

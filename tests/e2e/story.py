@@ -7,6 +7,7 @@ A story is a file with one class derived from Story and ends with `run()`. It is
     CULVERT_E2E=kernel python3 tests/e2e/...     the same on kernel sockets, to check the test itself
 """
 import os
+import subprocess
 import sys
 import time
 import unittest
@@ -78,6 +79,24 @@ class _Timed(unittest.TextTestResult):
     def startTest(self, test):
         self._started = time.monotonic()
         super().startTest(test)
+
+    def addFailure(self, test, error):
+        super().addFailure(test, error)
+        self._show_daemon(test)
+
+    def addError(self, test, error):
+        super().addError(test, error)
+        self._show_daemon(test)
+
+    def _show_daemon(self, test):
+        """What the daemon knows at this moment: the next test may change it."""
+        daemon = getattr(test, "culvert", None)
+        if daemon is None or ON_KERNEL:
+            return
+        for what in ("ss", "stat"):
+            shown = subprocess.run([netns.CULVERT, what, "--socket", daemon.socket], capture_output=True, text=True)
+            self.stream.writeln(f"--- culvert {what}\n{shown.stdout}{shown.stderr}".rstrip())
+        self.stream.writeln(f"--- log of culvertd\n{netns.tail(daemon.log)}")
 
     def addSuccess(self, test):
         super(unittest.TextTestResult, self).addSuccess(test)

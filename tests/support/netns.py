@@ -220,6 +220,12 @@ class Daemon:
     def sockets(self):
         return self.ask("ss")["sockets"]
 
+    def wait_for_listener(self, port, seconds=15):
+        """Returns when Culvert has taken the port over: a connection that comes between the program's listen() and that moment
+        is the kernel's, and stays so."""
+        until(lambda: any(line["path"] == "culvert" and line["state"] == "LISTEN" and line["local"].endswith(f":{port}")
+                          for line in self.sockets()), f"Culvert to listen on port {port}", seconds)
+
     def run_words(self, *options):
         """The words that put a program under this daemon."""
         return [CULVERT, "run", "--socket", self.socket, *options, "--"]
@@ -234,6 +240,9 @@ class KernelDaemon:
         return 0
 
     def start(self):
+        pass
+
+    def wait_for_listener(self, _port):
         pass
 
     def run_words(self, *_options):
@@ -356,8 +365,8 @@ class Lab:
         run = under.run_words() if under else []
         return command(*self.enter_words(host), *prefix, *run, *words, timeout=timeout, **options)
 
-    def wait_for_port(self, address, port, program=None, seconds=15, host="client"):
-        """Returns when somebody accepts connections there."""
+    def wait_for_port(self, address, port, program=None, seconds=15, host="client", under=None):
+        """Returns when somebody accepts connections there; `under` a daemon: when these go through it."""
         def accepts():
             if program is not None and not program.running():
                 raise Failure(f"{program.name} ended with {program.process.returncode}:\n{tail(program.log)}")
@@ -366,6 +375,8 @@ class Lab:
                     return True
             except OSError:
                 return False
+        if under is not None:
+            under.wait_for_listener(port)
         until(accepts, f"a server on {address} port {port}" + (f"\n{tail(program.log)}" if program else ""), seconds)
 
 

@@ -41,9 +41,13 @@ def pseudo_random(size, seed):
 
 
 class Nginx:
-    """A stock nginx: master and workers, files small.bin (1 kB) and big.bin (10 MB) below its root."""
+    """A stock nginx: master and workers, files small.bin (1 kB) and big.bin (10 MB) below its root.
 
-    def __init__(self, lab, under=None, port=80, workers=2, connections=8192, address=None, daemonize=False, prefix=()):
+    Returns when it serves: through Culvert, if it is started `under` a daemon and does not fall back to the kernel as it should.
+    """
+
+    def __init__(self, lab, under=None, port=80, workers=2, connections=8192, address=None, daemonize=False, prefix=(),
+                 falls_back=False):
         self.lab = lab
         self.port = port
         self.directory = lab.path(f"nginx-{len(lab.programs)}")
@@ -64,7 +68,7 @@ class Nginx:
             code = self.program.wait(20)
             if code != 0:
                 raise Failure(f"nginx: exit code {code}\n{self.program.output()}")
-        lab.wait_for_port(address or lab.ip4(), port, None if daemonize else self.program)
+        lab.wait_for_port(address or lab.ip4(), port, None if daemonize else self.program, under=None if falls_back else under)
 
     def master(self):
         """The number of the master process."""
@@ -98,7 +102,7 @@ class Redis:
         words = ["redis-server", "--port", port, "--bind", *bind.split(), "--protected-mode", "no", "--dir", self.directory,
                  "--save", "", "--daemonize", "no", *arguments]
         self.program = lab.start("redis", words, under=under, prefix=prefix)
-        lab.wait_for_port(address or lab.ip4(), port, self.program)
+        lab.wait_for_port(address or lab.ip4(), port, self.program, under=under)
 
 
 class RedisClient:
