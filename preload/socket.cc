@@ -77,6 +77,7 @@ void Socket::abandon() noexcept {
     if (path() == Path::kKernel) return;
     path_.store(Path::kKernel, std::memory_order_release);
     client_->let_go(record(), shared_.load(std::memory_order_relaxed));
+    notify_became_ours(*this);  // or rather: is so no longer; a thread asleep in epoll_wait must hear of it
 }
 
 bool Socket::record_lost() const noexcept {

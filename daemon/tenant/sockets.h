@@ -48,6 +48,7 @@ public:
 
 private:
     void update_consumed();
+    void set_window_position();
     void take_output();
 
     Tenant* tenant_ = nullptr;

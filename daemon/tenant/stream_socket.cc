@@ -22,7 +22,14 @@ void StreamSocket::update_consumed() {
         return;
     }
     consumed_ = consumed;
-    if (connection_ != nullptr) connection_->consumed(static_cast<std::uint32_t>(fresh));
+    if (connection_ == nullptr) return;
+    connection_->consumed(static_cast<std::uint32_t>(fresh));
+    set_window_position();  // otherwise a reader beyond the old mark would call us at every read
+}
+
+void StreamSocket::set_window_position() {
+    tenant_->segment_.socket(index_).daemon.window_position.store(consumed_ + connection_->receive_buffer() / 2,
+                                                                  std::memory_order_relaxed);
 }
 
 void StreamSocket::take_output() {
@@ -73,8 +80,7 @@ bool StreamSocket::publish(std::uint32_t app_flags) {
         line.rx_delivered.store(delivered_, std::memory_order_release);
         news = true;
     }
-    if (connection_ != nullptr)
-        line.window_position.store(consumed_ + connection_->receive_buffer() / 2, std::memory_order_relaxed);
+    if (connection_ != nullptr) set_window_position();
     if (released_ != published_released_) {
         published_released_ = released_;
         line.tx_released.store(released_, std::memory_order_release);

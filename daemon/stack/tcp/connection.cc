@@ -200,8 +200,8 @@ void Connection::finish(int error) {
     discard();
     if (!handed_over_) {
         shared_.flows.erase(hash_, {FlowRef::Kind::kConnection, shared_.connections.index_of(this)});
-        shared_.ports.release(local_);
     }
+    shared_.ports.release(local_);
     if (owner_ == nullptr) return;
     if (SendChunk* const chunks = queue_.take_all(); chunks != nullptr) owner_->on_released(*this, chunks);
     owner_->on_closed(*this, error);

@@ -29,7 +29,7 @@ Shared::Shared(const StackConfig& stack_config, IpOutput& ip_output, PortOwner& 
       reassembly(config.reassembly_chunks, std::max(config.reassembly_chunks / 4, 8u)),
       sacks(std::max(config.max_connections / 8, 64u)),
       isn(isn_key(config.secret)),
-      time_wait(config.max_time_wait, config.time_wait, flows, ports, wheel, output, engine_counters, kTimeWaitTimer) {
+      time_wait(config.max_time_wait, config.time_wait, flows, wheel, output, engine_counters, kTimeWaitTimer) {
     while ((config.max_receive_buffer >> receive_scale_) > 0xffff && receive_scale_ < wire::kMaxWindowScale)
         ++receive_scale_;
 }

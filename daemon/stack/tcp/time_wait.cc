@@ -7,12 +7,11 @@
 
 namespace culvert::stack::tcp {
 
-TimeWaitTable::TimeWaitTable(std::uint32_t limit, Duration duration, FlowTable& flows, PortTable& ports,
+TimeWaitTable::TimeWaitTable(std::uint32_t limit, Duration duration, FlowTable& flows,
                              TimerWheel& wheel, SegmentOutput& output, Counters& counters, std::uint8_t timer_kind)
     : pool_(sizeof(TimeWaitRecord), limit),
       duration_(std::min<Duration>(duration, std::chrono::minutes(30))),  // expires has 16 bits
       flows_(flows),
-      ports_(ports),
       wheel_(wheel),
       output_(output),
       counters_(counters),
@@ -128,10 +127,8 @@ void TimeWaitTable::remove(std::uint32_t index) {
     unlink(index);
     const TimeWaitRecord& record = at(index);
     flows_.erase(record.hash, {FlowRef::Kind::kTimeWait, index});
-    const Endpoint local = record.local;
     pool_.release(index);
     --counters_.tcp_time_wait;
-    ports_.release(local);
 }
 
 }  // namespace culvert::stack::tcp

@@ -18,7 +18,6 @@
 #include "daemon/base/lazy_pool.h"
 #include "daemon/base/timer_wheel.h"
 #include "daemon/stack/tcp/flow_table.h"
-#include "daemon/stack/tcp/port_table.h"
 #include "daemon/stack/tcp/segment.h"
 #include "daemon/stack/tcp/segment_output.h"
 
@@ -40,12 +39,12 @@ static_assert(sizeof(TimeWaitRecord) <= 64);
 
 class TimeWaitTable {
 public:
-    TimeWaitTable(std::uint32_t limit, Duration duration, FlowTable& flows, PortTable& ports, TimerWheel& wheel,
+    TimeWaitTable(std::uint32_t limit, Duration duration, FlowTable& flows, TimerWheel& wheel,
                   SegmentOutput& output, Counters& counters, std::uint8_t timer_kind);
     ~TimeWaitTable();
 
-    /// Takes the flow over from a connection: its place in the flow table and its hold on the port. `record` needs no
-    /// links and no expiry. False only if there may be no records at all: then the caller keeps both.
+    /// Takes the flow over from a connection: its place in the flow table. `record` needs no links and no expiry.
+    /// False only if there may be no records at all: then the caller keeps it.
     bool enter(const TimeWaitRecord& record, FlowRef connection, Instant now);
 
     enum class Verdict : std::uint8_t {
@@ -83,7 +82,6 @@ private:
     LazyPool pool_;
     Duration duration_;
     FlowTable& flows_;
-    PortTable& ports_;
     TimerWheel& wheel_;
     SegmentOutput& output_;
     Counters& counters_;

@@ -20,13 +20,12 @@ TEST(TcpClose, WeCloseFirst) {  // [RFC9293 3.6 figure 12]
     t.expect(ack().seq(2).ack(2));
     EXPECT_EQ(t.host.tcp.usage().time_wait, 1u);
     EXPECT_EQ(t.host.tcp.usage().connections, 0u);
-    EXPECT_EQ(t.host.ports.held.size(), 1u);
+    EXPECT_TRUE(t.host.ports.held.empty());  // a kernel server may have the port at once
     t.after(59s).expect_nothing();
     EXPECT_EQ(t.host.tcp.usage().time_wait, 1u);
     t.after(2s).expect_nothing();
     EXPECT_EQ(t.host.tcp.usage().time_wait, 0u);
     EXPECT_EQ(t.host.tcp.usage().flows, 0u);
-    EXPECT_TRUE(t.host.ports.held.empty());
 }
 
 TEST(TcpClose, PeerClosesFirst) {
