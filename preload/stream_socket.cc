@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 
@@ -230,31 +231,43 @@ ssize_t Socket::send_stream(std::size_t total, int flags, Fill&& fill) noexcept 
             const SocketLock lock(*client_, record.app.tx_lock);
             state = send_state();
             while (state == 0 && sent < total && !source_ended) {
-                const std::uint64_t room = send_room();
-                std::size_t batch = 0;
-                std::uint32_t oldest = shm::kNoIndex;
+                std::array<std::uint32_t, kBlocksPerPush> blocks;
+                std::array<iovec, kBlocksPerPush> parts;
+                const std::size_t room = std::min<std::size_t>(total - sent, send_room());
+                std::size_t taken = 0;
+                std::size_t count = 0;
+                for (; taken < room && count < kBlocksPerPush; ++count) {
+                    blocks[count] = client_->take_block();
+                    if (blocks[count] == shm::kNoIndex) break;
+                    const std::size_t size = std::min<std::size_t>(room - taken, shm::kBlockSize);
+                    parts[count] = {client_->segment().block(blocks[count]), size};
+                    taken += size;
+                }
+                if (count == 0) break;
+                const ssize_t got = fill(parts.data(), count);
+                if (got < 0) source_error = static_cast<int>(-got);
+                const std::size_t batch = got > 0 ? static_cast<std::size_t>(got) : 0;
+                source_ended = batch < taken;
+                // Linked newest first; what was not filled goes back.
                 std::uint32_t newest = shm::kNoIndex;
-                for (std::uint32_t blocks = 0; blocks < kBlocksPerPush && batch < room && sent + batch < total; ++blocks) {
-                    const std::uint32_t block = client_->take_block();
-                    if (block == shm::kNoIndex) break;
-                    const std::size_t want = std::min<std::size_t>(total - sent - batch, shm::kBlockSize);
-                    const ssize_t got = fill(client_->segment().block(block), want);
-                    if (got <= 0) {
+                std::size_t left = batch;
+                for (std::size_t i = 0; i < count; ++i) {
+                    const std::uint32_t block = blocks[i];
+                    const std::size_t size = std::min<std::size_t>(left, parts[i].iov_len);
+                    if (size == 0) {
                         client_->untake_block(block);
-                        source_ended = true;
-                        source_error = static_cast<int>(-got);
-                        break;
+                        continue;
                     }
-                    meta[block].length.store(static_cast<std::uint32_t>(got), std::memory_order_relaxed);
+                    meta[block].length.store(static_cast<std::uint32_t>(size), std::memory_order_relaxed);
                     meta[block].offset.store(0, std::memory_order_relaxed);
                     meta[block].flags.store(0, std::memory_order_relaxed);
                     meta[block].next.store(newest == shm::kNoIndex ? shm::kEmptyList : newest + 1,
                                            std::memory_order_relaxed);
-                    if (oldest == shm::kNoIndex) oldest = block;
                     newest = block;
-                    batch += static_cast<std::size_t>(got);
+                    left -= size;
                 }
                 if (newest == shm::kNoIndex) break;
+                const std::uint32_t oldest = blocks[0];
                 // Counted before it is pushed: what is released is never more than what is queued.
                 record.app.tx_queued.store(record.app.tx_queued.load(std::memory_order_relaxed) + batch,
                                            std::memory_order_release);
@@ -288,16 +301,21 @@ ssize_t Socket::send_parts(const iovec* parts, std::size_t count, int flags) noe
     if ((flags & MSG_OOB) != 0) return fail(EOPNOTSUPP);
     std::size_t part = 0;
     std::size_t at = 0;
-    return send_stream(total_bytes(parts, count), flags, [&](std::byte* to, std::size_t want) -> ssize_t {
+    return send_stream(total_bytes(parts, count), flags, [&](const iovec* to, std::size_t blocks) -> ssize_t {
         std::size_t copied = 0;
-        while (copied < want && part < count) {
-            const std::size_t size = std::min(parts[part].iov_len - at, want - copied);
-            if (size != 0) std::memcpy(to + copied, static_cast<const std::byte*>(parts[part].iov_base) + at, size);
-            copied += size;
-            at += size;
-            if (at == parts[part].iov_len) {
-                ++part;
-                at = 0;
+        for (const iovec* block = to; block != to + blocks; ++block) {
+            auto* const begin = static_cast<std::byte*>(block->iov_base);
+            for (std::size_t filled = 0; filled < block->iov_len && part < count;) {
+                const std::size_t size = std::min(parts[part].iov_len - at, block->iov_len - filled);
+                if (size != 0)
+                    std::memcpy(begin + filled, static_cast<const std::byte*>(parts[part].iov_base) + at, size);
+                filled += size;
+                copied += size;
+                at += size;
+                if (at == parts[part].iov_len) {
+                    ++part;
+                    at = 0;
+                }
             }
         }
         return static_cast<ssize_t>(copied);
@@ -308,10 +326,10 @@ ssize_t Socket::sendfile(int fd, int in_fd, off_t* offset, std::size_t count) no
     if (path() != Path::kConnection) return libc::sendfile(fd, in_fd, offset, count);
     constexpr std::size_t kMost = 0x7ffff000;  // MAX_RW_COUNT
     off_t at = offset != nullptr ? *offset : 0;
-    const ssize_t sent = send_stream(std::min(count, kMost), 0, [&](std::byte* to, std::size_t want) -> ssize_t {
-        // Read no further than what a block takes: without an offset the file's own position moves with it.
-        const long got = offset != nullptr ? ::syscall(SYS_pread64, in_fd, to, want, at)
-                                           : ::syscall(SYS_read, in_fd, to, want);
+    const ssize_t sent = send_stream(std::min(count, kMost), 0, [&](const iovec* to, std::size_t blocks) -> ssize_t {
+        // Read no further than what the blocks take: without an offset the file's own position moves with it.
+        const long got = offset != nullptr ? ::syscall(SYS_preadv, in_fd, to, blocks, at, 0L)
+                                           : ::syscall(SYS_readv, in_fd, to, blocks);
         if (got < 0) return -errno;
         at += got;
         return got;
