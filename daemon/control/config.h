@@ -52,7 +52,7 @@ struct TcpConfig {
 };
 
 struct EngineConfig {
-    std::chrono::microseconds spin{50};  // longest busy wait before sleeping
+    std::chrono::microseconds spin{100};  // longest busy wait before sleeping
     std::chrono::microseconds application_spin{0};  // longest busy wait of an application before it sleeps
     int cpu = -1;                        // pinned to this CPU; -1: wherever the scheduler likes
     std::uint32_t frames = 16384;        // 4 KiB chunks of packet memory an interface

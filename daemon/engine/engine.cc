@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <array>
 #include <string>
+#include <utility>
 
+#include "daemon/engine/spin_policy.h"
 #include "shm/wakeup.h"
 
 namespace culvert::engine {
@@ -154,21 +156,27 @@ void Engine::run() {
         CPU_SET(config_.cpu, &cpus);
         ::pthread_setaffinity_np(::pthread_self(), sizeof cpus, &cpus);
     }
+    SpinPolicy spin(config_.spin);
     Instant last_work = read_clock();
+    bool looking = false;
     while (!stopping_.load(std::memory_order_relaxed)) {
         ++counters_.turns;
         if (turn()) {
             ++counters_.busy_turns;
+            if (std::exchange(looking, false)) spin.found();
             last_work = now_;
             continue;
         }
-        if (now_ - last_work < config_.spin) {
+        if (now_ - last_work < spin.limit()) {
+            looking = true;
             // The application may share this core: let it run, and find its request when it waits again.
             ::sched_yield();
             continue;
         }
         remove_finished_tenants();
         sleep();
+        spin.slept();
+        looking = false;
         last_work = read_clock();
     }
 }

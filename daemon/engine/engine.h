@@ -27,7 +27,7 @@ namespace culvert::engine {
 
 struct EngineConfig {
     stack::StackConfig stack;
-    Duration spin = std::chrono::microseconds(50);  // longest time that an idle engine looks before it sleeps
+    Duration spin = std::chrono::microseconds(100);  // longest time that an idle engine looks before it sleeps
     tenant::SendLimits send_limits;
     int cpu = -1;                                   // pin to this core; -1: do not
     std::uint64_t seed = 0;                         // from getrandom(2)

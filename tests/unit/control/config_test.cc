@@ -19,7 +19,7 @@ TEST(Config, EmptyFileIsTheDefaults) {
     EXPECT_EQ(config->limits.tx_blocks, 16384u);
     EXPECT_EQ(config->limits.max_tenants, 64u);
     EXPECT_EQ(config->tcp.congestion, "cubic");
-    EXPECT_EQ(config->engine.spin, std::chrono::microseconds(50));
+    EXPECT_EQ(config->engine.spin, std::chrono::microseconds(100));
     EXPECT_TRUE(config->interfaces.empty());
 }
 
