@@ -43,6 +43,8 @@ public:
     std::uint32_t available() const { return static_cast<std::uint32_t>(free_.size()); }
 
 private:
+    std::byte* mapping_ = nullptr;
+    std::size_t mapped_bytes_ = 0;
     std::byte* base_ = nullptr;
     std::uint32_t count_ = 0;
     std::vector<ChunkIndex> free_;

@@ -6,7 +6,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
+#include <thread>
 
 namespace culvert::control {
 namespace {
@@ -20,11 +22,20 @@ sockaddr_un address_of(const std::string& path) {
     return address;
 }
 
-/// False when nobody listens there any more.
-bool is_alive(const std::string& path) {
+bool accepts(const std::string& path) {
     const UniqueFd probe(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     const sockaddr_un address = address_of(path);
     return ::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 || errno != ECONNREFUSED;
+}
+
+/// False when nobody listens there any more. The socket of a daemon that was killed outlives it by some milliseconds, because
+/// io_uring lets go of its files only after the process is gone: ask for a while before believing that it lives.
+bool is_alive(const std::string& path) {
+    for (int attempt = 0; attempt < 50; ++attempt) {
+        if (!accepts(path)) return false;
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    return true;
 }
 
 }  // namespace

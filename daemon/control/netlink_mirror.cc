@@ -209,7 +209,8 @@ void NetlinkMirror::apply_link(nlmsghdr* message, Tables& tables, bool report) {
     if (attributes[IFLA_IFNAME] != nullptr) link.name = nla_get_string(attributes[IFLA_IFNAME]);
     link.mac = mac_of(attributes[IFLA_ADDRESS]).value_or(MacAddress{});
     if (attributes[IFLA_MTU] != nullptr) link.mtu = nla_get_u32(attributes[IFLA_MTU]);
-    link.up = (header.ifi_flags & IFF_UP) != 0 && (header.ifi_flags & IFF_RUNNING) != 0;
+    // Not IFF_RUNNING: it follows the carrier up to a second later (linkwatch), the kernel's routes follow it at once.
+    link.up = (header.ifi_flags & IFF_UP) != 0 && (header.ifi_flags & IFF_LOWER_UP) != 0;
     put(tables.links, link.ifindex, link, report);
     // The kernel drops a dead link's IPv4 routes without a word.
     if (report && was_up != link.up) resync_wanted_ = true;

@@ -5,7 +5,6 @@
 #include <time.h>
 
 #include <algorithm>
-#include <array>
 #include <string>
 #include <utility>
 
@@ -16,8 +15,6 @@ namespace culvert::engine {
 
 namespace {
 
-/// Packets taken from a device in one go.
-constexpr std::size_t kBurst = 64;
 /// An engine wakes at least this often, so that a lost wake-up of the kernel's can never hang a connection for good.
 constexpr Duration kLongestSleep = std::chrono::seconds(10);
 
@@ -96,11 +93,10 @@ bool Engine::turn() {
     now_ = read_clock();
     bool busy = false;
     for (Port& port : ports_) {
-        std::array<RxPacket, kBurst> burst;
-        const std::size_t count = port.device->receive(burst);
+        const std::size_t count = port.device->receive(burst_);
         for (std::size_t i = 0; i < count; ++i) {
-            counters_.rx_bytes += burst[i].length;
-            stack_.input(*port.interface, burst[i], now_);
+            counters_.rx_bytes += burst_[i].length;
+            stack_.input(*port.interface, burst_[i], now_);
         }
         counters_.rx_frames += count;
         busy |= count != 0;

@@ -9,6 +9,7 @@
 //   nothing done: look again for a while (yielding the core), then announce sleep, look once more, sleep in io_uring
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -77,12 +78,16 @@ private:
     void sleep();
     void remove_finished_tenants();
 
+    /// Packets taken from a device in one go.
+    static constexpr std::size_t kBurst = 64;
+
     EngineConfig config_;
     Counters counters_;
     Rng rng_;
     stack::Stack stack_;
     Sleeper sleeper_;
     std::vector<Port> ports_;
+    std::array<RxPacket, kBurst> burst_{};
     std::vector<std::unique_ptr<tenant::Tenant>> tenants_;
     Instant now_{};
     bool output_left_ = false;
