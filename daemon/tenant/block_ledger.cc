@@ -26,6 +26,8 @@ BlockLedger::BlockLedger(shm::Segment& segment, Counters& counters)
 
 BlockLedger::Taken BlockLedger::take_chain(std::uint32_t newest) {
     Taken taken;
+    // Given back after the walk, not in it: what is the daemon's ends the walk, also if the chain comes round again.
+    stack::SendChunk* refused = nullptr;
     const shm::BlockMeta* meta = segment_.block_meta();
     // Newest first; linking each in front of the last one turns the order round.
     for (std::uint32_t link = newest; link != shm::kEmptyList;) {
@@ -44,8 +46,8 @@ BlockLedger::Taken BlockLedger::take_chain(std::uint32_t newest) {
         if (offset >= shm::kBlockSize || length == 0 || length > shm::kBlockSize - offset) {
             counters_.drop(Drop::kTenantBadLength);
             chunk.length = 0;
-            chunk.next = nullptr;
-            release(&chunk);
+            chunk.next = refused;
+            refused = &chunk;
             continue;
         }
         chunk.data = segment_.block(block) + offset;
@@ -56,6 +58,7 @@ BlockLedger::Taken BlockLedger::take_chain(std::uint32_t newest) {
         if (taken.last == nullptr) taken.last = &chunk;
         taken.bytes += length;
     }
+    release(refused);
     return taken;
 }
 

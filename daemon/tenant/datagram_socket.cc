@@ -82,7 +82,7 @@ bool DatagramSocket::publish(std::uint32_t app_flags) {
         error_ = 0;
         news = true;
     }
-    if ((app_flags & shm::kAppWantWrite) != 0) {
+    if ((app_flags & shm::kAppWantWrite) != 0 && tenant_.has_transmit_blocks()) {
         record.app.flags.fetch_and(~shm::kAppWantWrite, std::memory_order_seq_cst);
         news = true;
     }

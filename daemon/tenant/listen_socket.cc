@@ -34,6 +34,7 @@ stack::tcp::ConnectionOwner* ListenSocket::on_accept(stack::tcp::Connection& con
     record.listener.store(index_, std::memory_order_relaxed);
     record.protocol.store(6, std::memory_order_relaxed);
     record.options = listening.options;
+    record.daemon.send_limit.store(listening.daemon.send_limit.load(std::memory_order_relaxed), std::memory_order_relaxed);
     record.daemon.window_position.store(connection.receive_buffer() / 2, std::memory_order_relaxed);
     record.daemon.status.store(shm::kStatusReady, std::memory_order_release);
     slot.stream.ticket = {index_, queue_.add(index)};

@@ -193,7 +193,7 @@ SocketSnapshot Tenant::snapshot_of(std::uint32_t index) {
     SocketSnapshot line;
     line.record = index;
     for (std::uint32_t process = 0; process < processes_used_ && line.pid == 0; ++process)
-        if (segment_.process(process).live.load(std::memory_order_relaxed) != 0 && segment_.holders(process).test(index))
+        if (live_[process] && segment_.holders(process).test(index))
             line.pid = segment_.process(process).pid.load(std::memory_order_relaxed);
     line.local = from_wire(record.local);
     line.remote = from_wire(record.remote);
@@ -225,7 +225,7 @@ TenantSnapshot Tenant::snapshot() {
     snapshot.program = program_;
     snapshot.counters = own_counters_;
     for (std::uint32_t slot = 0; slot < processes_used_; ++slot)
-        if (segment_.process(slot).live.load(std::memory_order_relaxed) != 0)
+        if (live_[slot])
             snapshot.pids.push_back(segment_.process(slot).pid.load(std::memory_order_relaxed));
     for (std::uint32_t index = 0; index < segment_.geometry().sockets; ++index)
         if (slots_[index].kind != Kind::kFree && slots_[index].kind != Kind::kIdle)

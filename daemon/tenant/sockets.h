@@ -57,6 +57,8 @@ private:
     std::uint32_t status_ = 0;            // kStatus*, as it will be published
     std::uint32_t published_status_ = 0;
     std::int32_t error_ = 0;              // to be published once
+    bool read_shut_ = false;              // shutdown(SHUT_RD) has been seen ...
+    bool read_shut_unsaid_ = false;       // ... and the watchers have not been told
     std::uint64_t delivered_ = 0;         // bytes staged for the application so far
     std::uint64_t consumed_ = 0;          // bytes that it has read, as far as we know
     std::uint64_t taken_ = 0;             // bytes taken off tx_list

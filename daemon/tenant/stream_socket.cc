@@ -1,4 +1,7 @@
 #include "daemon/tenant/sockets.h"
+
+#include <utility>
+
 #include "shm/block_list.h"
 
 namespace culvert::tenant {
@@ -8,6 +11,7 @@ void StreamSocket::open(stack::tcp::Connection& connection, std::uint32_t status
     status_ = status;
     published_status_ = 0;
     error_ = 0;
+    read_shut_ = read_shut_unsaid_ = false;
     delivered_ = consumed_ = taken_ = released_ = published_released_ = 0;
     ticket = {};
 }
@@ -49,6 +53,10 @@ void StreamSocket::take_output() {
 void StreamSocket::look(std::uint32_t app_flags) {
     update_consumed();
     take_output();
+    if ((app_flags & shm::kAppShutRead) != 0 && !read_shut_) {
+        read_shut_ = read_shut_unsaid_ = true;  // whoever waits to read has an end of stream now, by the application's own word
+        tenant_->mark_changed(index_);
+    }
     if ((app_flags & shm::kAppShutWrite) != 0 && (status_ & shm::kStatusWriteClosed) == 0) {
         status_ |= shm::kStatusWriteClosed;
         if (connection_ != nullptr) connection_->shutdown_write();
@@ -74,7 +82,7 @@ void StreamSocket::close(bool linger_zero) {
 
 bool StreamSocket::publish(std::uint32_t app_flags) {
     shm::DaemonLine& line = tenant_->segment_.socket(index_).daemon;
-    bool news = false;
+    bool news = std::exchange(read_shut_unsaid_, false);
     if (!stage_.empty()) {
         stage_.publish(tenant_->segment_, line.rx_list);
         line.rx_delivered.store(delivered_, std::memory_order_release);
@@ -98,7 +106,7 @@ bool StreamSocket::publish(std::uint32_t app_flags) {
     if ((app_flags & shm::kAppWantWrite) != 0) {
         // Tell a waiting sender when a third of its buffer is free: fewer and larger writes, as Linux does.
         const std::uint64_t in_flight = taken_ - released_;
-        if (in_flight * 3 <= std::uint64_t{line.send_limit.load(std::memory_order_relaxed)} * 2) {
+        if (tenant_->has_transmit_blocks() && in_flight * 3 <= std::uint64_t{line.send_limit.load(std::memory_order_relaxed)} * 2) {
             tenant_->segment_.socket(index_).app.flags.fetch_and(~shm::kAppWantWrite, std::memory_order_seq_cst);
             news = true;
         }

@@ -65,6 +65,7 @@ Tenant::Tenant(std::uint32_t id, std::string program, shm::Segment segment, stac
     queues_to_wake_.reserve(geometry.queues);
     queue_fds_.resize(geometry.queues);
     queue_process_.resize(geometry.queues);
+    live_.resize(geometry.processes);
 }
 
 Tenant::~Tenant() {
@@ -83,7 +84,8 @@ stack::tcp::ConnectionOwner* Tenant::orphan() const { return orphan_.get(); }
 Result<std::uint32_t> Tenant::add_process(std::uint32_t pid) {
     for (std::uint32_t slot = 0; slot < segment_.geometry().processes; ++slot) {
         shm::ProcessRecord& process = segment_.process(slot);
-        if (process.live.load(std::memory_order_relaxed) != 0) continue;
+        if (live_[slot]) continue;
+        live_[slot] = true;
         process.pid.store(pid, std::memory_order_relaxed);
         process.live.store(1, std::memory_order_release);
         processes_used_ = std::max(processes_used_, slot + 1);
@@ -94,9 +96,9 @@ Result<std::uint32_t> Tenant::add_process(std::uint32_t pid) {
 }
 
 void Tenant::remove_process(std::uint32_t slot, Instant now) {
-    if (slot >= processes_used_) return;
-    shm::ProcessRecord& process = segment_.process(slot);
-    if (process.live.exchange(0, std::memory_order_seq_cst) == 0) return;
+    if (slot >= processes_used_ || !live_[slot]) return;
+    live_[slot] = false;
+    segment_.process(slot).live.store(0, std::memory_order_seq_cst);
     --live_processes_;
     shm::SocketBitmap holders = segment_.holders(slot);
     for (std::uint32_t word = 0; word < shm::ReadyBitmap::words(holders.bits()); ++word)
@@ -122,8 +124,7 @@ void Tenant::release_locks(std::uint32_t slot) {
 
 bool Tenant::held_by_live_process(std::uint32_t index) {
     for (std::uint32_t slot = 0; slot < processes_used_; ++slot)
-        if (segment_.process(slot).live.load(std::memory_order_relaxed) != 0 && segment_.holders(slot).test(index))
-            return true;
+        if (live_[slot] && segment_.holders(slot).test(index)) return true;
     return false;
 }
 
@@ -382,6 +383,18 @@ void Tenant::wake_starved() {
         if ((segment_.socket(index).app.flags.load(std::memory_order_relaxed) & shm::kAppWantWrite) != 0)
             mark_changed(index);
     }
+}
+
+/// False: the application's pool is empty, and wake_starved() will be called for when something comes back. Telling a sender
+/// to go on would only make it ask again.
+bool Tenant::has_transmit_blocks() {
+    shm::SegmentHeader& header = segment_.header();
+    const auto any = [&] {
+        return static_cast<std::uint32_t>(header.tx_free.load(std::memory_order_seq_cst)) != shm::kEmptyList;
+    };
+    if (any()) return true;
+    header.tx_starved.store(1, std::memory_order_seq_cst);
+    return any();
 }
 
 void Tenant::apply_options(std::uint32_t index) {

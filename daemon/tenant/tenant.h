@@ -116,6 +116,7 @@ private:
     void notify(std::uint32_t index, std::uint32_t app_flags);
     void wake_later(std::uint32_t queue);
     void wake_starved();
+    bool has_transmit_blocks();
     void drop(Drop reason);
     stack::tcp::ConnectionOwner* orphan() const;
     void apply_options(std::uint32_t index);
@@ -144,6 +145,7 @@ private:
     std::vector<std::uint32_t> queue_process_;   // by queue: the slot that made it
     SendLimits send_limits_;
     std::uint32_t queues_used_ = 0;              // highest used + 1
+    std::vector<bool> live_;                     // by process slot; the record in the segment only mirrors it
     std::uint32_t processes_used_ = 0;           // highest used + 1
     std::uint32_t live_processes_ = 0;
     std::uint32_t next_exclusive_ = 0;

@@ -105,6 +105,16 @@ TEST_F(LedgerTest, ImpossibleLengthsAreRefusedAndTheBlockGoesBack) {
     EXPECT_EQ(ledger.take_chain(shm::take_all(list)).bytes, shm::kBlockSize);
 }
 
+TEST_F(LedgerTest, ARefusedBlockThatNamesItselfEndsTheWalk) {
+    fill(2, 0);  // impossible length, so it is refused; the pool's head makes every release link it to itself
+    segment.block_meta()[2].next.store(2 + 1);
+    segment.header().tx_free.store(2 + 1);
+    EXPECT_EQ(ledger.take_chain(2 + 1).first, nullptr);
+    EXPECT_EQ(counters.dropped(Drop::kTenantBadLength), 1u);
+    EXPECT_EQ(counters.dropped(Drop::kTenantBadBlock), 1u);
+    EXPECT_EQ(ledger.transmitting(), 0u);
+}
+
 TEST_F(LedgerTest, ReceiveBlocksComeBackOnceEach) {
     LentList lent;
     std::vector<std::uint32_t> blocks;

@@ -271,6 +271,67 @@ TEST_F(TenantTest, NonsenseIsRefusedAndCounted) {
     EXPECT_EQ(drops(Drop::kTenantBadRequest), 2u);
 }
 
+TEST_F(TenantTest, AProcessCannotSayItselfWhoIsAlive) {
+    const std::uint32_t second = *client_tenant->add_process(555);
+    listen(80);
+    const std::uint32_t socket = connect(40010, 80);
+    client_tenant->remove_process(second, host.now);
+    // The last process calls the dead one alive, with a hold on everything, and then ends; or itself dead.
+    client.segment.process(second).live.store(1);
+    client.segment.holders(second).set(socket);
+    client.segment.process(0).live.store(0);
+    client_tenant->remove_process(0, host.now);
+    EXPECT_FALSE(client_tenant->has_processes());
+    EXPECT_EQ(client_tenant->snapshot().sockets.size(), 0u);
+    EXPECT_FALSE(client_tenant->finished());  // its connection is still being closed
+    host.turns(40, 100ms);
+    server.close(*server.accept(0));
+    host.turns(40, 100ms);
+    EXPECT_TRUE(client_tenant->finished());
+}
+
+TEST_F(TenantTest, ShutReadIsNewsForWatchers) {
+    listen(80);
+    const std::uint32_t socket = connect(40011, 80);
+    const std::uint32_t queue = *client_tenant->add_queue(0, UniqueFd(::eventfd(0, EFD_NONBLOCK)));
+    client.segment.watched(queue).set(socket);
+    client.segment.socket(socket).app.watch.store(queue + 1);
+    const auto events = [&] { return client.segment.ready(queue).collect([](std::uint32_t) {}); };
+    events();
+    client.set_flags(socket, shm::kAppShutRead);
+    host.turn();
+    EXPECT_EQ(events(), 1u);
+    client.segment.dirty().post(socket);
+    host.turn();
+    EXPECT_EQ(events(), 0u) << "said once";
+}
+
+TEST_F(TenantTest, AWaitingSenderIsNotToldWhileThereIsNoBlock) {
+    listen(80);
+    const std::uint32_t socket = connect(40012, 80);
+    shm::TaggedStack pool(client.segment.header().tx_free, client.segment.block_meta(), Host::kGeometry.tx_blocks);
+    std::vector<std::uint32_t> held;
+    for (std::uint32_t block; (block = pool.pop()) != shm::kNoIndex;) held.push_back(block);
+    client.set_flags(socket, shm::kAppWantWrite);
+    host.turns(3);
+    EXPECT_TRUE((client.segment.socket(socket).app.flags.load() & shm::kAppWantWrite) != 0);
+    EXPECT_EQ(client.segment.header().tx_starved.load(), 1u);
+    for (const std::uint32_t block : held) pool.push(block);
+    client.segment.dirty().post(socket);
+    host.turn();
+    EXPECT_TRUE((client.segment.socket(socket).app.flags.load() & shm::kAppWantWrite) == 0);
+}
+
+TEST_F(TenantTest, AcceptedConnectionsInheritTheSendBuffer) {
+    const std::uint32_t listener = server.socket();
+    server.segment.socket(listener).options.send_buffer = 65536;
+    server.segment.socket(listener).app.options_version.store(2);
+    server.submit(listener, shm::Operation::kListen, endpoint(Address::v4(0, 0, 0, 0), 80), {}, 4);
+    host.turn();
+    connect(40013, 80);
+    EXPECT_EQ(server.segment.socket(*server.accept(listener)).daemon.send_limit.load(), 65536u);
+}
+
 TEST_F(TenantTest, RandomBytesOverTheWholeSegmentHarmNobodyElse) {
     const std::uint32_t listener = listen(80);
     const std::uint32_t socket = connect(40007, 80);
