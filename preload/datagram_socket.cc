@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "preload/address.h"
 #include "preload/fail.h"
@@ -148,7 +149,8 @@ ssize_t Socket::send_datagram_blocks(const msghdr& message, const shm::WireEndpo
     header.length = static_cast<std::uint32_t>(length);
     const std::size_t total = sizeof header + length;
     const std::size_t needed = (total + shm::kBlockSize - 1) / shm::kBlockSize;
-    for (;;) {
+    if (needed > client_->segment().geometry().tx_blocks) return keep.fail(EMSGSIZE);  // never: there is nothing to wait for
+    for (bool again = true;;) {
         if (const int error = take_error()) return keep.fail(error);
         if ((record.app.flags.load(std::memory_order_relaxed) & shm::kAppShutWrite) != 0) {
             return keep.fail(EPIPE);
@@ -207,7 +209,12 @@ ssize_t Socket::send_datagram_blocks(const msghdr& message, const shm::WireEndpo
             newest = next == shm::kEmptyList ? shm::kNoIndex : next - 1;
         }
         if (!wants_to_wait(flags)) {
-            if (record.app.watch.load(std::memory_order_relaxed) != shm::kWatchNone) arm_write_notice();
+            // As in send_stream, but one more attempt only: some blocks may be free all the time, yet too few for this
+            // datagram. Then the daemon is made to look, and tells.
+            if (record.app.watch.load(std::memory_order_relaxed) != shm::kWatchNone && arm_write_notice()) {
+                if (std::exchange(again, false)) continue;
+                client_->post(record_.load(std::memory_order_relaxed));
+            }
             return keep.fail(EAGAIN);
         }
         const int woken =

@@ -177,7 +177,8 @@ bool Socket::has_room() const noexcept {
     const shm::SocketRecord& record = shared();
     const std::uint64_t limit = record.daemon.send_limit.load(std::memory_order_relaxed);
     const shm::SegmentHeader& header = client_->segment().header();
-    return send_room() * 3 >= limit && static_cast<std::uint32_t>(header.tx_free.load(std::memory_order_relaxed)) != 0;
+    const std::uint64_t room = send_room();
+    return room != 0 && room * 3 >= limit && static_cast<std::uint32_t>(header.tx_free.load(std::memory_order_relaxed)) != 0;
 }
 
 /// Asks the daemon to tell when there is room; true if there is some already. The daemon may have looked at the flag just
@@ -287,8 +288,10 @@ ssize_t Socket::send_stream(std::size_t total, int flags, Fill&& fill) noexcept 
             return static_cast<ssize_t>(sent);
         }
         if (!wants_to_wait(flags)) {
-            // An edge-triggered watcher waits for the notice without asking again.
-            if (record.app.watch.load(std::memory_order_relaxed) != shm::kWatchNone && state == 0) arm_write_notice();
+            // An edge-triggered watcher waits for the notice without asking again. Room that appeared since the attempt
+            // brings no notice: it is used.
+            const bool watched = record.app.watch.load(std::memory_order_relaxed) != shm::kWatchNone;
+            if (watched && state == 0 && arm_write_notice()) continue;
             return sent != 0 ? static_cast<ssize_t>(sent) : keep.fail(EAGAIN);
         }
         const std::int64_t left = deadline < 0 ? -1 : std::max<std::int64_t>(deadline - now_ns(), 0);

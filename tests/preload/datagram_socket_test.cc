@@ -42,6 +42,19 @@ TEST_F(DatagramSocketTest, SendsAHeaderAndThePayload) {
     EXPECT_EQ(sent[0].substr(sizeof header), "query");
 }
 
+TEST_F(DatagramSocketTest, WhatCanNeverBeSentIsTooLarge) {
+    FakeDaemon::Options options;
+    options.geometry.tx_blocks = 16;
+    FakeDaemon small(options);
+    ASSERT_NE(small.attach(), nullptr);
+    {
+        Fd fd = bound();
+        EXPECT_EQ(fd.send_to(std::string(17 * shm::kBlockSize, 'x'), ipv4("10.77.0.1", 53)), -1);
+        EXPECT_EQ(errno, EMSGSIZE);
+    }
+    preload::Client::install(client);
+}
+
 TEST_F(DatagramSocketTest, LargeDatagramsKeepTheirBytesAndTheirEdges) {
     Fd fd = bound();
     std::string large(20'000, 'x');
