@@ -96,7 +96,10 @@ struct EpollSet::Sleeping {
         set.sleepers_.fetch_add(1, std::memory_order_seq_cst);
         if (!set.has_queue_.load(std::memory_order_seq_cst)) return;
         Lock lock(set);
-        if (set.has_queue_) shm::announce_sleep(set.client_->segment().queue(set.queue_.index).asleep);
+        if (!set.has_queue_) return;
+        shm::announce_sleep(set.client_->segment().queue(set.queue_.index).asleep);
+        // Added or modified since we looked, by a thread that saw nobody asleep.
+        work = set.entries_.candidates() > 0;
     }
     ~Sleeping() {
         if (set.has_queue_.load(std::memory_order_seq_cst)) {
@@ -115,6 +118,7 @@ struct EpollSet::Sleeping {
     Sleeping& operator=(const Sleeping&) = delete;
 
     EpollSet& set;
+    bool work = false;  // look instead of sleeping
 };
 
 /// All sets ever made: for fork, and to find the entries of a description.
@@ -508,6 +512,14 @@ void EpollSet::wake_others() noexcept {
     if (has_queue_ && entries_.candidates() > 0 && (sleepers_ > 0 || pollable_)) shm::signal_eventfd(queue_.eventfd);
 }
 
+// For a thread that returns the kernel's events: if it has taken the eventfd's edge along with them, those who sleep are
+// woken for what the edge stood for.
+void EpollSet::pass_on(const Seen& seen) noexcept {
+    if (!seen.private_event || sleepers_ == 0) return;
+    collect();
+    wake_others();
+}
+
 // The eventfd stays signalled exactly as long as there may be something to report.
 void EpollSet::settle_pollable() noexcept {
     if (!pollable_ || !has_queue_) return;
@@ -568,6 +580,8 @@ int EpollSet::look(int epoll_fd, epoll_event* events, int max_events, Seen& seen
     // The kernel first and at most half of the room, so that neither side starves the other.
     if (entries_.candidates() > 0 && ++calls_since_harvest_ >= kHarvestEvery)
         kernel = std::max(0, harvest(epoll_fd, events, (max_events + 1) / 2, seen));
+    // The eventfd's edge has been taken, perhaps from a sleeper: what it stood for is looked at here, or passed on.
+    if (seen.private_event) collect();
     const int count = walk(events, kernel, max_events);
     wake_others();
     settle_pollable();
@@ -620,6 +634,7 @@ int EpollSet::wait(int epoll_fd, epoll_event* events, int max_events, const time
             {
                 Lock lock(*this);
                 count = harvest(epoll_fd, events, max_events, seen);
+                if (count > 0) pass_on(seen);
             }
             if (count != 0) return count;
             if (timeout_ns == 0) return seen.private_event ? look(epoll_fd, events, max_events, seen) : 0;
@@ -631,7 +646,7 @@ int EpollSet::wait(int epoll_fd, epoll_event* events, int max_events, const time
         int count = 0;
         {
             Sleeping sleeping(*this);
-            if (news()) continue;
+            if (sleeping.work || news()) continue;
             count = kernel_wait(epoll_fd, events, max_events, sliced ? kWithoutQueueNs : left, mask);
         }
         if (count < 0) return -1;
@@ -639,6 +654,7 @@ int EpollSet::wait(int epoll_fd, epoll_event* events, int max_events, const time
         if (count > 0) {
             Lock lock(*this);
             count = translate(events, count, seen);
+            if (count > 0) pass_on(seen);
         }
         if (count == 0) continue;
         return count;

@@ -111,6 +111,7 @@ private:
     void collect() noexcept;
     int walk(epoll_event* events, int count, int max_events) noexcept;
     void wake_others() noexcept;
+    void pass_on(const Seen& seen) noexcept;
     void settle_pollable() noexcept;
     int look(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept;
     int harvest(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept;

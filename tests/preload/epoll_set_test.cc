@@ -124,6 +124,24 @@ TEST_F(EpollSetTest, WhatIsReadyBeforeTheAddIsReported) {
     EXPECT_THAT(set_.wait(kForEver), ElementsAre(Pair(data(socket), EPOLLIN)));
 }
 
+TEST(EpollSetRace, ChangedBetweenTheLookAndTheSleepIsReported) {
+    // The other thread sees nobody asleep and wakes nobody; who is about to sleep finds the candidate itself. The long
+    // spin, which looks at the daemon's bits alone, lies between look and sleep.
+    ReadinessDaemon daemon(16, 100'000);
+    TestSet set;
+    FakeSocket socket(daemon, true);
+    ASSERT_EQ(set.add(socket, EPOLLIN | EPOLLET), 0);
+    std::thread changer([&] {
+        while (socket.looks() == 0) std::this_thread::yield();
+        socket.set(EPOLLIN);
+        EXPECT_EQ(set.modify(socket, EPOLLIN | EPOLLET), 0);
+    });
+    const auto begin = std::chrono::steady_clock::now();
+    EXPECT_THAT(set.wait(5s), ElementsAre(Pair(data(socket), EPOLLIN)));
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, 4s) << "found by the last look, when the time was up";
+    changer.join();
+}
+
 TEST_F(EpollSetTest, AnIdleSocketIsNotLookedAt) {
     FakeSocket idle(daemon_, true);
     FakeSocket busy(daemon_, true);
