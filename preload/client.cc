@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -23,10 +24,13 @@ namespace culvert::preload {
 namespace {
 
 constexpr std::int64_t kRetryNs = 1'000'000'000;     // an absent daemon is asked for again after this
+constexpr std::int64_t kLongestPauseNs = 60'000'000'000;  // and one that refuses or says nothing after up to this
+constexpr std::int64_t kAttachTimeoutNs = 2'000'000'000;  // socket() waits for it
 constexpr std::int64_t kAnswerTimeoutNs = 5'000'000'000;
 
 constinit std::atomic<Client*> installed{nullptr};
 constinit std::atomic<std::int64_t> next_attempt_ns{0};
+constinit std::atomic<std::int64_t> refusal_pause_ns{kRetryNs};  // grows with every refusal in a row
 constinit pthread_mutex_t attach_mutex = PTHREAD_MUTEX_INITIALIZER;
 
 class MutexGuard {
@@ -80,7 +84,8 @@ bool send_with_fd(int socket, const void* data, std::size_t size, int fd) noexce
 }
 
 /// Receives one message of exactly `size` bytes and up to `wanted` descriptors (-1 where none came).
-bool receive_with_fds(int socket, void* data, std::size_t size, int* fds, std::size_t wanted) noexcept {
+bool receive_with_fds(int socket, void* data, std::size_t size, int* fds, std::size_t wanted,
+                      std::int64_t timeout_ns) noexcept {
     constexpr std::size_t kMaxFds = 4;
     iovec part{data, size};
     msghdr message{};
@@ -90,7 +95,7 @@ bool receive_with_fds(int socket, void* data, std::size_t size, int* fds, std::s
     message.msg_control = control;
     message.msg_controllen = sizeof control;
     for (std::size_t i = 0; i < wanted; ++i) fds[i] = -1;
-    if (!wait_readable(socket, kAnswerTimeoutNs)) return false;
+    if (!wait_readable(socket, timeout_ns)) return false;
     const long got = ::syscall(SYS_recvmsg, socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     std::size_t found = 0;
     for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr && got >= 0; header = CMSG_NXTHDR(&message, header)) {
@@ -136,7 +141,12 @@ Client::Client(shm::Segment&& segment, std::uint32_t slot, std::uint32_t spin_us
     : segment_(std::move(segment)), slot_(slot), spin_us_(spin_us), control_(control), doorbell_(doorbell) {}
 
 Client* Client::current() noexcept { return installed.load(std::memory_order_acquire); }
-void Client::install(Client* client) noexcept { installed.store(client, std::memory_order_release); }
+void Client::install(Client* client) noexcept {
+    installed.store(client, std::memory_order_release);
+    if (client == nullptr) return;
+    next_attempt_ns.store(0, std::memory_order_relaxed);
+    refusal_pause_ns.store(kRetryNs, std::memory_order_relaxed);
+}
 
 void Client::lock_attaching() noexcept { ::pthread_mutex_lock(&attach_mutex); }
 void Client::unlock_attaching() noexcept { ::pthread_mutex_unlock(&attach_mutex); }
@@ -157,14 +167,22 @@ Client* Client::attached() noexcept {
     client = current();
     if (client != nullptr && !client->daemon_gone()) return client;
     if (now_ns() < next_attempt_ns.load(std::memory_order_relaxed)) return nullptr;
-    next_attempt_ns.store(now_ns() + kRetryNs, std::memory_order_relaxed);
+    // Other threads do not queue up behind this attempt. Its end decides when the next one is due: counted from the
+    // beginning, the pause after a daemon that says nothing would be over before the attempt is.
+    next_attempt_ns.store(now_ns() + kAttachTimeoutNs + kRetryNs, std::memory_order_relaxed);
     const int control = dial();
-    if (control < 0) return nullptr;
-    Client* fresh = attach_over(control);
-    if (fresh != nullptr) {
-        install(fresh);
-        next_attempt_ns.store(0, std::memory_order_relaxed);
+    if (control < 0) {
+        next_attempt_ns.store(now_ns() + kRetryNs, std::memory_order_relaxed);
+        return nullptr;
     }
+    Client* fresh = attach_over(control);
+    if (fresh == nullptr) {
+        const std::int64_t pause = refusal_pause_ns.load(std::memory_order_relaxed);
+        next_attempt_ns.store(now_ns() + pause, std::memory_order_relaxed);
+        refusal_pause_ns.store(std::min(pause * 4, kLongestPauseNs), std::memory_order_relaxed);
+        return nullptr;
+    }
+    install(fresh);
     return fresh;
 }
 
@@ -181,7 +199,7 @@ Client* Client::attach_over(int control) noexcept {
     shm::Welcome welcome;
     void* memory = MAP_FAILED;
     bool good = send_with_fd(control, &hello, sizeof hello, -1) &&
-                receive_with_fds(control, &welcome, sizeof welcome, fds, 2) &&
+                receive_with_fds(control, &welcome, sizeof welcome, fds, 2, kAttachTimeoutNs) &&
                 welcome.kind == shm::MessageKind::kWelcome && welcome.status == shm::AttachStatus::kOk &&
                 welcome.abi_version == shm::kAbiVersion && fds[0] >= 0 && fds[1] >= 0 &&
                 welcome.process_slot < welcome.geometry.processes;
@@ -266,9 +284,14 @@ std::optional<std::uint32_t> Client::take_record() noexcept {
     return std::nullopt;
 }
 
-void Client::hold(std::uint32_t record) noexcept {
+bool Client::hold(std::uint32_t record) noexcept {
     const SpinGuard guard(holds_lock_);
-    segment_.holders(process_slot()).set(record);
+    return !segment_.holders(process_slot()).set(record);
+}
+
+void Client::unhold(std::uint32_t record) noexcept {
+    const SpinGuard guard(holds_lock_);
+    segment_.holders(process_slot()).clear(record);
 }
 
 bool Client::held_by_others(std::uint32_t record) noexcept {
@@ -281,9 +304,12 @@ bool Client::held_by_others(std::uint32_t record) noexcept {
 }
 
 void Client::let_go(std::uint32_t record, bool may_be_shared) noexcept {
-    if (daemon_gone()) return;
+    let_go_of(record, segment_.socket(record).daemon.generation.load(std::memory_order_acquire), may_be_shared);
+}
+
+void Client::let_go_of(std::uint32_t record, std::uint32_t generation, bool may_be_shared) noexcept {
     shm::SocketRecord& shared = segment_.socket(record);
-    const std::uint32_t generation = shared.daemon.generation.load(std::memory_order_acquire);
+    if (daemon_gone() || shared.daemon.generation.load(std::memory_order_acquire) != generation) return;
     bool last = true;
     if (may_be_shared) {
         // Of several processes that let go at once, exactly one must find nobody else: the lock orders them, and as long
@@ -326,10 +352,13 @@ bool Client::ask(const void* request, std::size_t size, int fd, std::uint32_t& v
     if (daemon_gone()) return false;
     const MutexGuard guard(control_mutex_);
     shm::Answer answer;
-    if (!send_message(request, size, fd) || !receive_with_fds(control_fd(), &answer, sizeof answer, nullptr, 0) ||
+    if (!send_message(request, size, fd) ||
+        !receive_with_fds(control_fd(), &answer, sizeof answer, nullptr, 0, kAnswerTimeoutNs) ||
         answer.kind != shm::MessageKind::kAnswer) {
-        // No answer, or not one: what comes later could not be told from the next answer.
+        // No answer, or not one: what comes later could not be told from the next answer. The daemon must hear of it, or
+        // it would serve for ever a process that has turned away.
         gone_.store(true, std::memory_order_release);
+        ::syscall(SYS_shutdown, control_fd(), SHUT_RDWR);
         return false;
     }
     if (answer.error != 0) return false;

@@ -44,11 +44,16 @@ public:
 
     /// A record of the application's range: holder bit first, then the claim (see shm/layout.h). Nothing left: nullopt.
     std::optional<std::uint32_t> take_record() noexcept;
-    /// Marks this process as holder of an accepted record.
-    void hold(std::uint32_t record) noexcept;
+    /// Marks this process as holder of an accepted record. False: it was marked already.
+    bool hold(std::uint32_t record) noexcept;
+    /// Takes back a hold() that was a mistake: the record is not what it was taken for. Tells nobody.
+    void unhold(std::uint32_t record) noexcept;
     /// Gives up this process's hold; if no other live process holds the record, asks the daemon to close it.
     /// `may_be_shared` false: the record was never inherited by or from another process, so nobody else is asked.
     void let_go(std::uint32_t record, bool may_be_shared = true) noexcept;
+    /// The same for a record that was taken in `generation`; if it has another one by now, it is somebody else's (perhaps
+    /// another socket's of this process) and is left alone.
+    void let_go_of(std::uint32_t record, std::uint32_t generation, bool may_be_shared) noexcept;
 
     /// A free transmit block, or kNoIndex (pool empty: set tx_starved and wait for kAppWantWrite's notice).
     std::uint32_t take_block() noexcept;
@@ -92,7 +97,7 @@ public:
     /// Attaches through a control connection that is made already; what attached() does after connecting. Takes `control`
     /// over. Null when the daemon refuses. For tests, and for attached() itself.
     static Client* attach_over(int control) noexcept;
-    /// Makes `client` the process's client.
+    /// Makes `client` the process's client. With one, the pauses between attempts begin anew.
     static void install(Client* client) noexcept;
 
 private:

@@ -106,10 +106,19 @@ int Socket::accept_culvert(sockaddr* address, socklen_t* length, int flags) noex
             return -2;
         }
         if (*record < geometry.app_sockets || *record >= geometry.sockets) continue;  // not a connection
-        client_->hold(*record);
+        const shm::DaemonLine& line = client_->segment().socket(*record).daemon;
+        const std::uint32_t generation = line.generation.load(std::memory_order_acquire);
+        const bool fresh = client_->hold(*record);
+        const std::uint32_t status = line.status.load(std::memory_order_acquire);
+        // Freed before we held it (the listener was closed meanwhile): dead, and not as a connection that was reset is.
+        if (line.generation.load(std::memory_order_acquire) != generation ||
+            (status & (shm::kStatusReady | shm::kStatusDead)) == shm::kStatusDead) {
+            if (fresh) client_->unhold(*record);
+            continue;
+        }
         socket->client_ = client_;
         socket->placeholder_ = true;
-        socket->generation_ = client_->segment().socket(*record).daemon.generation.load(std::memory_order_acquire);
+        socket->generation_ = generation;
         socket->receive_timeout_ns_.store(receive_timeout_ns_.load(std::memory_order_relaxed), std::memory_order_relaxed);
         socket->send_timeout_ns_.store(send_timeout_ns_.load(std::memory_order_relaxed), std::memory_order_relaxed);
         socket->record_.store(*record, std::memory_order_relaxed);

@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "preload/address.h"
@@ -25,6 +26,12 @@ constinit DescriptionPool<Socket> pool;
 /// What waiting for the daemon's answers has learnt about spinning.
 constinit SpinHistory answers;
 constexpr std::int64_t kAnswerTimeoutNs = 5'000'000'000;
+
+/// How far `ahead` is ahead of `behind`, for an int. The two are read and written one after the other (the daemon counts
+/// bytes as delivered after it has pushed them), so for a moment it may be the other way round: nothing.
+int bytes_between(std::uint64_t ahead, std::uint64_t behind) noexcept {
+    return static_cast<int>(std::clamp<std::int64_t>(static_cast<std::int64_t>(ahead - behind), 0, INT32_MAX));
+}
 }  // namespace
 
 SpinLock& Socket::pool_lock() noexcept { return pool.lock(); }
@@ -60,7 +67,7 @@ void Socket::on_last_close() noexcept {
 void Socket::dispose() noexcept {
     const KeepErrno keep;
     if (path() != Path::kKernel)
-        client_->let_go(record(), shared_.load(std::memory_order_relaxed));
+        client_->let_go_of(record(), generation_, shared_.load(std::memory_order_relaxed));
     pool.recycle(*this);
 }
 
@@ -76,8 +83,10 @@ void Socket::adopt(Client& client, std::uint32_t record, Path path) noexcept {
 void Socket::abandon() noexcept {
     if (path() == Path::kKernel) return;
     path_.store(Path::kKernel, std::memory_order_release);
-    client_->let_go(record(), shared_.load(std::memory_order_relaxed));
-    notify_became_ours(*this);  // or rather: is so no longer; a thread asleep in epoll_wait must hear of it
+    // Or rather: is so no longer; a thread asleep in epoll_wait must hear of it. While the hold stands: afterwards the
+    // record may be another socket's, whose watch must not be taken away.
+    notify_became_ours(*this);
+    client_->let_go_of(record(), generation_, shared_.load(std::memory_order_relaxed));
 }
 
 bool Socket::record_lost() const noexcept {
@@ -229,16 +238,14 @@ int Socket::ioctl(int fd, unsigned long request, void* argument) noexcept {
     switch (request) {
         case FIONREAD: {
             const shm::SocketRecord& record = shared();
-            const std::uint64_t unread = record.daemon.rx_delivered.load(std::memory_order_acquire) -
-                                         record.app.rx_consumed.load(std::memory_order_relaxed);
-            *static_cast<int*>(argument) = static_cast<int>(std::min<std::uint64_t>(unread, INT32_MAX));
+            *static_cast<int*>(argument) = bytes_between(record.daemon.rx_delivered.load(std::memory_order_acquire),
+                                                         record.app.rx_consumed.load(std::memory_order_relaxed));
             return 0;
         }
         case TIOCOUTQ: {  // SIOCOUTQ
             const shm::SocketRecord& record = shared();
-            const std::uint64_t queued = record.app.tx_queued.load(std::memory_order_relaxed) -
-                                         record.daemon.tx_released.load(std::memory_order_acquire);
-            *static_cast<int*>(argument) = static_cast<int>(std::min<std::uint64_t>(queued, INT32_MAX));
+            *static_cast<int*>(argument) = bytes_between(record.app.tx_queued.load(std::memory_order_relaxed),
+                                                         record.daemon.tx_released.load(std::memory_order_acquire));
             return 0;
         }
         case FIOASYNC: return placeholder_ ? 0 : libc::ioctl(fd, request, argument);

@@ -277,6 +277,10 @@ int Socket::get_option(int fd, int level, int name, void* value, socklen_t* leng
         }
         if (path == Path::kConnection && level == IPPROTO_TCP && name == TCP_INFO)
             return keep.pass(copy_info(value, length));
+        // The segment size in use; the kernel's socket, which was never connected, would say its default.
+        if (path == Path::kConnection && level == IPPROTO_TCP && name == TCP_MAXSEG && !record_lost() &&
+            operate(*client_, record(), shm::Operation::kRefreshInfo, 0, {}, {}) == 0 && shared().info.mss != 0)
+            return keep.pass(give_int(static_cast<int>(shared().info.mss), value, length));
         if (placeholder_) {
             const int result = get_shared_option(level, name, value, length);
             if (result != -2) return keep.pass(result);

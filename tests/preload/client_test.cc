@@ -1,10 +1,12 @@
 // The process's side of the segment: records, queues, descriptors, the table.
 
 #include <sys/resource.h>
+#include <sys/un.h>
 
 #include <set>
 
 #include "preload/own_fd.h"
+#include "shm/attach_protocol.h"
 #include "tests/preload/socket_fixture.h"
 
 namespace culvert::test {
@@ -78,6 +80,50 @@ TEST_F(ClientTest, DeathIsSeenOnce) {
     while (!client->check_daemon()) std::this_thread::yield();
     EXPECT_TRUE(client->daemon_gone());
     EXPECT_FALSE(client->add_queue().has_value());
+}
+
+TEST_F(ClientTest, TurningAwayIsToldToTheDaemon) {
+    const std::uint32_t slot = client->process_slot();
+    daemon.answer_nonsense();
+    EXPECT_FALSE(client->add_queue().has_value());
+    EXPECT_TRUE(client->daemon_gone());
+    EXPECT_TRUE(daemon.wait_process_gone(slot)) << "it sees the end of file";
+}
+
+TEST_F(ClientTest, ARecordOfAnotherGenerationIsLeftAlone) {
+    Fd fd = connected();
+    const std::uint32_t record = fd->record();
+    shm::SocketRecord& shared = daemon.segment().socket(record);
+    shared.daemon.generation.fetch_add(1);  // freed, and taken again by another socket of this process
+    fd.close();
+    EXPECT_TRUE(daemon.segment().holders(client->process_slot()).test(record));
+    EXPECT_EQ(shared.app.flags & shm::kAppClosed, 0u);
+    client->let_go(record);
+    EXPECT_TRUE(daemon.wait_closed(record)) << "its holder can close it";
+}
+
+TEST_F(ClientTest, ADaemonThatSaysNothingIsLeftAloneForAWhileAfterwards) {
+    // It accepts, in its queue, and never answers. The attempt lasts two seconds; the next call must not begin another.
+    const std::string path = "/tmp/culvert-deaf-" + std::to_string(::getpid());
+    ::unlink(path.c_str());
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    path.copy(address.sun_path, sizeof address.sun_path - 1);
+    const int deaf = preload::libc::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    ASSERT_EQ(preload::libc::bind(deaf, reinterpret_cast<const sockaddr*>(&address), static_cast<socklen_t>(sizeof address)), 0);
+    ASSERT_EQ(preload::libc::listen(deaf, 8), 0);
+    ::setenv(shm::kSocketPathVariable, path.c_str(), 1);
+    preload::Client::install(nullptr);
+    const auto take = [&] { return preload::libc::accept4(deaf, nullptr, nullptr, SOCK_CLOEXEC); };
+    EXPECT_EQ(preload::Client::attached(), nullptr);
+    const int connection = take();
+    EXPECT_GE(connection, 0);
+    EXPECT_EQ(preload::Client::attached(), nullptr);
+    EXPECT_LT(take(), 0) << "asked again at once";
+    ::unsetenv(shm::kSocketPathVariable);
+    ::unlink(path.c_str());
+    preload::raw::close(connection);
+    preload::raw::close(deaf);
 }
 
 TEST(FdTable, ReferencesKeepADescriptionAlive) {

@@ -56,6 +56,18 @@ TEST_F(ListenSocketTest, PlaceholdersShareAFileButNotTheirFlags) {
     EXPECT_EQ(::fcntl(a.number(), F_GETFL) & O_NONBLOCK, 0) << "the shared file is left alone";
 }
 
+TEST_F(ListenSocketTest, AConnectionThatWasFreedInTheQueueIsSkipped) {
+    Fd listener = listening(SOCK_NONBLOCK);
+    const auto freed = daemon.arrive(listener->record(), 1);
+    const auto good = daemon.arrive(listener->record(), 2);
+    daemon.segment().socket(*freed).daemon.generation.fetch_add(1);
+    daemon.segment().socket(*freed).daemon.status.store(shm::kStatusDead);
+    Fd fd = accept(listener);
+    ASSERT_GE(fd.number(), 0);
+    EXPECT_EQ(fd->record(), *good);
+    EXPECT_FALSE(daemon.segment().holders(client->process_slot()).test(*freed));
+}
+
 TEST_F(ListenSocketTest, LowestFreeDescriptorIsUsed) {
     Fd listener = listening(SOCK_NONBLOCK);
     daemon.arrive(listener->record(), 1);

@@ -10,6 +10,7 @@
 
 #include <atomic>
 
+#include "shm/block_list.h"
 #include "tests/preload/socket_fixture.h"
 
 namespace culvert::test {
@@ -110,6 +111,82 @@ TEST_F(StreamSocketTest, EdgeTriggeredWriterIsToldOfRoomWithoutAsking) {
     EXPECT_TRUE(daemon.segment().ready(queue->index).any());
     client->unwatch(queue->index, fd->record());
     client->give_back_poll_queue(*queue);
+}
+
+TEST_F(StreamSocketTest, EdgeTriggeredWriterNeverWaitsInVain) {
+    // Room may appear between the attempt that failed and the request for a notice: then no notice comes, and the room is
+    // used. A quick daemon of the test's own, which looks only when it is told to, meets that moment often.
+    Fd fd = connected(SOCK_NONBLOCK);
+    const std::uint32_t record = fd->record();
+    shm::Segment& segment = daemon.segment();
+    shm::SocketRecord& shared = segment.socket(record);
+    client->watch(0, record);
+    shared.daemon.send_limit = 4000;  // two blocks
+    const std::string bytes = pattern(8000);
+    std::atomic<bool> stop{false};
+    std::atomic<std::uint64_t> notices{0};
+    int waits = 0;
+    bool lost = false;
+    const auto quick_daemon = [&] {
+        shm::TaggedStack pool(segment.header().tx_free, segment.block_meta(), segment.geometry().tx_blocks);
+        for (std::uint32_t turn = 0; !stop; ++turn)
+            segment.dirty().collect([&](std::uint32_t) {
+                for (std::atomic<std::uint32_t> delay{0}; delay < turn % 128; ++delay) {
+                }
+                std::uint32_t link = shm::take_all(shared.app.tx_list);
+                while (link != shm::kEmptyList) {
+                    const std::uint32_t next = segment.block_meta()[link - 1].next.load();
+                    pool.push(link - 1);
+                    link = next;
+                }
+                shared.daemon.tx_released = shared.app.tx_queued.load();
+                if ((shared.app.flags.fetch_and(~shm::kAppWantWrite) & shm::kAppWantWrite) != 0) ++notices;
+            });
+    };
+    EXPECT_TRUE(daemon.wait_until([&] {  // under the fake's lock: it stands still meanwhile
+        std::thread thread(quick_daemon);
+        for (int round = 0; round < 20'000 && !lost; ++round) {
+            const std::uint64_t before = notices;
+            if (fd.send(bytes) == 8000) continue;
+            ++waits;
+            const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+            while (notices == before && !lost) {
+                std::this_thread::yield();
+                lost = std::chrono::steady_clock::now() > deadline;
+            }
+        }
+        stop = true;
+        thread.join();
+        return true;
+    }));
+    EXPECT_FALSE(lost) << "no notice, after " << waits << " that came";
+    EXPECT_GT(waits, 0);
+    client->unwatch(0, record);
+}
+
+TEST_F(StreamSocketTest, CountsOfBytesDoNotUnderflow) {
+    Fd fd = connected();
+    shm::SocketRecord& shared = daemon.segment().socket(fd->record());
+    const auto ask = [&](unsigned long request) {
+        int value = -1;
+        return fd->ioctl(fd.number(), request, &value) == 0 ? value : -errno;
+    };
+    shared.daemon.rx_delivered = 100;
+    shared.app.rx_consumed = 40;
+    EXPECT_EQ(ask(FIONREAD), 60);
+    shared.app.rx_consumed = 101;  // read before it was counted as delivered
+    EXPECT_EQ(ask(FIONREAD), 0);
+    shared.app.tx_queued = 7;
+    EXPECT_EQ(ask(TIOCOUTQ), 7);
+    shared.daemon.tx_released = 8;
+    EXPECT_EQ(ask(TIOCOUTQ), 0);
+    shared.app.tx_queued = 8;
+}
+
+TEST_F(StreamSocketTest, MaximumSegmentIsTheConnections) {
+    Fd fd = connected();
+    daemon.segment().socket(fd->record()).info.mss = 1448;
+    EXPECT_EQ(fd.get_int(IPPROTO_TCP, TCP_MAXSEG), 1448);
 }
 
 TEST_F(StreamSocketTest, AskingForRoomMakesTheDaemonLook) {

@@ -184,6 +184,7 @@ void FakeDaemon::serve(Control& control, bool& gone) {
         }
         case shm::MessageKind::kAddQueue: {
             reply.error = ENOSPC;
+            if (nonsense_) return answer(fd, &reply, 1, nullptr, 0);
             for (std::uint32_t queue = 0; queue < queues_.size(); ++queue) {
                 if (queues_[queue]) continue;
                 queues_[queue] = std::move(passed);

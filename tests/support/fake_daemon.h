@@ -59,6 +59,8 @@ public:
     void hold_acknowledgements(std::uint32_t record);
     void resume(std::uint32_t record);
     void refuse_operations(int error) { refuse_ = error; }
+    /// Requests on the control connection get an answer that is none.
+    void answer_nonsense() { nonsense_ = true; }
 
     // --- what the application did -----------------------------------------------------------------------------------
     std::string received(std::uint32_t record);
@@ -126,6 +128,7 @@ private:
     std::uint32_t next_accept_queue_ = 0;
     std::map<std::uint32_t, std::uint32_t> tails_;  // by listener
     std::atomic<int> refuse_{0};
+    std::atomic<bool> nonsense_{false};
     bool stopping_ = false;
     std::atomic<bool> dead_{false};
     std::thread thread_;
