@@ -120,12 +120,15 @@ int run_with_stats(const RunOptions& options, const std::string& path) {
     sigaddset(&waited, SIGCHLD);
     sigset_t old_mask;
     ::sigprocmask(SIG_BLOCK, &waited, &old_mask);
+    // With SIGCHLD ignored (inherited so) the kernel would reap the child itself and never tell us.
+    const auto old_action = ::signal(SIGCHLD, SIG_DFL);
     const pid_t child = ::fork();
     if (child < 0) {
         say(fmt::format("cannot start {}: fork: {}", path, std::strerror(errno)));
         return kExitRefused;
     }
     if (child == 0) {
+        ::signal(SIGCHLD, old_action);
         ::sigprocmask(SIG_SETMASK, &old_mask, nullptr);
         ::_exit(execute(path, options.command));
     }

@@ -41,7 +41,7 @@ std::vector<UniqueFd> Connection::take_fds() {
 void Connection::received(int result) {
     receiving_ = false;
     Packet packet;
-    if (result > 0) packet.fds = take_fds();  // theirs to close even when nobody wants them
+    if (result >= 0) packet.fds = take_fds();  // theirs to close even when nobody wants them
     if (closed_) return;
     if (result == -EAGAIN) {  // the other end shares the socket's flags and may have made it non-blocking
         receiving_ = true;

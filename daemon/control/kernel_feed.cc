@@ -64,8 +64,9 @@ void KernelFeed::send_link(const LinkState& link, bool removed) {
     if (engine_ == nullptr || find(link.ifindex) == nullptr) return;
     if (removed) spdlog::error("interface {} is gone; restart culvertd when it is back", link.name);
     const bool up = link.up && !removed;
-    engine_->post([index = static_cast<std::uint32_t>(link.ifindex), up, mtu = link.mtu](engine::Engine& engine) {
+    engine_->post([index = static_cast<std::uint32_t>(link.ifindex), up, mtu = link.mtu, mac = link.mac](engine::Engine& engine) {
         engine.stack().set_interface_state(index, up, mtu);
+        engine.stack().set_mac(index, mac);
     });
 }
 

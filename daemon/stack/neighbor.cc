@@ -18,7 +18,7 @@ void NeighborTable::update(std::uint32_t interface, const Address& address, cons
     if (found == entries_.end()) {
         // The kernel keeps at most gc_thresh3 (1024) entries, so a full table means that its deletions were lost; the
         // dump that follows an overrun brings the rest.
-        if (entries_.size() >= kMaxEntries) return;
+        if (entries_.size() >= kMaxEntries && !make_room()) return;
         found = entries_.emplace(key, Entry{}).first;
     }
     Entry& entry = found->second;
@@ -54,12 +54,18 @@ const MacAddress* NeighborTable::lookup(std::uint32_t interface, const Address& 
     return &entry.mac;
 }
 
+/// Forgets who never answered and has nothing waiting: the kernel need not know them, so nobody else will remove them.
+bool NeighborTable::make_room() {
+    std::erase_if(entries_, [](const auto& item) { return !item.second.usable() && item.second.pending.empty(); });
+    return entries_.size() < kMaxEntries;
+}
+
 void NeighborTable::enqueue(std::uint32_t interface, const Address& next_hop, TxPacket packet, TxQueue& tx,
                             Instant now) {
     const Key key{interface, next_hop};
     auto found = entries_.find(key);
     if (found == entries_.end()) {
-        if (entries_.size() >= kMaxEntries) {
+        if (entries_.size() >= kMaxEntries && !make_room()) {
             counters_.drop(Drop::kNeighborQueueFull);
             tx.abandon(packet);
             return;
@@ -70,6 +76,7 @@ void NeighborTable::enqueue(std::uint32_t interface, const Address& next_hop, Tx
     entry.tx = &tx;
     if (entry.usable()) {  // the caller's view was old
         entry.pending.push_back(packet);
+        ++pending_total_;
         send_pending(entry);
         return;
     }
@@ -80,6 +87,12 @@ void NeighborTable::enqueue(std::uint32_t interface, const Address& next_hop, Tx
         counters_.drop(Drop::kNeighborQueueFull);
         tx.abandon(entry.pending.front());
         entry.pending.erase(entry.pending.begin());
+        --pending_total_;
+    }
+    if (pending_total_ >= kMaxPendingTotal) {  // a scan of dead addresses must not pin the frames of everybody
+        counters_.drop(Drop::kNeighborQueueFull);
+        tx.abandon(packet);
+        return;
     }
     if (entry.pending.empty()) {
         entry.waiting_since = now;
@@ -87,6 +100,7 @@ void NeighborTable::enqueue(std::uint32_t interface, const Address& next_hop, Tx
         entry.pending.reserve(kMaxPending);
     }
     entry.pending.push_back(packet);
+    ++pending_total_;
 }
 
 void NeighborTable::advance(Instant now) {
@@ -126,6 +140,7 @@ void NeighborTable::send_pending(Entry& entry) {
         wire::store_mac(packet.fragments[0].data(), entry.mac);
         entry.tx->commit(packet);
     }
+    pending_total_ -= entry.pending.size();
     entry.pending.clear();
 }
 
@@ -133,6 +148,7 @@ void NeighborTable::drop_pending(Entry& entry) {
     // The observer may send again to the same neighbour: what it adds is not part of this.
     std::vector<TxPacket> dropped = std::move(entry.pending);
     entry.pending.clear();
+    pending_total_ -= dropped.size();
     TxQueue* const tx = entry.tx;
     for (TxPacket& packet : dropped) {
         counters_.drop(Drop::kNeighborUnresolved);

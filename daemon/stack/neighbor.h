@@ -40,6 +40,7 @@ class NeighborTable {
 public:
     static constexpr std::size_t kMaxEntries = 8192;
     static constexpr std::size_t kMaxPending = 8;
+    static constexpr std::size_t kMaxPendingTotal = 1024;  // of all neighbours together
     /// Between two questions about one neighbour that is unknown.
     static constexpr Duration kAskInterval = std::chrono::seconds(1);
     /// Between two questions about one that is stale.
@@ -69,6 +70,8 @@ public:
     std::size_t size() const { return entries_.size(); }
 
 private:
+    bool make_room();
+
     struct Key {
         std::uint32_t interface;
         Address address;
@@ -96,6 +99,7 @@ private:
     UnresolvedObserver* observer_ = nullptr;
     Instant next_deadline_ = kNever;  // no later than the first packet's timeout
     std::unordered_map<Key, Entry, KeyHash> entries_;
+    std::size_t pending_total_ = 0;
     std::uint32_t generation_ = 1;
 };
 

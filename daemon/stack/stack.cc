@@ -154,6 +154,13 @@ void Stack::set_interface_state(std::uint32_t index, bool up, std::uint32_t mtu)
     impl_->interfaces_changed();
 }
 
+void Stack::set_mac(std::uint32_t index, const MacAddress& mac) {
+    Interface& interface = impl_->interface(index);
+    if (interface.mac == mac) return;
+    interface.mac = mac;
+    impl_->interfaces_changed();
+}
+
 void Stack::set_addresses(std::uint32_t index, std::vector<InterfaceAddress> addresses) {
     impl_->interface(index).addresses = std::move(addresses);
     impl_->interfaces_changed();

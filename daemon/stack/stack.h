@@ -109,6 +109,7 @@ public:
     // --- the world, by commands of the control thread ---------------------------------------------------------------
     Interface& add_interface(Interface interface);
     void set_interface_state(std::uint32_t index, bool up, std::uint32_t mtu);
+    void set_mac(std::uint32_t index, const MacAddress& mac);
     void set_addresses(std::uint32_t index, std::vector<InterfaceAddress> addresses);
     RouteTable& routes();
     NeighborTable& neighbors();

@@ -170,7 +170,7 @@ Info Connection::info() const {
 }
 
 void Connection::enter_time_wait(Instant now) {
-    if (ack_due_) send_ack(now);
+    if (ack_due_ && refresh_path(now)) send_ack(now);  // the way may have been lost since the last segment
     if (ended()) return;
     set_state(State::kTimeWait);
     const bool recorded =

@@ -143,6 +143,8 @@ void Connection::on_idle_timer(Instant now) {
         idle_at_ = now + interval;
         return;
     }
+    // The timer was set when the last probe left; what came since then has answered it, however long the interval.
+    if (keepalive_probes_ > 0 && last_received_ > idle_at_ - interval) keepalive_probes_ = 0;
     const std::uint32_t count = options_.keep_alive_count != 0 ? options_.keep_alive_count : kKeepAliveCount;
     // A user timeout overrides the number of probes. [RFC5482 4.2]
     const bool dead = options_.user_timeout > Duration::zero()

@@ -28,6 +28,19 @@ TEST(TcpClose, WeCloseFirst) {  // [RFC9293 3.6 figure 12]
     EXPECT_EQ(t.host.tcp.usage().flows, 0u);
 }
 
+TEST(TcpClose, TheLastAckIsLeftOutWhenTheWayIsLost) {
+    StackTest t;
+    t.established();
+    t.shutdown_write().expect(fin().seq(1).ack(1));
+    t.inject(ack().seq(1).ack(2));
+    t.host.routes.replace({});
+    t.inject(ack().seq(1).ack(2).data("late"));  // its ACK finds no way
+    t.inject(fin().seq(5).ack(2));
+    EXPECT_TRUE(t.app.closed);
+    t.expect_nothing();
+    EXPECT_EQ(t.host.tcp.usage().time_wait, 1u);
+}
+
 TEST(TcpClose, PeerClosesFirst) {
     StackTest t;
     t.accepted_connection();

@@ -73,6 +73,16 @@ TEST(TcpTimers, KeepaliveFindsTheDead) {  // [RFC9293 3.8.4 MUST-24 .. MUST-29]
     EXPECT_EQ(t.host.counters.tcp_keepalive_probes, 4u);
 }
 
+TEST(TcpTimers, AnAnsweredKeepaliveKeepsTheConnectionHoweverLongTheInterval) {
+    StackTest t;
+    t.established({.keep_alive = true, .keep_alive_idle = 2s, .keep_alive_interval = 10s, .keep_alive_count = 3});
+    for (int round = 0; round < 10; ++round) {
+        t.after(round == 0 ? 2100ms : 10s).expect(ack().seq(0).ack(1));
+        t.inject(ack().seq(1).ack(1));
+    }
+    EXPECT_FALSE(t.app.closed);
+}
+
 TEST(TcpTimers, NoKeepaliveUnlessAsked) {  // [RFC9293 3.8.4 MUST-25]
     StackTest t;
     t.established();
