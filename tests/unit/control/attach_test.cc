@@ -259,6 +259,22 @@ TEST_F(AttachTest, ForkedProcessKeepsTheTenantAlive) {
     EXPECT_TRUE(eventually([](const auto& now) { return now["tenants"] == 0; }));
 }
 
+TEST_F(AttachTest, AnEmptyMessageLeavesNoDescriptorBehind) {
+    start();
+    Client one = client();
+    int ends[2];
+    ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+    const UniqueFd reading(ends[0]);
+    {
+        const UniqueFd writing(ends[1]);
+        one.send_bytes("", 0, writing.get());
+    }
+    EXPECT_TRUE(one.ended());
+    pollfd waited{reading.get(), POLLIN, 0};  // end of file once nobody holds the other end
+    EXPECT_EQ(::poll(&waited, 1, 10000), 1);
+    EXPECT_NE(waited.revents & POLLHUP, 0);
+}
+
 TEST_F(AttachTest, OtherVersionIsRefusedWithWords) {
     start();
     Client one = client();
