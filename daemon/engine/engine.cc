@@ -5,7 +5,6 @@
 #include <time.h>
 
 #include <algorithm>
-#include <string>
 #include <utility>
 
 #include "daemon/engine/spin_policy.h"

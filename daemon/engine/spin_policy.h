@@ -30,13 +30,11 @@ public:
     /// Work came while looking.
     void found() { fruitless_ = 0; }
     /// The limit was reached and the engine went to sleep.
-    void slept() {
-        if (++fruitless_ == 2 * kTryAgainEvery * kGiveUpAfter) fruitless_ = kGiveUpAfter;  // never back to eager by wrapping
-    }
+    void slept() { ++fruitless_; }
 
 private:
     Duration longest_;
-    std::uint32_t fruitless_ = 0;
+    std::uint64_t fruitless_ = 0;  // idle periods in a row that ended asleep
 };
 
 }  // namespace culvert::engine
