@@ -32,6 +32,7 @@ struct RxPacket {
     std::span<const std::span<const std::byte>> rest;            // further fragments, usually none
     std::uint32_t length = 0;                                    // of all fragments together
     ChecksumState checksum = ChecksumState::kUnverified;
+    std::uint16_t segment_size = 0;  // a merged packet: payload bytes of the segments it was made from; 0: it is one
 };
 
 /// An array whose items have no value until they are written: filling eighteen spans with zeros for a packet that uses one

@@ -13,6 +13,9 @@ namespace culvert::stack {
 struct InterfaceAddress {
     Address address;
     unsigned prefix_length = 0;
+    /// Ours alone: the kernel does not know it, so we answer ARP, ND and echo for it, and reassemble its fragments.
+    /// False: shared with the kernel, who does all that.
+    bool dedicated = false;
 };
 
 /// Owned by the Stack; changed only on the engine's thread.
@@ -24,6 +27,12 @@ struct Interface {
     bool up = false;
     std::vector<InterfaceAddress> addresses;
     TxQueue* tx = nullptr;  // of this engine's queue of the device
+    /// Neighbours are resolved by our own ARP and ND (link.h), not by asking the kernel: every address is dedicated.
+    bool resolves_itself = false;
+    /// Largest TCP payload the device takes as one packet and cuts itself (TxPacket::segment_size); 0: none.
+    std::uint32_t segmentation_limit = 0;
+    /// The device fills in TCP and UDP checksums (TxPacket::checksum_start).
+    bool offloads_checksum = false;
 };
 
 }  // namespace culvert::stack

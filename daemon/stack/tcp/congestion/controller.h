@@ -35,6 +35,28 @@ struct AckEvent {
     Position snd_nxt = 0;
 };
 
+/// What one ACK tells about the path, loss or not: the rate sample of draft-ietf-ccwg-bbr 4.1, and the echo of ECN.
+/// Made by the connection from its log of transmissions (sent_log.h) for every ACK that delivers something.
+struct DeliveryEvent {
+    Instant now;
+    Position snd_una = 0;                // after the ACK
+    Position snd_nxt = 0;
+    std::uint64_t delivered_total = 0;   // bytes the peer has got since the connection began (C.delivered)
+    std::uint64_t newly_delivered = 0;   // of them by this ACK, SACKed ones too (RS.newly_acked)
+    std::uint64_t newly_lost = 0;        // bytes that this ACK showed to be lost (RS.newly_lost)
+    std::uint64_t lost_total = 0;        // since the connection began (C.lost)
+    std::uint64_t in_flight = 0;         // pipe, after the ACK
+    std::uint64_t flight_at_send = 0;    // pipe when the newest segment of the sample left, itself included (RS.tx_in_flight)
+    std::uint64_t prior_delivered = 0;   // C.delivered when it left (P.delivered)
+    std::uint64_t lost_since_send = 0;   // RS.lost: lost while it was under way
+    std::uint64_t sample_bytes = 0;      // delivered over `interval` (RS.delivered)
+    Duration interval{0};                // zero: no valid rate sample
+    Duration rtt{0};                     // of the newest segment of the sample; zero: none (sent twice)
+    bool app_limited = false;            // the sample began while there was nothing to send (RS.is_app_limited)
+    bool in_recovery = false;            // fast recovery or timeout recovery is going on, after this ACK
+    bool echo = false;                   // the segment carried ECE, and ECN is in use
+};
+
 /// In bytes throughout.
 class CongestionController {
 public:
@@ -44,6 +66,11 @@ public:
     virtual Algorithm algorithm() const = 0;
 
     virtual void on_ack(const AckEvent& event) = 0;
+    /// Every ACK that delivers something or echoes a mark, also in recovery; before on_ack and on_enter_recovery.
+    virtual void on_delivery(const DeliveryEvent&) {}
+    /// ECE of RFC 3168, at most once a window: a reduction as for a loss, with nothing to repair. [RFC3168 6.1.2]
+    /// DCTCP does nothing here: it counts marks in on_delivery.
+    virtual void on_congestion_echo(Instant now, std::uint64_t in_flight) { on_enter_recovery(now, in_flight); }
     /// Loss detected by duplicate ACKs or SACK, or ECN echo. Sets ssthresh, and cwnd to it.
     /// `in_flight`: FlightSize, everything sent and not cumulatively acknowledged.
     virtual void on_enter_recovery(Instant now, std::uint64_t in_flight) = 0;
@@ -60,6 +87,12 @@ public:
     std::uint32_t cwnd() const { return cwnd_; }
     std::uint32_t ssthresh() const { return ssthresh_; }
     bool in_slow_start() const { return cwnd_ < ssthresh_; }
+    /// Bytes a second at which segments should leave; 0: as fast as cwnd allows.
+    std::uint64_t pacing_rate() const { return pacing_rate_; }
+    /// True: cwnd alone says what may be sent in recovery (BBR); false: PRR does. [RFC9937 6.1]
+    bool governs_recovery() const { return governs_recovery_; }
+    /// True: data is sent ECT whatever RFC 3168 negotiation allows it to, and each CE is echoed at once. [RFC8257 3]
+    bool wants_exact_echo() const { return exact_echo_; }
     std::uint32_t mss() const { return mss_; }
     /// The path MTU changed, or the handshake made the MSS known. The window keeps its bytes, at least one segment.
     void set_mss(std::uint32_t mss);
@@ -81,6 +114,9 @@ protected:
     std::uint32_t cwnd_;
     std::uint32_t ssthresh_ = UINT32_MAX;
     std::uint32_t mss_;
+    bool governs_recovery_ = false;
+    bool exact_echo_ = false;
+    std::uint64_t pacing_rate_ = 0;
 };
 
 /// The storage of a connection's controller.
@@ -99,7 +135,7 @@ public:
     const CongestionController& operator*() const { return *get(); }
 
 private:
-    static constexpr std::size_t kBytes = 96;
+    static constexpr std::size_t kBytes = 112;
 
     template <typename Controller>
     void emplace(std::uint32_t mss);
@@ -112,6 +148,6 @@ private:
 
     alignas(8) std::byte storage_[kBytes];
 };
-static_assert(sizeof(CongestionState) <= 104);
+static_assert(sizeof(CongestionState) <= 112);
 
 }  // namespace culvert::stack::tcp
