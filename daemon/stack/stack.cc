@@ -9,6 +9,7 @@
 #include "daemon/stack/icmp.h"
 #include "daemon/stack/ip_input.h"
 #include "daemon/stack/ip_output.h"
+#include "daemon/stack/peers.h"
 #include "daemon/stack/source_address.h"
 #include "daemon/stack/tcp/tcp.h"
 #include "daemon/stack/udp.h"
@@ -18,13 +19,15 @@ namespace culvert::stack {
 /// The modules and how they are joined. Members are made in the order in which they need each other.
 class StackImpl final : public UnresolvedObserver {
 public:
-    StackImpl(const StackConfig& config, NeighborResolver& resolver, PortOwner& ports, Counters& counters, Rng& rng)
+    StackImpl(const StackConfig& config, NeighborResolver& resolver, PortOwner& ports, Counters& counters, Rng& rng,
+              Peers* peers)
         : counters_(counters),
+          peers_(peers),
           neighbors_(resolver, counters),
           output_(routes_, neighbors_, counters),
           ip_input_(output_.local_addresses()),
-          tcp_(config, output_, ports, counters, rng),
-          udp_(config, output_, ports, counters, rng) {
+          tcp_(config, output_, ports, counters, rng, peers),
+          udp_(config, output_, ports, counters, rng, peers) {
         neighbors_.set_observer(this);
     }
 
@@ -57,7 +60,7 @@ public:
             case wire::IpProtocol::kTcp: return tcp_.input(*ip, now);
             case wire::IpProtocol::kUdp: return udp_.input(*ip);
             case wire::IpProtocol::kIcmp:
-            case wire::IpProtocol::kIcmpv6: return report(read_icmp_error(*ip, output_.local_addresses()), now);
+            case wire::IpProtocol::kIcmpv6: return report(read_icmp_error(*ip, output_.local_addresses()), &*ip, now);
             default: return counters_.drop(Drop::kIpProtocolUnknown);
         }
     }
@@ -83,13 +86,15 @@ public:
     }
 
     void on_unresolved(std::span<const std::byte> ip_packet) override {
-        report(unresolved_error(ip_packet), now_);
+        report(unresolved_error(ip_packet), nullptr, now_);
     }
 
     Result<Address> source_for(const Endpoint& destination) const {
         const Hop hop = TRY(output_.find_hop(Address::any(destination.address.family()), destination.address));
         if (hop.local) {
-            if (!tcp_.is_listening(destination)) return fail(EHOSTUNREACH, "kernel's port");
+            if (!tcp_.is_listening(destination) &&
+                (peers_ == nullptr || !peers_->bound_elsewhere(PortOwner::Protocol::kTcp, destination)))
+                return fail(EHOSTUNREACH, "kernel's port");
             return destination.address;
         }
         if (hop.preferred_source && output_.is_local(*hop.preferred_source)) return *hop.preferred_source;
@@ -103,11 +108,11 @@ private:
     static constexpr int kLocalRounds = 4;
     static constexpr std::size_t kLocalBurst = 256;  // packets to ourselves in one round
 
-    void report(const std::expected<IcmpError, Drop>& error, Instant now) {
+    void report(const std::expected<IcmpError, Drop>& error, const IpPacket* message, Instant now) {
         if (!error) return counters_.drop(error.error());
-        if (error->protocol == wire::IpProtocol::kUdp) return udp_.icmp_error(*error);
+        if (error->protocol == wire::IpProtocol::kUdp) return udp_.icmp_error(*error, message);
         const int code = error->next_hop_mtu != 0 ? 0 : error->error;
-        tcp_.icmp_error(error->local, error->remote, error->sequence, code, error->next_hop_mtu, now);
+        tcp_.icmp_error(error->local, error->remote, error->sequence, code, error->next_hop_mtu, now, message);
     }
 
     /// Feeds what we sent to ourselves back in, oldest first. Answers go to the end of the same queue, which never grows
@@ -130,6 +135,7 @@ private:
     }
 
     Counters& counters_;
+    Peers* const peers_;  // null: the only engine
     std::vector<std::unique_ptr<Interface>> interfaces_;
     RouteTable routes_;
     NeighborTable neighbors_;
@@ -140,8 +146,9 @@ private:
     Instant now_{};  // of the last turn, for what commands of the control thread set off
 };
 
-Stack::Stack(const StackConfig& config, NeighborResolver& resolver, PortOwner& ports, Counters& counters, Rng& rng)
-    : impl_(std::make_unique<StackImpl>(config, resolver, ports, counters, rng)) {}
+Stack::Stack(const StackConfig& config, NeighborResolver& resolver, PortOwner& ports, Counters& counters, Rng& rng,
+             Peers* peers)
+    : impl_(std::make_unique<StackImpl>(config, resolver, ports, counters, rng, peers)) {}
 Stack::~Stack() = default;
 
 Interface& Stack::add_interface(Interface interface) { return impl_->add_interface(std::move(interface)); }
@@ -173,6 +180,10 @@ bool Stack::is_local(const Address& address) const { return impl_->output_.is_lo
 void Stack::input(Interface& interface, const RxPacket& packet, Instant now) {
     impl_->now_ = now;
     impl_->input(interface, packet, false, now);
+}
+void Stack::input_passed(Interface& interface, const RxPacket& packet, bool from_ourselves, Instant now) {
+    impl_->now_ = now;
+    impl_->input(interface, packet, from_ourselves, now);
 }
 void Stack::advance(Instant now) { impl_->advance(now); }
 void Stack::flush(Instant now) { impl_->flush(now); }

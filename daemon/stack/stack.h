@@ -99,11 +99,14 @@ public:
     virtual void release_port(Protocol protocol, const Address& address, Port port) = 0;
 };
 
+class Peers;
 class StackImpl;
 
 class Stack {
 public:
-    Stack(const StackConfig& config, NeighborResolver& resolver, PortOwner& ports, Counters& counters, Rng& rng);
+    /// `peers`: the other engines (peers.h); null: there are none.
+    Stack(const StackConfig& config, NeighborResolver& resolver, PortOwner& ports, Counters& counters, Rng& rng,
+          Peers* peers = nullptr);
     ~Stack();
 
     // --- the world, by commands of the control thread ---------------------------------------------------------------
@@ -118,6 +121,8 @@ public:
 
     // --- the turn ---------------------------------------------------------------------------------------------------
     void input(Interface& interface, const RxPacket& packet, Instant now);
+    /// The same for a packet that another engine has passed on. `from_ourselves`: it was sent to one of our own addresses.
+    void input_passed(Interface& interface, const RxPacket& packet, bool from_ourselves, Instant now);
     void advance(Instant now);
     void flush(Instant now);
     /// When advance() has something to do; kNever if nothing waits. Packets that wait for flush() or local delivery make

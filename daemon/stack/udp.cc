@@ -64,10 +64,11 @@ std::size_t gather(const RxPacket& packet, std::size_t offset, std::size_t lengt
 
 }  // namespace
 
-Udp::Udp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng)
+Udp::Udp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng, Peers* peers)
     : output_(output),
       ports_(ports),
       counters_(counters),
+      peers_(peers),
       secret_{config.secret[0], config.secret[1]},
       next_identification_(static_cast<std::uint32_t>(rng.next())),
       pool_(sizeof(Socket), config.max_udp_sockets),
@@ -138,11 +139,20 @@ bool Udp::would_receive(const Endpoint& local, const Endpoint& remote) const { r
 
 // --- input -----------------------------------------------------------------------------------------------------------
 
+/// Several engines: a socket connected to the sender, on whatever engine, comes before `found`, which is only bound.
+bool Udp::passed_on(const IpPacket& packet, const Endpoint& local, const Endpoint& remote, const Socket* found) {
+    if (found != nullptr && (found->remote_ || !peers_->port_elsewhere(PortOwner::Protocol::kUdp, local.port))) return false;
+    if (peers_->pass_to_owner(packet, static_cast<std::uint32_t>(flow_hash(local, remote)), false)) return true;
+    return found == nullptr && peers_->pass_to_listener(packet, PortOwner::Protocol::kUdp, local.port, false);
+}
+
 void Udp::input(const IpPacket& ip) {
     const auto view = wire::UdpView::parse(ip.packet.head.subspan(ip.transport_offset), ip.transport_length);
     if (!view) return counters_.drop(view.error());
     const Endpoint remote{ip.source, view->source()};
-    Socket* const socket = find({ip.destination, view->destination()}, remote);
+    const Endpoint local{ip.destination, view->destination()};
+    Socket* const socket = find(local, remote);
+    if (peers_ != nullptr && passed_on(ip, local, remote, socket)) return;
     if (socket == nullptr) return counters_.drop(Drop::kUdpNoSocket);
     // [RFC1122 4.1.3.4] [RFC8200 8.1] zero means "none" over IPv4 and is wrong over IPv6
     if (!wire::verify_transport_checksum(ip.packet, ip.transport_offset, view->length(), ip.source, ip.destination,
@@ -163,7 +173,12 @@ void Udp::input(const IpPacket& ip) {
         counters_.drop(Drop::kUdpQueueFull);
 }
 
-void Udp::icmp_error(const IcmpError& error) {
+void Udp::icmp_error(const IcmpError& error, const IpPacket* message) {
+    const auto passed = [&] {
+        return peers_ != nullptr && message != nullptr &&
+               (peers_->pass_to_owner(*message, static_cast<std::uint32_t>(flow_hash(error.local, error.remote)), false) ||
+                peers_->pass_to_listener(*message, PortOwner::Protocol::kUdp, error.local.port, false));
+    };
     if (error.next_hop_mtu != 0) {
         bool known = false;
         for (Socket* s = bound_[error.local.port & (kBuckets - 1)]; s != nullptr; s = s->next_bound_) {
@@ -174,14 +189,17 @@ void Udp::icmp_error(const IcmpError& error) {
         }
         if (known) {
             ++counters_.icmp_in;
-        } else {
+        } else if (!passed()) {
             counters_.drop(Drop::kIcmpUnmatched);
         }
         return;
     }
     Socket* const socket = find_connected(error.local, error.remote);
     // [RFC1122 4.1.3.3] errors go up; only a connected socket can tell which of its datagrams is meant
-    if (socket == nullptr) return counters_.drop(Drop::kIcmpUnmatched);
+    if (socket == nullptr) {
+        if (!passed()) counters_.drop(Drop::kIcmpUnmatched);
+        return;
+    }
     ++counters_.icmp_in;
     if (error.hard) socket->owner_->on_error(*socket, error.error);
 }
@@ -213,6 +231,7 @@ Result<Socket*> Udp::bind(const Endpoint& local, bool dual, SocketOwner& owner) 
     socket->bound_ = socket->local_ = local;
     socket->dual_ = dual && local.address == Address();
     socket->owner_ = &owner;
+    if (peers_ != nullptr) peers_->bound(PortOwner::Protocol::kUdp, local, socket->dual_);
     for_each_new_port(*socket, [&](const Address& address) {
         ports_.take_port(PortOwner::Protocol::kUdp, address, local.port);
     });
@@ -227,6 +246,8 @@ void Udp::unlink_connected(Socket& socket) {
     while (*at != &socket) at = &(*at)->next_connected_;
     *at = socket.next_connected_;
     socket.next_connected_ = nullptr;
+    if (std::exchange(socket.flow_told_, false))
+        peers_->flow_ended(static_cast<std::uint32_t>(flow_hash(socket.local_, *socket.remote_)));
     socket.remote_.reset();
     socket.local_ = socket.bound_;
 }
@@ -243,6 +264,8 @@ void Udp::connect(Socket& socket, const Endpoint* remote) {
     socket.remote_ = to;
     Socket*& head = connected_[connected_bucket(socket.local_.port, *to)];
     socket.next_connected_ = std::exchange(head, &socket);
+    if (peers_ != nullptr && source)
+        socket.flow_told_ = peers_->flow_began(static_cast<std::uint32_t>(flow_hash(socket.local_, *to)));
 }
 
 void Udp::close(Socket& socket) {
@@ -250,6 +273,7 @@ void Udp::close(Socket& socket) {
     for_each_new_port(socket, [&](const Address& address) {
         ports_.release_port(PortOwner::Protocol::kUdp, address, socket.bound_.port);
     });
+    if (peers_ != nullptr) peers_->unbound(PortOwner::Protocol::kUdp, socket.bound_, socket.dual_);
     Socket** at = &bound_[socket.bound_.port & (kBuckets - 1)];
     while (*at != &socket) at = &(*at)->next_bound_;
     *at = socket.next_bound_;
@@ -296,7 +320,9 @@ Result<void> Udp::send(Socket& socket, const Endpoint& remote, const Address& lo
     }
     const Endpoint from{socket.path_source_, socket.local_.port};
     // Nobody listens here, but perhaps on the kernel's socket of that port: let the application's kernel socket send it.
-    if (socket.path_.local && !would_receive(remote, from)) return fail(EHOSTUNREACH, "kernel's port");
+    if (socket.path_.local && !would_receive(remote, from) &&
+        (peers_ == nullptr || !peers_->bound_elsewhere(PortOwner::Protocol::kUdp, remote)))
+        return fail(EHOSTUNREACH, "kernel's port");
 
     const std::uint32_t ip_header =
         static_cast<std::uint32_t>(v4 ? wire::kIpv4HeaderLength : wire::kIpv6HeaderLength);

@@ -21,6 +21,7 @@
 #include "daemon/stack/ip_output.h"
 #include "daemon/stack/ip_packet.h"
 #include "daemon/stack/owner.h"
+#include "daemon/stack/peers.h"
 #include "daemon/stack/stack.h"
 
 namespace culvert::stack::udp {
@@ -40,6 +41,7 @@ private:
     Endpoint local_;
     std::optional<Endpoint> remote_;
     bool dual_ = false;
+    bool flow_told_ = false;  // the other engines know of the connected flow
     SocketOwner* owner_ = nullptr;
     Socket* next_bound_ = nullptr;      // in bound_: every socket, by local port
     Socket* next_connected_ = nullptr;  // in connected_: those with a remote
@@ -51,7 +53,8 @@ private:
 
 class Udp {
 public:
-    Udp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng);
+    Udp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng,
+        Peers* peers = nullptr);
     ~Udp();
     Udp(const Udp&) = delete;
     Udp& operator=(const Udp&) = delete;
@@ -60,7 +63,8 @@ public:
     void input(const IpPacket& packet);
     /// An ICMP error about a datagram of ours: told to the connected socket that sent it, if the error is hard. "Packet
     /// too big" makes the sockets that speak to `remote` cut smaller (until their path is looked up again).
-    void icmp_error(const IcmpError& error);
+    /// `message`: the packet that brought it, for the engine that it concerns; null when it came from ourselves.
+    void icmp_error(const IcmpError& error, const IpPacket* message = nullptr);
     /// True if a datagram from `remote` to `local` would find a socket.
     bool would_receive(const Endpoint& local, const Endpoint& remote) const;
 
@@ -80,6 +84,7 @@ private:
     Socket* find_connected(const Endpoint& local, const Endpoint& remote) const;
     Socket* find_bound(const Endpoint& local, const Endpoint& remote) const;
     Socket* find(const Endpoint& local, const Endpoint& remote) const;
+    bool passed_on(const IpPacket& packet, const Endpoint& local, const Endpoint& remote, const Socket* found);
     void unlink_connected(Socket& socket);
     /// Another socket than `self` holds the port on `address`.
     bool held_by_another(const Socket& self, const Address& address) const;
@@ -94,6 +99,7 @@ private:
     IpOutput& output_;
     PortOwner& ports_;
     Counters& counters_;
+    Peers* const peers_;  // null: the only engine
     std::uint64_t secret_[2];
     std::uint32_t next_identification_;
     LazyPool pool_;

@@ -7,7 +7,7 @@
 
 namespace culvert::stack::tcp {
 
-FlowTable::FlowTable(std::uint32_t capacity) : limit_(capacity) {
+FlowTable::FlowTable(std::uint32_t capacity, Peers* peers) : limit_(capacity), peers_(peers) {
     const std::uint64_t slots = std::bit_ceil(std::uint64_t{capacity} * 3 / 2 + 2);
     CHECK(slots <= std::uint64_t{1} << 31);
     mask_ = static_cast<std::uint32_t>(slots - 1);
@@ -18,15 +18,21 @@ FlowTable::FlowTable(std::uint32_t capacity) : limit_(capacity) {
     slots_ = static_cast<Slot*>(memory);
 }
 
-FlowTable::~FlowTable() { ::munmap(slots_, (std::size_t{mask_} + 1) * sizeof(Slot)); }
+FlowTable::~FlowTable() {
+    if (peers_ != nullptr)
+        for (std::uint32_t slot = 0; slot <= mask_; ++slot)
+            if (slots_[slot].what != 0) peers_->flow_ended(slots_[slot].hash);
+    ::munmap(slots_, (std::size_t{mask_} + 1) * sizeof(Slot));
+}
 
-bool FlowTable::insert(std::uint32_t hash, FlowRef ref) {
-    if (size_ == limit_) return false;
+FlowTable::Inserted FlowTable::insert(std::uint32_t hash, FlowRef ref) {
+    if (size_ == limit_) return Inserted::kFull;
+    if (peers_ != nullptr && !peers_->flow_began(hash)) return Inserted::kElsewhere;
     std::uint32_t slot = hash & mask_;
     while (slots_[slot].what != 0) slot = (slot + 1) & mask_;
     slots_[slot] = {hash, pack(ref)};
     ++size_;
-    return true;
+    return Inserted::kYes;
 }
 
 std::uint32_t FlowTable::slot_of(std::uint32_t hash, FlowRef ref) const {
@@ -51,6 +57,7 @@ void FlowTable::erase(std::uint32_t hash, FlowRef ref) {
     }
     slots_[gap] = {};
     --size_;
+    if (peers_ != nullptr) peers_->flow_ended(hash);
 }
 
 }  // namespace culvert::stack::tcp

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <span>
 
+#include "daemon/stack/peers.h"
 #include "daemon/wire/address.h"
 #include "shm/base/check.h"
 
@@ -58,8 +59,15 @@ private:
 
 class FlowTable {
 public:
-    /// Room for `capacity` flows. Throws std::system_error (startup only).
-    explicit FlowTable(std::uint32_t capacity);
+    enum class Inserted : std::uint8_t {
+        kYes,
+        kFull,
+        kElsewhere,  // another engine has it: not inserted
+    };
+
+    /// Room for `capacity` flows. With `peers`, each flow is told to the other engines before it is found here. Throws
+    /// std::system_error (startup only).
+    explicit FlowTable(std::uint32_t capacity, Peers* peers = nullptr);
     ~FlowTable();
     FlowTable(const FlowTable&) = delete;
     FlowTable& operator=(const FlowTable&) = delete;
@@ -74,8 +82,8 @@ public:
         }
         return {};
     }
-    /// Requires: not in the table yet. False: full.
-    bool insert(std::uint32_t hash, FlowRef ref);
+    /// Requires: not in the table yet.
+    [[nodiscard]] Inserted insert(std::uint32_t hash, FlowRef ref);
     /// Requires: in the table.
     void erase(std::uint32_t hash, FlowRef ref);
     /// The flow goes on as something else. Requires: `from` is in the table.
@@ -111,6 +119,7 @@ private:
     std::uint32_t mask_ = 0;
     std::uint32_t limit_;
     std::uint32_t size_ = 0;
+    Peers* peers_;
 };
 
 }  // namespace culvert::stack::tcp

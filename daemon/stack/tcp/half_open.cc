@@ -51,10 +51,13 @@ void SynQueue::on_syn(const Segment& segment, std::uint32_t hash, Listener& list
     half_open.advertised_window = static_cast<std::uint16_t>(
         std::min(std::clamp(buffer, 2048u, std::max(shared_.config.max_receive_buffer, 2048u)), 0xffffu));
     half_open.sent_at = now;
-    if (!shared_.flows.insert(hash, {FlowRef::Kind::kHalfOpen, index})) {
-        shared_.counters.drop(Drop::kTcpConnectionLimit);
+    if (const auto inserted = shared_.flows.insert(hash, {FlowRef::Kind::kHalfOpen, index});
+        inserted != FlowTable::Inserted::kYes) {
         half_open.~HalfOpen();
         pool_.release(index);
+        // Elsewhere: the same SYN reached another engine in this very moment (a copy on another queue).
+        if (inserted == FlowTable::Inserted::kFull || !shared_.peers->pass_to_owner(segment.ip, hash, true))
+            shared_.counters.drop(Drop::kTcpConnectionLimit);
         return;
     }
     half_open.older = newest_;

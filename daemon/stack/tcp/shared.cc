@@ -15,14 +15,15 @@ IsnGenerator::Key isn_key(const std::uint64_t (&secret)[2]) {
 }  // namespace
 
 Shared::Shared(const StackConfig& stack_config, IpOutput& ip_output, PortOwner& port_owner, Counters& engine_counters,
-               Rng& engine_rng, std::size_t connection_bytes)
+               Rng& engine_rng, std::size_t connection_bytes, Peers* other_engines)
     : config(stack_config),
+      peers(other_engines),
       ip(ip_output),
       counters(engine_counters),
       rng(engine_rng),
       output(ip_output, engine_counters),
       hash(config.secret),
-      flows(config.max_connections + config.max_half_open + config.max_time_wait),
+      flows(config.max_connections + config.max_half_open + config.max_time_wait, other_engines),
       ports(port_owner),
       connections(connection_bytes, config.max_connections),
       // One connection may hold a quarter of the memory for out-of-order data.

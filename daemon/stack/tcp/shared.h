@@ -25,9 +25,10 @@ enum TimerKind : std::uint8_t { kConnectionTimer = 1, kHalfOpenTimer, kTimeWaitT
 
 struct Shared {
     Shared(const StackConfig& stack_config, IpOutput& ip_output, PortOwner& port_owner, Counters& engine_counters,
-           Rng& engine_rng, std::size_t connection_bytes);
+           Rng& engine_rng, std::size_t connection_bytes, Peers* other_engines);
 
     const StackConfig config;
+    Peers* const peers;  // null: the only engine
     IpOutput& ip;
     Counters& counters;
     Rng& rng;

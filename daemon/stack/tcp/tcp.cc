@@ -10,15 +10,15 @@ namespace culvert::stack::tcp {
 
 class TcpImpl {
 public:
-    TcpImpl(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng)
-        : shared_(config, output, ports, counters, rng, sizeof(Connection)),
+    TcpImpl(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng, Peers* peers)
+        : shared_(config, output, ports, counters, rng, sizeof(Connection), peers),
           syn_queue_(shared_),
           listeners_(config.max_listeners) {}
     ~TcpImpl();
 
     void input(const IpPacket& packet, Instant now);
     void icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
-                    std::uint32_t next_hop_mtu, Instant now);
+                    std::uint32_t next_hop_mtu, Instant now, const IpPacket* message);
     void advance(Instant now);
     void flush(Instant now);
     Instant next_deadline() const;
@@ -45,6 +45,7 @@ private:
     Connection& connection(std::uint32_t index) {
         return *reinterpret_cast<Connection*>(shared_.connections.at(index));
     }
+    bool passed_on(const Segment& segment, std::uint32_t hash);
     void input_unmatched(const Segment& segment, std::uint32_t hash, std::optional<std::uint32_t> minimum_iss,
                          Instant now);
     void destroy(Connection& connection) {
@@ -101,17 +102,28 @@ void TcpImpl::input(const IpPacket& packet, Instant now) {
             std::uint32_t minimum_iss = 0;
             const std::uint32_t offset = shared_.timestamp_offset(segment->local, segment->remote);
             if (shared_.time_wait.on_segment(flow.index, *segment, offset, now, minimum_iss) ==
-                TimeWaitTable::Verdict::kReuse)
+                TimeWaitTable::Verdict::kReuse) {
+                if (shared_.peers != nullptr) shared_.peers->look_again();
                 input_unmatched(*segment, hash, minimum_iss, now);
+            }
             return;
         }
         case FlowRef::Kind::kNone: input_unmatched(*segment, hash, std::nullopt, now); return;
     }
 }
 
+/// Several engines: is the segment another's? What begins a connection is for the one that has the flow (half-open, in
+/// TIME-WAIT), then for whoever listens; so is an ACK, which may bring a cookie back.
+bool TcpImpl::passed_on(const Segment& segment, std::uint32_t hash) {
+    if (shared_.peers->pass_to_owner(segment.ip, hash, true)) return true;
+    return !segment.flags.rst() && listeners_.find(segment.local, hash) == nullptr &&
+           shared_.peers->pass_to_listener(segment.ip, PortOwner::Protocol::kTcp, segment.local.port, true);
+}
+
 /// LISTEN and CLOSED. [RFC9293 3.10.7.1, 3.10.7.2]
 void TcpImpl::input_unmatched(const Segment& segment, std::uint32_t hash, std::optional<std::uint32_t> minimum_iss,
                               Instant now) {
+    if (shared_.peers != nullptr && passed_on(segment, hash)) return;
     if (segment.flags.rst()) {
         shared_.counters.drop(Drop::kTcpStrayReset);
         return;
@@ -127,9 +139,13 @@ void TcpImpl::input_unmatched(const Segment& segment, std::uint32_t hash, std::o
 }
 
 void TcpImpl::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
-                         std::uint32_t next_hop_mtu, Instant now) {
+                         std::uint32_t next_hop_mtu, Instant now, const IpPacket* message) {
     shared_.now = now;
-    const FlowRef flow = find(flow_hash(local, remote), local, remote);
+    const std::uint32_t hash = flow_hash(local, remote);
+    const FlowRef flow = find(hash, local, remote);
+    if (!flow && shared_.peers != nullptr && message != nullptr &&
+        shared_.peers->pass_to_owner(*message, hash, false))
+        return;
     if (flow.kind != FlowRef::Kind::kConnection) {
         // A half-open connection's SYN-ACK is repeated, TIME-WAIT has nothing in flight.
         shared_.counters.drop(Drop::kIcmpUnmatched);
@@ -169,6 +185,7 @@ Instant TcpImpl::next_deadline() const {
 Result<Listener*> TcpImpl::listen(const Endpoint& local, bool dual, const Options& options, ListenerOwner& owner) {
     Listener* const listener = listeners_.add(local, dual, options, owner);
     if (listener == nullptr) return fail(ENOBUFS, "listen: too many listeners");
+    if (shared_.peers != nullptr) shared_.peers->bound(PortOwner::Protocol::kTcp, local, dual);
     shared_.ports.take(local);
     if (dual) shared_.ports.take({Address::any(Family::kIpv4), local.port});
     return listener;
@@ -181,6 +198,7 @@ void TcpImpl::close(Listener& listener) {
     listeners_.remove(listener);
     shared_.ports.release(local);
     if (dual) shared_.ports.release({Address::any(Family::kIpv4), local.port});
+    if (shared_.peers != nullptr) shared_.peers->unbound(PortOwner::Protocol::kTcp, local, dual);
 }
 
 Result<Connection*> TcpImpl::connect(const Endpoint& local, const Endpoint& remote, const Options& options,
@@ -199,8 +217,11 @@ Result<Connection*> TcpImpl::connect(const Endpoint& local, const Endpoint& remo
         shared_.counters.drop(Drop::kTcpConnectionLimit);
         return fail(ENOBUFS, "connect: connection table full");
     }
-    if (!shared_.flows.insert(hash, {FlowRef::Kind::kConnection, index})) {
+    if (const auto inserted = shared_.flows.insert(hash, {FlowRef::Kind::kConnection, index});
+        inserted != FlowTable::Inserted::kYes) {
         shared_.connections.release(index);
+        // A program that has ended may have left the flow in TIME-WAIT on another engine, which cannot be asked here.
+        if (inserted == FlowTable::Inserted::kElsewhere) return fail(EADDRINUSE, "connect: another engine has the flow");
         shared_.counters.drop(Drop::kTcpConnectionLimit);
         return fail(ENOBUFS, "connect: flow table full");
     }
@@ -211,13 +232,13 @@ Result<Connection*> TcpImpl::connect(const Endpoint& local, const Endpoint& remo
     return opened;
 }
 
-Tcp::Tcp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng)
-    : impl_(std::make_unique<TcpImpl>(config, output, ports, counters, rng)) {}
+Tcp::Tcp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng, Peers* peers)
+    : impl_(std::make_unique<TcpImpl>(config, output, ports, counters, rng, peers)) {}
 Tcp::~Tcp() = default;
 void Tcp::input(const IpPacket& packet, Instant now) { impl_->input(packet, now); }
 void Tcp::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
-                     std::uint32_t next_hop_mtu, Instant now) {
-    impl_->icmp_error(local, remote, sequence, error, next_hop_mtu, now);
+                     std::uint32_t next_hop_mtu, Instant now, const IpPacket* message) {
+    impl_->icmp_error(local, remote, sequence, error, next_hop_mtu, now, message);
 }
 void Tcp::advance(Instant now) { impl_->advance(now); }
 void Tcp::flush(Instant now) { impl_->flush(now); }

@@ -9,6 +9,7 @@
 #include "daemon/stack/ip_output.h"
 #include "daemon/stack/ip_packet.h"
 #include "daemon/stack/owner.h"
+#include "daemon/stack/peers.h"
 #include "daemon/stack/stack.h"
 
 namespace culvert::stack::tcp {
@@ -28,15 +29,17 @@ struct Usage {
 
 class Tcp {
 public:
-    Tcp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng);
+    Tcp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng,
+        Peers* peers = nullptr);
     ~Tcp();
 
     /// A segment for one of our addresses (the checksum has not been verified yet).
     void input(const IpPacket& packet, Instant now);
     /// An ICMP error about a segment of ours: flow from the embedded header. `sequence` is the embedded TCP sequence
     /// number. `next_hop_mtu` != 0 for "packet too big". `error` is the errno value for hard errors, 0 otherwise.
+    /// `message`: the packet that brought it, for the engine that it concerns; null when it came from ourselves.
     void icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
-                    std::uint32_t next_hop_mtu, Instant now);
+                    std::uint32_t next_hop_mtu, Instant now, const IpPacket* message = nullptr);
     void advance(Instant now);
     void flush(Instant now);
     Instant next_deadline() const;  // Instant::min() when a connection is marked for output

@@ -19,7 +19,7 @@ TEST(FlowTable, AgreesWithAMap) {
         const auto hash = static_cast<std::uint32_t>(0xfffffff0u + rng.below(20));
         const auto at = oracle.find(index);
         if (at == oracle.end()) {
-            const bool inserted = table.insert(hash, {FlowRef::Kind::kConnection, index});
+            const bool inserted = table.insert(hash, {FlowRef::Kind::kConnection, index}) == FlowTable::Inserted::kYes;
             EXPECT_EQ(inserted, oracle.size() < 40);
             if (inserted) oracle[index] = hash;
         } else if (rng.below(2) == 0) {
@@ -37,7 +37,7 @@ TEST(FlowTable, AgreesWithAMap) {
 
 TEST(FlowTable, ReplaceKeepsThePlace) {
     FlowTable table(4);
-    ASSERT_TRUE(table.insert(7, {FlowRef::Kind::kHalfOpen, 1}));
+    ASSERT_EQ(table.insert(7, {FlowRef::Kind::kHalfOpen, 1}), FlowTable::Inserted::kYes);
     table.replace(7, {FlowRef::Kind::kHalfOpen, 1}, {FlowRef::Kind::kConnection, 3});
     const auto any = [](FlowRef) { return true; };
     EXPECT_EQ(table.find(7, any), (FlowRef{FlowRef::Kind::kConnection, 3}));

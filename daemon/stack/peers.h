@@ -1,0 +1,57 @@
+// The other engines, as one stack sees them: where a packet goes that this engine cannot place.
+//
+//   packet --> flow of ours? --> yes: processed, nobody is asked                                  (the common case)
+//                |no
+//                +--> another engine has a flow with this hash?   pass_to_owner       connection, half-open, TIME-WAIT
+//                +--> a socket of ours takes it?                  processed           listener, bound UDP socket
+//                +--> another engine has such a socket?           pass_to_listener
+//                +--> nobody: reset or drop, here
+//
+// A packet remembers which engines have had it, and none gets it twice: with N engines it moves N - 1 times at most, and
+// the last one that has it ends it. A stack without peers (the only engine) asks none of this.
+//
+// Purity: a stack calls this on its engine's thread and learns only about the present; what is behind it (rings, a
+// directory) belongs to daemon/engine.
+#pragma once
+
+#include <cstdint>
+
+#include "daemon/stack/ip_packet.h"
+#include "daemon/stack/stack.h"
+#include "daemon/wire/address.h"
+
+namespace culvert::stack {
+
+class Peers {
+public:
+    using Protocol = PortOwner::Protocol;
+
+    virtual ~Peers() = default;
+
+    // --- what this engine has, told before the first packet for it can come (cold) ----------------------------------
+    /// A flow with this hash is this engine's from now on. The hash is keyed with StackConfig::secret, which all engines
+    /// share. False: another engine has one already (the flow itself, or one of four billion with the same hash); then
+    /// nothing is remembered and flow_ended() must not be called for it.
+    virtual bool flow_began(std::uint32_t hash) = 0;
+    virtual void flow_ended(std::uint32_t hash) = 0;
+    /// A listener or a UDP socket; `dual`: bound to [::] for both families. One call each for each socket.
+    virtual void bound(Protocol protocol, const Endpoint& local, bool dual) = 0;
+    virtual void unbound(Protocol protocol, const Endpoint& local, bool dual) = 0;
+
+    // --- questions ----------------------------------------------------------------------------------------------------
+    /// Another engine has a socket bound to that port, on whatever address. Costs one load.
+    virtual bool port_elsewhere(Protocol protocol, Port port) const = 0;
+    /// Another engine has a socket bound to that address and port. Cold: may lock.
+    virtual bool bound_elsewhere(Protocol protocol, const Endpoint& local) const = 0;
+
+    // --- packets ------------------------------------------------------------------------------------------------------
+    /// Gives a copy of the packet to the engine that has a flow with this hash. True: it is gone (or lost on the way and
+    /// counted there); false: no engine that has not had it yet owns such a flow. `verified`: its checksum has been proved.
+    virtual bool pass_to_owner(const IpPacket& packet, std::uint32_t hash, bool verified) = 0;
+    /// The same, to an engine that has a socket bound to the port.
+    virtual bool pass_to_listener(const IpPacket& packet, Protocol protocol, Port port, bool verified) = 0;
+    /// Something has ended because of the current packet (a TIME-WAIT that gives way): all may be asked once more.
+    virtual void look_again() = 0;
+};
+
+}  // namespace culvert::stack
