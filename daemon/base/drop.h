@@ -48,6 +48,8 @@ namespace culvert {
     X(kUdpChecksum, "UDP checksum wrong")                                                     \
     X(kUdpNoSocket, "no UDP socket on the port")                                              \
     X(kUdpQueueFull, "UDP receive queue full")                                                \
+    X(kUdpPathDisbelieved, "ICMP packet too big for a UDP socket that probes by itself")      \
+    X(kUdpErrorQueueFull, "UDP error queue full")                                             \
     /* TCP */                                                                                 \
     X(kTcpTruncated, "TCP segment shorter than its header says")                              \
     X(kTcpChecksum, "TCP checksum wrong")                                                     \

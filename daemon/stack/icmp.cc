@@ -58,7 +58,7 @@ std::expected<IcmpError, Drop> about(const wire::EmbeddedPacket& ours, IcmpMeani
                      .sequence = ours.tcp_sequence,
                      .error = meaning.error,
                      .hard = meaning.hard,
-                     .next_hop_mtu = 0};
+                     .payload = ours.transport.subspan(std::min(ours.transport.size(), wire::kIcmpHeaderLength))};
 }
 
 }  // namespace
@@ -103,7 +103,12 @@ std::expected<IcmpError, Drop> read_icmp_error(const IpPacket& packet, const Loc
     // [RFC5927 4] the error must be about a packet that we sent
     if (!local_addresses.contains(embedded->source)) return std::unexpected(Drop::kIcmpUnmatched);
     auto error = about(*embedded, meaning);
-    if (error && message->is_packet_too_big()) error->next_hop_mtu = plausible_mtu(*message);
+    if (!error) return error;
+    error->by_icmp = true;
+    error->type = message->type();
+    error->code = message->code();
+    error->offender = packet.source;
+    if (message->is_packet_too_big()) error->next_hop_mtu = plausible_mtu(*message);
     return error;
 }
 

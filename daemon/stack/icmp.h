@@ -27,6 +27,12 @@ struct IcmpError {
     int error = 0;                   // errno; EMSGSIZE for "packet too big"
     bool hard = false;               // as Linux sees it: a connected UDP socket is told
     std::uint32_t next_hop_mtu = 0;  // not 0 only for "packet too big"
+    // For error queues:
+    bool by_icmp = false;            // a message of `offender`; false: a neighbour did not answer us
+    std::uint8_t type = 0;
+    std::uint8_t code = 0;
+    Address offender{};
+    std::span<const std::byte> payload{};  // of our datagram, as much as there is; borrowed from the packet
 };
 
 /// What Linux makes of type and code: errno and whether a connected UDP socket hears of it. code 0: nothing at all.

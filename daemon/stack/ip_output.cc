@@ -65,21 +65,27 @@ Interface* IpOutput::interface_for_unrouted(const Address& source) const {
     return first == interfaces_.end() ? nullptr : *first;
 }
 
-Result<Hop> IpOutput::find_hop(const Address& source, const Address& destination) const {
+Result<Hop> IpOutput::find_hop(const Address& source, const Address& destination, std::uint32_t wanted) const {
     if (destination.is_loopback() || destination.is_unspecified()) return fail(EHOSTUNREACH, "loopback");
     if (Interface* const own = local_addresses_.owner(destination); own != nullptr)
         return Hop{own, destination, destination, true};
+    Interface* const named = wanted != 0 ? interface_by_index(wanted) : nullptr;
+    if (wanted != 0 && !serves(named)) return fail(ENETUNREACH, "not served");
 
     const bool v6_link_local = !destination.is_v4() && destination.is_link_local();
     if (destination.is_broadcast() || v6_link_local || destination.is_multicast()) {
         const Route* const route = destination.is_multicast() ? routes_.lookup(destination) : nullptr;
-        Interface* interface = route != nullptr ? interface_by_index(route->interface) : nullptr;
+        Interface* interface = named;
+        if (interface == nullptr && route != nullptr) interface = interface_by_index(route->interface);
         if (!serves(interface)) interface = interface_for_unrouted(source);
         if (interface == nullptr) return fail(ENETUNREACH, "no interface");
         return Hop{interface, destination, std::nullopt, false};
     }
 
     const Route* const route = routes_.lookup(destination);
+    // As Linux: who names an interface that the routes do not, means that the destination is on its link.
+    if (named != nullptr && (route == nullptr || route->interface != wanted))
+        return Hop{named, destination, std::nullopt, false};
     if (route == nullptr) return fail(ENETUNREACH, "no route");
     switch (route->type) {
         case Route::Type::kUnicast: break;
@@ -91,8 +97,9 @@ Result<Hop> IpOutput::find_hop(const Address& source, const Address& destination
     return Hop{interface, route->gateway.value_or(destination), route->source, false};
 }
 
-Result<Path> IpOutput::find_path(const Address& source, const Address& destination, Instant now) {
-    const Hop hop = TRY(find_hop(source, destination));
+Result<Path> IpOutput::find_path(const Address& source, const Address& destination, Instant now,
+                                 std::uint32_t interface) {
+    const Hop hop = TRY(find_hop(source, destination, interface));
     Path path;
     path.interface = hop.interface;
     path.next_hop = hop.next_hop;

@@ -94,10 +94,12 @@ public:
     Interface* interface_by_index(std::uint32_t index) const;
     const LocalAddresses& local_addresses() const { return local_addresses_; }
 
-    /// The route's part of find_path. `source` unspecified: not chosen yet. Errors: as find_path.
-    Result<Hop> find_hop(const Address& source, const Address& destination) const;
+    /// The route's part of find_path. `source` unspecified: not chosen yet. `interface`: only through that one (a scope,
+    /// IP_PKTINFO, IP_MULTICAST_IF); 0: by route. Errors: as find_path.
+    Result<Hop> find_hop(const Address& source, const Address& destination, std::uint32_t interface = 0) const;
     /// Errors: ENETUNREACH (no route, or through an interface that Culvert does not serve), EHOSTUNREACH.
-    Result<Path> find_path(const Address& source, const Address& destination, Instant now);
+    Result<Path> find_path(const Address& source, const Address& destination, Instant now,
+                           std::uint32_t interface = 0);
     bool stale(const Path& path) const {
         return path.route_generation != routes_.generation() || path.neighbor_generation != neighbors_.generation();
     }

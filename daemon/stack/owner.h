@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <span>
 
+#include "daemon/base/instant.h"
 #include "daemon/wire/address.h"
 
 namespace culvert::stack {
@@ -64,10 +65,53 @@ class Socket;
 /// Where a datagram came from and to which of our addresses.
 struct DatagramInfo {
     Endpoint remote;
-    Address local;
-    std::uint32_t interface = 0;
+    Address local;                   // as in the packet: may be a group or a broadcast address
+    std::uint32_t interface = 0;     // through which it came
+    std::uint16_t segment_size = 0;  // several datagrams of one flow in one: bytes of each but the last (UDP_GRO); 0: one
     std::uint8_t ttl = 0;
     std::uint8_t tos = 0;
+    Instant received{};
+};
+
+/// Which datagrams may be cut on their way (IP_MTU_DISCOVER, IPV6_MTU_DISCOVER; RFC 1191, RFC 8201).
+enum class PathMtu : std::uint8_t {
+    kCut,    // IP_PMTUDISC_DONT and _WANT: by us to what the path takes, over IPv4 by routers, too
+    kObey,   // IP_PMTUDISC_DO: never; larger than the path takes: EMSGSIZE
+    kProbe,  // IP_PMTUDISC_PROBE: never; larger than our link takes: EMSGSIZE. What routers say is not believed
+    kLink,   // IP_PMTUDISC_INTERFACE: not by us; what routers say is not believed, but they may cut over IPv4
+};
+
+/// Of one datagram. Zero and unspecified mean: as the socket, the route or Linux has it.
+struct SendOptions {
+    Address source{};                // one of ours; unspecified: the socket's, else by route
+    std::uint32_t interface = 0;     // only through this one (a scope, IP_PKTINFO, IP_MULTICAST_IF)
+    std::uint16_t segment_size = 0;  // cut the payload into datagrams of so many bytes (UDP_SEGMENT)
+    std::uint8_t ttl = 0;            // 0: 64, to groups 1
+    std::uint8_t tos = 0;
+    PathMtu path_mtu = PathMtu::kCut;
+    bool broadcast = false;  // SO_BROADCAST: a broadcast address is not refused
+    bool loop = true;        // IP_MULTICAST_LOOP: members on this host hear it, too
+};
+
+/// What a socket wants of its datagrams, beyond those that it names when it sends.
+struct SocketOptions {
+    bool merged = false;         // takes several datagrams of one flow at once (UDP_GRO); false: never more than one
+    bool errors = false;         // IP_RECVERR, IPV6_RECVERR: hears of soft errors, and unconnected, too
+    bool all_groups = true;      // IP_MULTICAST_ALL: hears groups that others on this host have joined
+    PathMtu path_mtu = PathMtu::kCut;
+};
+
+/// A datagram that went wrong, as far as anybody knows: what an error queue keeps (struct sock_extended_err of Linux).
+struct DatagramError {
+    int error = 0;                       // errno
+    bool queued = false;                 // the socket wants to read about it (IP_RECVERR), not only its errno
+    bool by_icmp = false;                // `type` and `code` are from an ICMP message that `offender` sent
+    std::uint8_t type = 0;
+    std::uint8_t code = 0;
+    std::uint32_t info = 0;              // the MTU of "packet too big"
+    Endpoint remote{};                   // where the datagram was going
+    Address offender{};
+    std::span<const std::byte> payload{};  // what is known of the datagram; valid during the call only
 };
 
 class SocketOwner {
@@ -75,8 +119,8 @@ public:
     virtual ~SocketOwner() = default;
     /// False: no room; the stack counts Drop::kUdpQueueFull.
     virtual bool on_datagram(Socket& socket, const DatagramInfo& info, Payload payload, std::uint32_t length) = 0;
-    /// An ICMP error for a connected socket.
-    virtual void on_error(Socket& socket, int error) = 0;
+    /// For connected sockets, and for others that want errors.
+    virtual void on_error(Socket& socket, const DatagramError& error) = 0;
 };
 
 }  // namespace udp

@@ -58,7 +58,7 @@ public:
             return counters_.drop(ip.error());
         switch (static_cast<wire::IpProtocol>(ip->protocol)) {
             case wire::IpProtocol::kTcp: return tcp_.input(*ip, now);
-            case wire::IpProtocol::kUdp: return udp_.input(*ip);
+            case wire::IpProtocol::kUdp: udp_.input(*ip, now); return;
             case wire::IpProtocol::kIcmp:
             case wire::IpProtocol::kIcmpv6: return report(read_icmp_error(*ip, output_.local_addresses()), &*ip, now);
             default: return counters_.drop(Drop::kIpProtocolUnknown);
@@ -110,7 +110,7 @@ private:
 
     void report(const std::expected<IcmpError, Drop>& error, const IpPacket* message, Instant now) {
         if (!error) return counters_.drop(error.error());
-        if (error->protocol == wire::IpProtocol::kUdp) return udp_.icmp_error(*error, message);
+        if (error->protocol == wire::IpProtocol::kUdp) return udp_.icmp_error(*error, message, now);
         const int code = error->next_hop_mtu != 0 ? 0 : error->error;
         tcp_.icmp_error(error->local, error->remote, error->sequence, code, error->next_hop_mtu, now, message);
     }
@@ -203,16 +203,25 @@ Result<tcp::Connection*> Stack::connect(const Endpoint& local, const Endpoint& r
     return impl_->tcp_.connect(local, remote, options, owner, now);
 }
 
-Result<udp::Socket*> Stack::bind_udp(const Endpoint& local, bool dual, udp::SocketOwner& owner) {
-    return impl_->udp_.bind(local, dual, owner);
+Result<udp::Socket*> Stack::bind_udp(const Endpoint& local, bool dual, udp::SocketOwner& owner,
+                                     std::uint32_t interface) {
+    return impl_->udp_.bind(local, dual, owner, interface);
 }
-void Stack::connect_udp(udp::Socket& socket, const Endpoint* remote) { impl_->udp_.connect(socket, remote); }
+void Stack::connect_udp(udp::Socket& socket, const Endpoint* remote, std::uint32_t interface) {
+    impl_->udp_.connect(socket, remote, interface);
+}
+void Stack::set_options(udp::Socket& socket, const udp::SocketOptions& options) {
+    impl_->udp_.set_options(socket, options);
+}
 void Stack::close(udp::Socket& socket) { impl_->udp_.close(socket); }
 
-Result<void> Stack::send_datagram(udp::Socket& socket, const Endpoint& remote, const Address& local, Payload payload,
-                                  std::uint32_t length, std::uint8_t ttl, std::uint8_t tos, Instant now) {
+Result<void> Stack::send_datagram(udp::Socket& socket, const Endpoint& remote, Payload payload, std::uint32_t length,
+                                  const udp::SendOptions& options, Instant now) {
     impl_->now_ = now;
-    return impl_->udp_.send(socket, remote, local, payload, length, ttl, tos, now);
+    return impl_->udp_.send(socket, remote, payload, length, options, now);
+}
+std::uint32_t Stack::path_mtu(udp::Socket& socket, const Endpoint& remote, std::uint32_t interface, Instant now) {
+    return impl_->udp_.path_mtu(socket, remote, interface, now);
 }
 
 }  // namespace culvert::stack

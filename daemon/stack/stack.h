@@ -145,12 +145,19 @@ public:
                                      tcp::ConnectionOwner& owner, Instant now);
 
     /// Errors: ENOBUFS. `dual` as above.
-    Result<udp::Socket*> bind_udp(const Endpoint& local, bool dual, udp::SocketOwner& owner);
-    void connect_udp(udp::Socket& socket, const Endpoint* remote);
+    /// `interface`: hears and sends through that one only; 0: all.
+    Result<udp::Socket*> bind_udp(const Endpoint& local, bool dual, udp::SocketOwner& owner,
+                                  std::uint32_t interface = 0);
+    /// nullptr disconnects. `interface`: the scope of a link-local peer, else 0.
+    void connect_udp(udp::Socket& socket, const Endpoint* remote, std::uint32_t interface = 0);
+    void set_options(udp::Socket& socket, const udp::SocketOptions& options);
     void close(udp::Socket& socket);
-    /// One datagram, now (not deferred). `local` unspecified: by route. Errors: EMSGSIZE, ENETUNREACH, ENOBUFS.
-    Result<void> send_datagram(udp::Socket& socket, const Endpoint& remote, const Address& local, Payload payload,
-                               std::uint32_t length, std::uint8_t ttl, std::uint8_t tos, Instant now);
+    /// One datagram, or with a segment size several, now (not deferred). Errors: EMSGSIZE (too long, or may not be cut),
+    /// EINVAL (too many segments), EACCES (broadcast), EADDRNOTAVAIL (source), ENETUNREACH, EHOSTUNREACH, ENOBUFS.
+    Result<void> send_datagram(udp::Socket& socket, const Endpoint& remote, Payload payload, std::uint32_t length,
+                               const udp::SendOptions& options, Instant now);
+    /// Bytes of the largest IP packet that reaches `remote` uncut, as far as is known; 0: no way there (IP_MTU).
+    std::uint32_t path_mtu(udp::Socket& socket, const Endpoint& remote, std::uint32_t interface, Instant now);
 
 private:
     std::unique_ptr<StackImpl> impl_;

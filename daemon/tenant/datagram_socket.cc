@@ -60,8 +60,8 @@ void DatagramSocket::send(const stack::SendChunk* first, const stack::SendChunk*
         Address::from_v6(std::as_bytes(std::span<const std::uint8_t, 16>(header.local_address)));
     // The source must be ours: an application may not send in the name of others.
     if (!source.is_unspecified() && !tenant_.stack_.is_local(source)) return tenant_.drop(Drop::kTenantBadAddress);
-    auto sent = tenant_.stack_.send_datagram(*socket, to, source, {fragments.data(), count}, length, header.ttl,
-                                             header.tos, now);
+    auto sent = tenant_.stack_.send_datagram(*socket, to, {fragments.data(), count}, length,
+                                             {.source = source, .ttl = header.ttl, .tos = header.tos}, now);
     if (!sent && error_ == 0 && sent.error().code != ENOBUFS) error_ = sent.error().code;
 }
 
@@ -110,8 +110,8 @@ bool DatagramSocket::on_datagram(stack::udp::Socket&, const stack::udp::Datagram
     return true;
 }
 
-void DatagramSocket::on_error(stack::udp::Socket&, int error) {
-    error_ = error;
+void DatagramSocket::on_error(stack::udp::Socket&, const stack::udp::DatagramError& error) {
+    error_ = error.error;
     tenant_.mark_changed(index_);
 }
 

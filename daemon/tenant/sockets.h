@@ -100,7 +100,7 @@ public:
 
     bool on_datagram(stack::udp::Socket&, const stack::udp::DatagramInfo& info, stack::Payload payload,
                      std::uint32_t length) override;
-    void on_error(stack::udp::Socket&, int error) override;
+    void on_error(stack::udp::Socket&, const stack::udp::DatagramError& error) override;
 
     stack::udp::Socket* socket = nullptr;
     Endpoint local;

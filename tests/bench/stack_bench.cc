@@ -449,7 +449,7 @@ struct DatagramCounter final : stack::udp::SocketOwner {
         ++received;
         return true;
     }
-    void on_error(stack::udp::Socket&, int) override {}
+    void on_error(stack::udp::Socket&, const stack::udp::DatagramError&) override {}
     std::uint64_t received = 0;
 };
 

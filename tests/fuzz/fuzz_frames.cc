@@ -80,7 +80,7 @@ public:
         closing.erase(&c);
     }
     bool on_datagram(udp::Socket&, const udp::DatagramInfo&, Payload, std::uint32_t) override { return accepting; }
-    void on_error(udp::Socket&, int error) override { CHECK(error != 0); }
+    void on_error(udp::Socket&, const udp::DatagramError& e) override { CHECK(e.error != 0); }
 
     /// The nth connection that the application still uses; nullptr if there is none.
     tcp::Connection* pick(std::uint8_t n) const {
@@ -344,7 +344,7 @@ private:
         const std::span<const std::byte> payload(kText.data(), length);
         // To the peer, or (odd lengths) to a socket of our own.
         const Endpoint to = (length & 1) != 0 ? Endpoint{flow.ours.address, 53} : flow.peers;
-        (void)stack_.send_datagram(*udp_, to, {}, {&payload, 1}, length, 0, 0, now_);
+        (void)stack_.send_datagram(*udp_, to, {&payload, 1}, length, {}, now_);
         turn();
     }
     void neighbor(fuzz::Input& in) {

@@ -28,9 +28,9 @@ public:
     explicit Echo(Stack& stack) : stack_(stack) {}
     bool on_datagram(udp::Socket& socket, const udp::DatagramInfo& info, Payload payload, std::uint32_t length) override {
         ++datagrams;
-        return stack_.send_datagram(socket, info.remote, info.local, payload, length, 0, 0, Instant(2h)).has_value();
+        return stack_.send_datagram(socket, info.remote, payload, length, {.source = info.local}, Instant(2h)).has_value();
     }
-    void on_error(udp::Socket&, int error) override { errors.push_back(error); }
+    void on_error(udp::Socket&, const udp::DatagramError& e) override { errors.push_back(e.error); }
     int datagrams = 0;
     std::vector<int> errors;
 
@@ -45,7 +45,7 @@ public:
         for (const auto piece : payload) received.back().insert(received.back().end(), piece.begin(), piece.end());
         return true;
     }
-    void on_error(udp::Socket&, int error) override { errors.push_back(error); }
+    void on_error(udp::Socket&, const udp::DatagramError& e) override { errors.push_back(e.error); }
     std::vector<Bytes> received;
     std::vector<int> errors;
 };
@@ -137,8 +137,7 @@ TEST_F(StackTest, DatagramsToOurselvesArriveInOrderWithoutTouchingTheDevice) {
     for (std::size_t length : {1u, 2u, 9000u, 65507u}) {
         const Bytes payload = pattern(length);
         const std::span<const std::byte> piece(payload);
-        ASSERT_TRUE(stack.send_datagram(from, {our4, 53}, {}, {&piece, 1}, static_cast<std::uint32_t>(length), 0, 0,
-                                        now));
+        ASSERT_TRUE(stack.send_datagram(from, {our4, 53}, {&piece, 1}, static_cast<std::uint32_t>(length), {}, now));
     }
     EXPECT_EQ(stack.next_deadline(), Instant::min()) << "packets wait for delivery";
     turn();
@@ -155,7 +154,7 @@ TEST_F(StackTest, TwoSocketsThatTalkWithoutEndDoNotHoldTheTurn) {
     ASSERT_TRUE(stack.bind_udp({our4, 2}, false, two));
     const Bytes ball = pattern(10);
     const std::span<const std::byte> piece(ball);
-    ASSERT_TRUE(stack.send_datagram(a, {our4, 2}, {}, {&piece, 1}, 10, 0, 0, now));
+    ASSERT_TRUE(stack.send_datagram(a, {our4, 2}, {&piece, 1}, 10, {}, now));
     turn();
     const int after_one_turn = one.datagrams + two.datagrams;
     EXPECT_GE(after_one_turn, 2);
@@ -278,7 +277,7 @@ TEST_F(StackTest, AnIcmpErrorReachesTheConnectedUdpSocket) {
     stack.connect_udp(socket, &remote);
     const Bytes payload = pattern(4);
     const std::span<const std::byte> piece(payload);
-    ASSERT_TRUE(stack.send_datagram(socket, remote, {}, {&piece, 1}, 4, 0, 0, now));
+    ASSERT_TRUE(stack.send_datagram(socket, remote, {&piece, 1}, 4, {}, now));
     const auto frames = take_frames(tx);
     ASSERT_EQ(frames.size(), 1u);
     const auto datagram = std::span(frames[0]).subspan(wire::kEthernetHeaderLength);

@@ -30,10 +30,17 @@ public:
         items.push_back(std::move(item));
         return true;
     }
-    void on_error(Socket&, int error) override { errors.push_back(error); }
+    void on_error(Socket&, const DatagramError& error) override {
+        errors.push_back(error.error);
+        last_error = error;
+        last_error.payload = {};
+        error_payload.assign(error.payload.begin(), error.payload.end());
+    }
 
     std::vector<Item> items;
     std::vector<int> errors;
+    DatagramError last_error;
+    Bytes error_payload;
     bool full = false;
 };
 
@@ -70,14 +77,17 @@ protected:
         const auto packet = received(frame, state);
         const auto accepted = ip_input.accept(eth0, packet, false);
         ASSERT_TRUE(accepted) << drop_name(accepted.error());
-        udp.input(*accepted);
+        udp.input(*accepted, now);
     }
     void deliver(const Endpoint& from, const Endpoint& to) { deliver(udp_frame(from, to, pattern(3))); }
     Result<void> send(Socket& socket, const Endpoint& to, std::span<const std::byte> payload,
                       const Address& local = {}) {
         const std::span<const std::byte> halves[] = {payload.first(payload.size() / 3),
                                                      payload.subspan(payload.size() / 3)};
-        return udp.send(socket, to, local, halves, static_cast<std::uint32_t>(payload.size()), 0, 0, now);
+        return udp.send(socket, to, halves, static_cast<std::uint32_t>(payload.size()), {.source = local}, now);
+    }
+    Result<void> send(Socket& socket, const Endpoint& to, std::span<const std::byte> payload, SendOptions options) {
+        return udp.send(socket, to, {&payload, 1}, static_cast<std::uint32_t>(payload.size()), options, now);
     }
     int error_of(const Result<void>& result) { return result ? 0 : result.error().code; }
 };
@@ -106,7 +116,7 @@ TEST_F(UdpTest, APayloadInSeveralPiecesIsWhole) {
     const std::span<const std::byte> all(frame);
     const std::span<const std::byte> rest[] = {all.subspan(61, 2000), all.subspan(2061)};
     const RxPacket packet{.head = all.first(61), .rest = rest, .length = static_cast<std::uint32_t>(frame.size())};
-    udp.input(ip_input.accept(eth0, packet, false).value());
+    udp.input(ip_input.accept(eth0, packet, false).value(), now);
     ASSERT_EQ(inbox.items.size(), 1u);
     EXPECT_EQ(inbox.items[0].payload, pattern(5001));
 }
@@ -441,15 +451,15 @@ TEST_F(UdpTest, HardErrorsReachTheConnectedSocketOnly) {
     bind(our4, 53, bound);
     udp.connect(bind(our4, 53, connected), &peer);
     IcmpError error{.protocol = wire::IpProtocol::kUdp, .local = local, .remote = peer, .error = ECONNREFUSED, .hard = true};
-    udp.icmp_error(error);
+    udp.icmp_error(error, nullptr, now);
     EXPECT_THAT(connected.errors, ElementsAre(ECONNREFUSED));
     EXPECT_EQ(counters.icmp_in, 1u);
     error.hard = false;
-    udp.icmp_error(error);
+    udp.icmp_error(error, nullptr, now);
     EXPECT_EQ(connected.errors.size(), 1u) << "soft errors are for IP_RECVERR only";
     error.hard = true;
     error.remote.port = 4001;
-    udp.icmp_error(error);
+    udp.icmp_error(error, nullptr, now);
     EXPECT_EQ(counters.dropped(Drop::kIcmpUnmatched), 1u);
     EXPECT_THAT(bound.errors, IsEmpty());
 }
@@ -461,12 +471,201 @@ TEST_F(UdpTest, TooBigMakesTheSocketCutSmaller) {  // [RFC8201 5.2]
     ASSERT_TRUE(send(socket, {peer6, 4000}, pattern(1400)));
     EXPECT_EQ(take_frames(tx).size(), 1u);
     udp.icmp_error({.protocol = wire::IpProtocol::kUdp, .local = {our6, 53}, .remote = {peer6, 4000},
-                    .error = EMSGSIZE, .next_hop_mtu = 1300});
+                    .error = EMSGSIZE, .next_hop_mtu = 1300}, nullptr, now);
     ASSERT_TRUE(send(socket, {peer6, 4000}, pattern(1400)));
     const auto frames = take_frames(tx);
     EXPECT_EQ(frames.size(), 2u);
     EXPECT_EQ(reassemble(frames, 1300), udp_message({our6, 53}, {peer6, 4000}, pattern(1400)));
     EXPECT_THAT(inbox.errors, IsEmpty());
+}
+
+TEST_F(UdpTest, WhoWantsErrorsHearsOfAllAndSeesTheDatagram) {
+    Inbox inbox;
+    Socket& socket = bind(our4, 53, inbox);
+    udp.set_options(socket, {.errors = true});
+    const Bytes sent = pattern(20);
+    const IcmpError error{.protocol = wire::IpProtocol::kUdp, .local = {our4, 53}, .remote = {peer4, 4000},
+                          .error = EHOSTUNREACH, .hard = false, .by_icmp = true, .type = 11, .code = 0,
+                          .offender = router4, .payload = sent};
+    udp.icmp_error(error, nullptr, now);
+    ASSERT_THAT(inbox.errors, ElementsAre(EHOSTUNREACH)) << "soft, and not connected";
+    EXPECT_TRUE(inbox.last_error.queued);
+    EXPECT_TRUE(inbox.last_error.by_icmp);
+    EXPECT_EQ(inbox.last_error.type, 11);
+    EXPECT_EQ(inbox.last_error.offender, router4);
+    EXPECT_EQ(inbox.last_error.remote, (Endpoint{peer4, 4000}));
+    EXPECT_EQ(inbox.error_payload, sent);
+}
+
+// --- may it be cut? --------------------------------------------------------------------------------------------------
+
+bool is_df(const Bytes& frame) {
+    return wire::Ipv4View::parse(std::span(frame).subspan(wire::kEthernetHeaderLength)).value().dont_fragment();
+}
+
+TEST_F(UdpTest, WhatMayNotBeCutIsRefusedOrSentWithDf) {
+    know(peer4, kPeerMac);
+    know(peer6, kPeerMac);
+    Inbox inbox;
+    Socket& socket = bind(Address(), 53, inbox, true);
+    for (const PathMtu rule : {PathMtu::kObey, PathMtu::kProbe, PathMtu::kLink}) {
+        for (const bool v4 : {true, false}) {
+            const Endpoint to{v4 ? peer4 : peer6, 4000};
+            const std::size_t whole = 1500 - (v4 ? 28 : 48);
+            EXPECT_EQ(error_of(send(socket, to, pattern(whole + 1), {.path_mtu = rule})), EMSGSIZE);
+            EXPECT_TRUE(take_frames(tx).empty());
+            ASSERT_TRUE(send(socket, to, pattern(whole), {.path_mtu = rule}));
+            const auto frames = take_frames(tx);
+            ASSERT_EQ(frames.size(), 1u);
+            if (v4) {
+                EXPECT_EQ(is_df(frames[0]), rule != PathMtu::kLink);
+            }
+        }
+    }
+}
+
+TEST_F(UdpTest, APathOnceNarrowIsRemembered) {  // [RFC1191 6.3] for ten minutes, whatever else is sent meanwhile
+    know(peer4, kPeerMac);
+    know(router4, kRouterMac);
+    Inbox inbox;
+    Socket& socket = bind(our4, 53, inbox);
+    const Endpoint peer{peer4, 4000};
+    udp.set_options(socket, {.path_mtu = PathMtu::kObey});
+    udp.connect(socket, &peer);
+    EXPECT_EQ(udp.path_mtu(socket, peer, 0, now), 1500u);
+    const IcmpError error{.protocol = wire::IpProtocol::kUdp, .local = {our4, 53}, .remote = peer, .error = EMSGSIZE,
+                          .next_hop_mtu = 1300, .by_icmp = true};
+    udp.icmp_error(error, nullptr, now);
+    EXPECT_THAT(inbox.errors, ElementsAre(EMSGSIZE)) << "connected";
+    EXPECT_EQ(inbox.last_error.info, 1300u);
+    EXPECT_EQ(udp.path_mtu(socket, peer, 0, now), 1300u);
+    routes.replace(default_routes());  // its path has to be looked up again
+    EXPECT_EQ(error_of(send(socket, peer, pattern(1273), {.path_mtu = PathMtu::kObey})), EMSGSIZE);
+    EXPECT_TRUE(send(socket, peer, pattern(1272), {.path_mtu = PathMtu::kObey}));
+    EXPECT_TRUE(send(socket, peer, pattern(1472), {.path_mtu = PathMtu::kProbe})) << "tries what our link takes";
+    ASSERT_TRUE(send(socket, {ip("192.0.2.1"), 1}, pattern(1472), {.path_mtu = PathMtu::kObey})) << "another way";
+    now += Udp::kPathMtuLife;
+    EXPECT_TRUE(send(socket, peer, pattern(1472), {.path_mtu = PathMtu::kObey})) << "perhaps it is wider by now";
+    EXPECT_EQ(take_frames(tx).size(), 4u);
+
+    udp.set_options(socket, {.path_mtu = PathMtu::kProbe});
+    udp.icmp_error(error, nullptr, now);
+    EXPECT_EQ(counters.dropped(Drop::kUdpPathDisbelieved), 1u);
+    EXPECT_EQ(udp.path_mtu(socket, peer, 0, now), 1500u);
+}
+
+// --- several datagrams at once ---------------------------------------------------------------------------------------
+
+TEST_F(UdpTest, OneSendOfManySegments) {
+    know(peer4, kPeerMac);
+    know(peer6, kPeerMac);
+    Inbox inbox;
+    Socket& socket = bind(Address(), 53, inbox, true);
+    for (const bool v4 : {true, false}) {
+        const Endpoint to{v4 ? peer4 : peer6, 4000};
+        const Endpoint from{v4 ? our4 : our6, 53};
+        const Bytes all = pattern(2 * 1000 + 77);
+        ASSERT_TRUE(send(socket, to, all, {.segment_size = 1000}));
+        const auto frames = take_frames(tx);
+        ASSERT_EQ(frames.size(), 3u);
+        for (std::size_t i = 0; i < 3; ++i) {
+            const auto part = std::span(all).subspan(i * 1000, i < 2 ? 1000 : 77);
+            const auto message = std::span(frames[i]).subspan(v4 ? 34 : 54);
+            EXPECT_EQ(Bytes(message.begin(), message.end()), udp_message(from, to, part));
+        }
+        ASSERT_TRUE(send(socket, to, pattern(64), {.segment_size = 1})) << "64 and no more";
+        EXPECT_EQ(take_frames(tx).size(), 64u);
+        EXPECT_EQ(error_of(send(socket, to, pattern(65), {.segment_size = 1})), EINVAL);
+        EXPECT_EQ(error_of(send(socket, to, pattern(3000), {.segment_size = 1500})), EMSGSIZE) << "never in fragments";
+        ASSERT_TRUE(send(socket, to, {}, {.segment_size = 100}));
+        EXPECT_EQ(take_frames(tx).size(), 1u) << "an empty one";
+    }
+    EXPECT_EQ(pool.available(), pool.count());
+}
+
+TEST_F(UdpTest, AMergedPacketIsOneDatagramOnlyToThoseWhoAskForIt) {
+    Inbox inbox;
+    Socket& socket = bind(our4, 53, inbox);
+    const Bytes all = pattern(250);
+    const Bytes frame = udp_frame({peer4, 4000}, {our4, 53}, all);
+    RxPacket packet = received(frame);
+    packet.segment_size = 100;
+    udp.input(ip_input.accept(eth0, packet, false).value(), now);
+    ASSERT_EQ(inbox.items.size(), 3u);
+    EXPECT_EQ(inbox.items[1].payload, Bytes(all.begin() + 100, all.begin() + 200));
+    EXPECT_EQ(inbox.items[2].payload, Bytes(all.begin() + 200, all.end()));
+    EXPECT_EQ(inbox.items[2].info.segment_size, 0);
+    udp.set_options(socket, {.merged = true});
+    udp.input(ip_input.accept(eth0, packet, false).value(), now);
+    ASSERT_EQ(inbox.items.size(), 4u);
+    EXPECT_EQ(inbox.items[3].payload, all);
+    EXPECT_EQ(inbox.items[3].info.segment_size, 100);
+    EXPECT_EQ(counters.udp_in, 4u);
+}
+
+// --- interfaces ------------------------------------------------------------------------------------------------------
+
+TEST_F(UdpTest, ASocketOfOneInterfaceHearsAndSpeaksThroughThatOnly) {
+    TxQueue other_tx{pool};
+    Interface eth1 = eth0;
+    eth1.index = 8;
+    eth1.tx = &other_tx;
+    eth1.addresses = {{ip("fe80::8"), 64}};
+    Interface* both[] = {&eth0, &eth1};
+    output.set_interfaces(both);
+    routes.touch();
+    neighbors.update(7, ip("fe80::2"), kPeerMac, NeighborState::kReachable, tx);
+    neighbors.update(8, ip("fe80::2"), kPeerMac, NeighborState::kReachable, other_tx);
+    Inbox scoped, other;
+    Socket& socket = **udp.bind({Address(), 53}, false, scoped, 8);
+    Socket& any = bind(Address(), 53, other);
+    deliver(udp_frame({ip("fe80::2"), 9}, {ip("fe80::1"), 53}, pattern(1)));  // through eth0
+    EXPECT_EQ(other.items.size(), 1u);
+    EXPECT_THAT(scoped.items, IsEmpty());
+    ASSERT_TRUE(send(socket, {ip("fe80::2"), 9}, pattern(1)));
+    EXPECT_EQ(take_frames(other_tx).size(), 1u);
+    ASSERT_TRUE(send(any, {ip("fe80::2"), 9}, pattern(1), {.interface = 8}));
+    ASSERT_TRUE(send(any, {ip("fe80::2"), 9}, pattern(1), {.interface = 7})) << "the cached way is another's";
+    EXPECT_EQ(take_frames(other_tx).size(), 1u);
+    EXPECT_EQ(take_frames(tx).size(), 1u);
+    EXPECT_EQ(error_of(send(any, {ip("fe80::2"), 9}, pattern(1), {.interface = 9})), ENETUNREACH);
+    const Endpoint peer{ip("fe80::2"), 9};
+    udp.connect(any, &peer, 8);
+    ASSERT_TRUE(send(any, peer, pattern(1)));
+    EXPECT_EQ(take_frames(other_tx).size(), 1u) << "the scope of the peer";
+    udp.close(socket);
+    udp.close(any);
+}
+
+// --- to many ---------------------------------------------------------------------------------------------------------
+
+TEST_F(UdpTest, ABroadcastMustBeMeantAndIsHeardByAllOnThisHost) {  // [RFC1122 4.1.3.4] EACCES without SO_BROADCAST
+    Inbox one, two, connected, other_port;
+    Socket& socket = bind(ip("0.0.0.0"), 53, one);
+    bind(ip("0.0.0.0"), 53, two);
+    bind(ip("0.0.0.0"), 54, other_port);
+    const Endpoint peer{peer4, 9};
+    udp.connect(bind(our4, 53, connected), &peer);
+    for (const char* to : {"255.255.255.255", "10.0.0.255"}) {
+        EXPECT_EQ(error_of(send(socket, {ip(to), 53}, pattern(8))), EACCES) << to;
+        ASSERT_TRUE(send(socket, {ip(to), 53}, pattern(8), {.broadcast = true})) << to;
+        const auto frames = take_frames(tx);
+        ASSERT_EQ(frames.size(), 1u);
+        EXPECT_EQ(wire::EthernetView::parse(frames[0]).value().destination(), wire::kBroadcastMac);
+        ASSERT_EQ(output.local_packets().size(), 1u) << "and a copy for those here";
+        tx.abandon(output.local_packets()[0].packet);
+        output.local_packets().clear();
+    }
+    Bytes frame = udp_frame(peer, {ip("10.0.0.255"), 53}, pattern(8));
+    wire::store_mac(frame.data(), wire::kBroadcastMac);
+    const RxPacket packet = received(frame);
+    const IpPacket broadcast{.packet = packet, .interface = eth0, .source = peer4, .destination = ip("10.0.0.255"),
+                             .transport_offset = 34, .transport_length = 16, .protocol = 17, .ttl = 64};
+    udp.input(broadcast, now);
+    EXPECT_EQ(one.items.size(), 1u);
+    EXPECT_EQ(two.items.size(), 1u);
+    EXPECT_THAT(connected.items, IsEmpty()) << "bound to one address";
+    EXPECT_THAT(other_port.items, IsEmpty());
 }
 
 }  // namespace
