@@ -22,14 +22,16 @@ bool TxQueue::reserve(std::uint32_t length, TxPacket& packet) {
     }
     packet.count = count;
     packet.length = length;
+    packet.segment_size = 0;
+    packet.transport_offset = 0;
     return true;
 }
 
 void TxQueue::commit(TxPacket& packet) {
     DCHECK(packet.count > 0);
     for (std::uint32_t i = 0; i < packet.count; ++i)
-        pending_.push_back(
-            {packet.chunks[i], static_cast<std::uint32_t>(packet.fragments[i].size()), i + 1 < packet.count});
+        pending_.push_back({packet.chunks[i], static_cast<std::uint32_t>(packet.fragments[i].size()), packet.segment_size,
+                            packet.transport_offset, i + 1 < packet.count});
     packet.count = 0;
     packet.length = 0;
 }

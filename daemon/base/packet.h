@@ -60,6 +60,11 @@ struct TxPacket {
     UnsetArray<std::span<std::byte>, kMaxFragments> fragments;
     std::uint32_t count = 0;
     std::uint32_t length = 0;
+    /// Not 0: a TCP packet that the device cuts into segments of so many payload bytes (Interface::segmentation_limit
+    /// allows it). Its TCP checksum field then holds the sum of the pseudo-header only, and `transport_offset` says
+    /// where the TCP header lies.
+    std::uint16_t segment_size = 0;
+    std::uint16_t transport_offset = 0;
 };
 
 /// Output of one device for one turn: packets are appended by the stack and taken in a burst by the device.
@@ -69,6 +74,8 @@ public:
     struct Descriptor {
         ChunkIndex chunk;
         std::uint32_t length;
+        std::uint16_t segment_size;      // these two as in TxPacket
+        std::uint16_t transport_offset;
         bool more;  // the packet goes on in the next descriptor
     };
 
