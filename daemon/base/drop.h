@@ -15,6 +15,7 @@ namespace culvert {
     /* link */                                                                                \
     X(kEthernetTruncated, "frame shorter than an Ethernet header")                            \
     X(kEthernetNotForUs, "destination MAC is not ours")                                       \
+    X(kVlanForeign, "tagged for a VLAN that is not ours")                                     \
     X(kEtherTypeUnknown, "EtherType we do not speak")                                         \
     X(kArpMalformed, "ARP packet malformed")                                                  \
     /* IP */                                                                                  \
@@ -28,6 +29,8 @@ namespace culvert {
     X(kIpv6MappedAddress, "IPv4-mapped address in an IPv6 header")                            \
     X(kIpFragment, "fragment of a protocol we do not reassemble")                             \
     X(kIpNotForUs, "destination address is not ours")                                         \
+    X(kIpUnicastInBroadcast, "unicast packet in a link-layer broadcast or multicast")         \
+    X(kIpGroupNotJoined, "multicast group that nobody has joined")                            \
     X(kIpSourceInvalid, "source address is multicast, broadcast or unspecified")              \
     X(kIpProtocolUnknown, "IP protocol we do not speak")                                      \
     X(kIpNoRoute, "no route to the destination")                                              \
@@ -54,6 +57,7 @@ namespace culvert {
     X(kTcpTruncated, "TCP segment shorter than its header says")                              \
     X(kTcpChecksum, "TCP checksum wrong")                                                     \
     X(kTcpOptionMalformed, "TCP option malformed")                                            \
+    X(kTcpNotUnicast, "TCP segment to a broadcast or multicast address")                      \
     X(kTcpFlagsInvalid, "TCP flag combination impossible")                                    \
     X(kTcpNoListener, "no TCP socket on the port (reset sent)")                               \
     X(kTcpStrayReset, "TCP reset for no connection of ours")                                  \

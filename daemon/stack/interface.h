@@ -27,6 +27,10 @@ struct Interface {
     bool up = false;
     std::vector<InterfaceAddress> addresses;
     TxQueue* tx = nullptr;  // of this engine's queue of the device
+    /// A VLAN of another interface's link: its frames carry this tag (1 to 4094). 0: untagged.
+    std::uint16_t vlan = 0;
+    bool service_tag = false;  // the tag is 802.1ad's
+    std::uint32_t parent = 0;  // with `vlan`: ifindex of the interface whose device carries the frames
     /// Neighbours are resolved by our own ARP and ND (link.h), not by asking the kernel: every address is dedicated.
     bool resolves_itself = false;
     /// Largest TCP payload the device takes as one packet and cuts itself (TxPacket::segment_size); 0: none.

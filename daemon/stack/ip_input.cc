@@ -1,6 +1,8 @@
 #include "daemon/stack/ip_input.h"
 
-#include "daemon/wire/ethernet.h"
+#include <algorithm>
+#include <tuple>
+
 #include "daemon/wire/ipv4.h"
 #include "daemon/wire/ipv6.h"
 
@@ -12,41 +14,112 @@ bool impossible_source(const Address& source) {
     return source.is_multicast() || source.is_unspecified() || source.is_loopback() || source.is_broadcast();
 }
 
+constexpr IpInput::Destination refused(Drop drop) { return {.drop = drop}; }
+
 }  // namespace
 
+void IpInput::set_interfaces(std::span<Interface* const> interfaces) {
+    vlans_.clear();
+    for (Interface* interface : interfaces)
+        if (interface->vlan != 0)
+            vlans_.push_back({interface->parent, interface->vlan, interface->service_tag, interface});
+    std::ranges::sort(vlans_, {}, [](const Vlan& v) { return std::tuple(v.parent, v.id, v.service_tag); });
+}
+
+IpInput::Destination IpInput::judge(const Interface& interface, const Address& source, const Address& destination,
+                                    bool link_group, bool from_ourselves) const {
+    const LocalAddress* const own = local_addresses_.match(destination);
+    if (own == nullptr) [[unlikely]]
+        return judge_group(interface, source, destination, from_ourselves);
+    // [RFC1122 3.3.6] a link-layer broadcast around a unicast address is silently discarded
+    if (link_group) [[unlikely]]
+        return refused(Drop::kIpUnicastInBroadcast);
+    if (impossible_source(source)) return refused(Drop::kIpSourceInvalid);
+    // Nobody outside speaks with our address: a forged packet must not pass for one of ours (LAND and kin).
+    if (!from_ourselves && local_addresses_.contains(source)) return refused(Drop::kIpSourceInvalid);
+    return {.drop = Drop::kNone, .cast = Cast::kUnicast, .dedicated = own->dedicated};
+}
+
+/// Not one of our own addresses: a broadcast, a group, or not for us.
+[[gnu::cold]] IpInput::Destination IpInput::judge_group(const Interface& interface, const Address& source,
+                                                        const Address& destination, bool from_ourselves) const {
+    Destination result;
+    if (destination.is_multicast()) {
+        // [RFC1122 3.2.1.3] [RFC1112 7.2] only groups that somebody here has joined
+        if (link_ == nullptr || !link_->accepts_group(interface, destination, source))
+            return refused(Drop::kIpGroupNotJoined);
+        result = {.drop = Drop::kNone, .cast = Cast::kMulticast, .dedicated = interface.resolves_itself};
+    } else if (destination.is_broadcast()) {
+        result = {.drop = Drop::kNone, .cast = Cast::kBroadcast, .dedicated = interface.resolves_itself};
+    } else {
+        const LocalAddress* const broadcast = local_addresses_.directed_broadcast_of(destination);
+        if (broadcast == nullptr || broadcast->interface != &interface) return refused(Drop::kIpNotForUs);
+        result = {.drop = Drop::kNone, .cast = Cast::kBroadcast, .dedicated = broadcast->dedicated};
+    }
+    // Who has no address yet asks everybody: DHCP over IPv4, [RFC4862 5.4.2] [RFC3810 5.2.13] over IPv6.
+    const bool nobody_may_ask = source.is_unspecified() && source.is_v4() == destination.is_v4();
+    if (impossible_source(source) && !nobody_may_ask) return refused(Drop::kIpSourceInvalid);
+    if (!from_ourselves && local_addresses_.contains(source)) return refused(Drop::kIpSourceInvalid);
+    return result;
+}
+
 template <class View>
-std::expected<IpPacket, Drop> IpInput::accept_ip(Interface& interface, const RxPacket& packet,
+std::expected<IpPacket, Drop> IpInput::accept_ip(const LinkFrame& frame, const RxPacket& packet,
                                                  bool from_ourselves) const {
-    const auto view = View::parse(packet.head.subspan(wire::kEthernetHeaderLength),
-                                  packet.length - wire::kEthernetHeaderLength);
+    const auto view = View::parse(packet.head.subspan(frame.offset), packet.length - frame.offset);
     if (!view) return std::unexpected(view.error());
     const Address destination = view->destination();
-    if (local_addresses_.owner(destination) == nullptr) return std::unexpected(Drop::kIpNotForUs);
     const Address source = view->source();
-    if (impossible_source(source)) return std::unexpected(Drop::kIpSourceInvalid);
-    // Nobody outside speaks with our address: a forged packet must not pass for one of ours (LAND and kin).
-    if (!from_ourselves && local_addresses_.contains(source)) return std::unexpected(Drop::kIpSourceInvalid);
+    const Destination verdict = judge(*frame.interface, source, destination, frame.group, from_ourselves);
+    if (verdict.drop != Drop::kNone) return std::unexpected(verdict.drop);
     if (view->is_fragment()) return std::unexpected(Drop::kIpFragment);
     return IpPacket{.packet = packet,
-                    .interface = interface,
+                    .interface = *frame.interface,
                     .source = source,
                     .destination = destination,
-                    .transport_offset = static_cast<std::uint32_t>(wire::kEthernetHeaderLength + view->header_length()),
+                    .transport_offset = static_cast<std::uint32_t>(frame.offset + view->header_length()),
                     .transport_length = static_cast<std::uint32_t>(view->payload_length()),
                     .protocol = static_cast<std::uint8_t>(view->protocol()),
                     .ttl = view->hop_limit(),
-                    .tos = view->traffic_class()};
+                    .tos = view->traffic_class(),
+                    .cast = verdict.cast,
+                    .dedicated = verdict.dedicated,
+                    .network_offset = frame.offset};
+}
+
+std::expected<LinkFrame, Drop> IpInput::accept_link(Interface& interface, const RxPacket& packet) const {
+    const auto ethernet = wire::EthernetView::parse(packet.head);
+    if (!ethernet) return std::unexpected(ethernet.error());
+    const MacAddress destination = ethernet->destination();
+    const bool group = destination.is_multicast();
+    if (!group && destination != interface.mac) return std::unexpected(Drop::kEthernetNotForUs);
+    if (ethernet->is_tagged()) [[unlikely]]
+        return accept_tagged(interface, packet, group);
+    return LinkFrame{&interface, ethernet->ether_type(), wire::kEthernetHeaderLength, group};
+}
+
+[[gnu::cold]] std::expected<LinkFrame, Drop> IpInput::accept_tagged(Interface& interface, const RxPacket& packet,
+                                                                    bool group) const {
+    const auto tag = wire::VlanView::parse(packet.head);
+    if (!tag) return std::unexpected(tag.error());
+    LinkFrame frame{&interface, tag->ether_type(), wire::kEthernetHeaderLength + wire::kVlanTagLength, group};
+    if (tag->id() == 0) return frame;  // only a priority
+    const bool service = wire::load_be16(packet.head.data() + 12) == static_cast<std::uint16_t>(wire::EtherType::kServiceVlan);
+    const auto wanted = std::tuple(interface.index, tag->id(), service);
+    const auto found = std::ranges::lower_bound(
+        vlans_, wanted, {}, [](const Vlan& v) { return std::tuple(v.parent, v.id, v.service_tag); });
+    if (found == vlans_.end() || std::tuple(found->parent, found->id, found->service_tag) != wanted)
+        return std::unexpected(Drop::kVlanForeign);
+    frame.interface = found->interface;
+    return frame;
 }
 
 std::expected<IpPacket, Drop> IpInput::accept(Interface& interface, const RxPacket& packet, bool from_ourselves) const {
-    const auto ethernet = wire::EthernetView::parse(packet.head);
-    if (!ethernet) return std::unexpected(ethernet.error());
-    // [RFC1122 3.3.6] a broadcast frame around a unicast address is discarded; groups are the kernel's, so only frames to
-    // our MAC can be meant for us.
-    if (ethernet->destination() != interface.mac) return std::unexpected(Drop::kEthernetNotForUs);
-    switch (ethernet->ether_type()) {
-        case wire::EtherType::kIpv4: return accept_ip<wire::Ipv4View>(interface, packet, from_ourselves);
-        case wire::EtherType::kIpv6: return accept_ip<wire::Ipv6View>(interface, packet, from_ourselves);
+    const auto frame = accept_link(interface, packet);
+    if (!frame) return std::unexpected(frame.error());
+    switch (frame->type) {
+        case wire::EtherType::kIpv4: return accept_ip<wire::Ipv4View>(*frame, packet, from_ourselves);
+        case wire::EtherType::kIpv6: return accept_ip<wire::Ipv6View>(*frame, packet, from_ourselves);
         default: return std::unexpected(Drop::kEtherTypeUnknown);
     }
 }

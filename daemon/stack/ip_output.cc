@@ -17,21 +17,11 @@ MacAddress multicast_mac(const Address& group) {
     return {{0x33, 0x33, bytes[12], bytes[13], bytes[14], bytes[15]}};
 }
 
-/// All host bits set in one of the interface's IPv4 networks.
-bool is_directed_broadcast(const Interface& interface, const Address& address) {
-    if (!address.is_v4()) return false;
-    const auto bytes = address.bytes();
-    const std::uint32_t value = std::uint32_t{bytes[12]} << 24 | std::uint32_t{bytes[13]} << 16 |
-                                std::uint32_t{bytes[14]} << 8 | bytes[15];
-    return std::ranges::any_of(interface.addresses, [&](const InterfaceAddress& own) {
-        // [RFC3021] a /31 has no broadcast address
-        if (own.prefix_length >= 31 || !address.in(own.address, own.prefix_length)) return false;
-        const std::uint32_t host_bits = 0xffffffffu >> own.prefix_length;
-        return (value & host_bits) == host_bits;
-    });
-}
-
 bool serves(const Interface* interface) { return interface != nullptr && interface->up && interface->tx != nullptr; }
+
+std::uint32_t link_header_length(const Path& path) {
+    return static_cast<std::uint32_t>(wire::kEthernetHeaderLength + (path.tagged ? wire::kVlanTagLength : 0));
+}
 
 std::uint8_t ttl_for(std::uint8_t ttl, const Address& destination) {
     if (ttl != 0) return ttl;
@@ -97,6 +87,11 @@ Result<Hop> IpOutput::find_hop(const Address& source, const Address& destination
     return Hop{interface, route->gateway.value_or(destination), route->source, false};
 }
 
+bool IpOutput::is_directed_broadcast(const Interface& interface, const Address& address) const {
+    const LocalAddress* const found = local_addresses_.directed_broadcast_of(address);
+    return found != nullptr && found->interface == &interface;
+}
+
 Result<Path> IpOutput::find_path(const Address& source, const Address& destination, Instant now,
                                  std::uint32_t interface) {
     const Hop hop = TRY(find_hop(source, destination, interface));
@@ -104,6 +99,7 @@ Result<Path> IpOutput::find_path(const Address& source, const Address& destinati
     path.interface = hop.interface;
     path.next_hop = hop.next_hop;
     path.local = hop.local;
+    path.tagged = !hop.local && hop.interface->vlan != 0;
     path.route_generation = routes_.generation();
     path.mtu = hop.local ? std::max(kLocalMtu, hop.interface->mtu) : hop.interface->mtu;
 
@@ -135,14 +131,20 @@ bool IpOutput::reserve(const Path& path, bool v4, std::uint32_t ip_header_length
         counters_.drop(Drop::kPacketTooBig);
         return false;
     }
-    if (!path.interface->tx->reserve(static_cast<std::uint32_t>(wire::kEthernetHeaderLength) + ip_length, packet)) {
+    const Interface& interface = *path.interface;
+    if (!interface.tx->reserve(link_header_length(path) + ip_length, packet)) {
         counters_.drop(Drop::kTxNoFrame);
         return false;
     }
-    wire::emit(wire::EthernetHeader{.destination = path.mac,
-                                    .source = path.interface->mac,
-                                    .ether_type = v4 ? wire::EtherType::kIpv4 : wire::EtherType::kIpv6},
-               packet.fragments[0]);
+    const wire::EthernetHeader header{.destination = path.mac,
+                                      .source = interface.mac,
+                                      .ether_type = v4 ? wire::EtherType::kIpv4 : wire::EtherType::kIpv6};
+    if (path.tagged) [[unlikely]] {
+        wire::emit_tagged(header, interface.service_tag ? wire::EtherType::kServiceVlan : wire::EtherType::kVlan,
+                          interface.vlan, packet.fragments[0]);
+    } else {
+        wire::emit(header, packet.fragments[0]);
+    }
     return true;
 }
 
@@ -152,7 +154,7 @@ bool IpOutput::begin(const Path& path, const Address& source, const Address& des
     const bool v4 = destination.is_v4();
     const std::size_t header_length = v4 ? wire::kIpv4HeaderLength : wire::kIpv6HeaderLength;
     if (!reserve(path, v4, static_cast<std::uint32_t>(header_length), transport_length, packet)) return false;
-    const auto out = packet.fragments[0].subspan(wire::kEthernetHeaderLength);
+    const auto out = packet.fragments[0].subspan(link_header_length(path));
     if (v4) {
         // [RFC6864 4.1] DF is set, so nobody will cut the packet and its identification means nothing
         wire::emit(wire::Ipv4Header{.source = source,
@@ -169,7 +171,7 @@ bool IpOutput::begin(const Path& path, const Address& source, const Address& des
                                     .traffic_class = tos},
                    transport_length, out);
     }
-    transport_offset = static_cast<std::uint32_t>(wire::kEthernetHeaderLength + header_length);
+    transport_offset = link_header_length(path) + static_cast<std::uint32_t>(header_length);
     return true;
 }
 
@@ -183,7 +185,7 @@ bool IpOutput::begin_fragment(const Path& path, const Address& source, const Add
     const std::size_t header_length =
         v4 ? wire::kIpv4HeaderLength : wire::kIpv6HeaderLength + wire::kIpv6FragmentHeaderLength;
     if (!reserve(path, v4, static_cast<std::uint32_t>(header_length), fragment_length, packet)) return false;
-    const auto out = packet.fragments[0].subspan(wire::kEthernetHeaderLength);
+    const auto out = packet.fragments[0].subspan(link_header_length(path));
     if (v4) {
         wire::emit(wire::Ipv4Header{.source = source,
                                     .destination = destination,
@@ -209,7 +211,7 @@ bool IpOutput::begin_fragment(const Path& path, const Address& source, const Add
         wire::store_be16(to + 2, static_cast<std::uint16_t>(fragment.offset | (fragment.more ? 1u : 0u)));
         wire::store_be32(to + 4, fragment.identification);
     }
-    transport_offset = static_cast<std::uint32_t>(wire::kEthernetHeaderLength + header_length);
+    transport_offset = link_header_length(path) + static_cast<std::uint32_t>(header_length);
     return true;
 }
 

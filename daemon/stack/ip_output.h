@@ -29,6 +29,7 @@ struct Path {
     MacAddress mac;                  // valid when resolved
     bool resolved = false;
     bool local = false;              // to an address of our own: delivered inside the stack
+    bool tagged = false;             // the interface is a VLAN
     std::uint32_t route_generation = 0;
     std::uint32_t neighbor_generation = 0;
     std::uint32_t mtu = 0;           // of IP packets
@@ -124,6 +125,7 @@ public:
     const std::vector<LocalPacket>& local_packets() const { return local_packets_; }
 
 private:
+    bool is_directed_broadcast(const Interface& interface, const Address& address) const;
     Interface* interface_for_unrouted(const Address& source) const;
     bool reserve(const Path& path, bool v4, std::uint32_t ip_header_length, std::uint32_t payload_length,
                  TxPacket& packet);

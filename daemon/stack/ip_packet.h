@@ -9,6 +9,9 @@
 
 namespace culvert::stack {
 
+/// How a packet was addressed.
+enum class Cast : std::uint8_t { kUnicast, kBroadcast, kMulticast };
+
 /// A received packet after its IP header has been proved. Borrowed, like the RxPacket in it.
 struct IpPacket {
     const RxPacket& packet;
@@ -20,6 +23,10 @@ struct IpPacket {
     std::uint8_t protocol = 0;
     std::uint8_t ttl = 0;
     std::uint8_t tos = 0;
+    Cast cast = Cast::kUnicast;
+    /// The address is ours alone (InterfaceAddress::dedicated): we answer what the kernel would answer for a shared one.
+    bool dedicated = false;
+    std::uint16_t network_offset = 14;  // of the IP header, from the start of packet.head
 };
 
 }  // namespace culvert::stack

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -13,42 +14,69 @@
 
 namespace culvert::stack {
 
+/// One address of ours.
+struct LocalAddress {
+    Address address;
+    Interface* interface;
+    bool dedicated;  // ours alone, not the kernel's
+};
+
+/// The last address of each IPv4 network. [RFC3021] a /31 has none.
+inline std::optional<Address> directed_broadcast(const InterfaceAddress& own) {
+    if (!own.address.is_v4() || own.prefix_length >= 31) return std::nullopt;
+    const auto bytes = own.address.wire_bytes();
+    const std::uint32_t hosts = 0xffffffffu >> own.prefix_length;
+    const auto with = [&](unsigned i) { return static_cast<std::uint8_t>(bytes[i] | (hosts >> (24 - i * 8))); };
+    return Address::v4(with(0), with(1), with(2), with(3));
+}
+
 class LocalAddresses {
 public:
     /// Cold.
     void assign(std::span<Interface* const> interfaces) {
         entries_.clear();
+        broadcasts_.clear();
         last_ = 0;
-        for (Interface* interface : interfaces)
-            for (const InterfaceAddress& own : interface->addresses) entries_.push_back({own.address, interface});
-        std::stable_sort(entries_.begin(), entries_.end(),
-                         [](const Entry& a, const Entry& b) { return a.address < b.address; });
+        for (Interface* interface : interfaces) {
+            for (const InterfaceAddress& own : interface->addresses) {
+                entries_.push_back({own.address, interface, own.dedicated || interface->resolves_itself});
+                // [RFC1122 3.3.6] the obsolete form with all host bits zero is an ordinary address, as on Linux since 5.14
+                if (const auto broadcast = directed_broadcast(own))
+                    broadcasts_.push_back({*broadcast, interface, own.dedicated || interface->resolves_itself});
+            }
+        }
+        const auto by_address = [](const LocalAddress& a, const LocalAddress& b) { return a.address < b.address; };
+        std::stable_sort(entries_.begin(), entries_.end(), by_address);
+        std::stable_sort(broadcasts_.begin(), broadcasts_.end(), by_address);
     }
 
-    /// The interface that has the address; nullptr if it is not ours. Remembers the answer.
+    /// Our entry for the address; nullptr if it is not ours. Remembers the answer.
+    const LocalAddress* match(const Address& address) const {
+        if (last_ < entries_.size() && entries_[last_].address == address) [[likely]] return &entries_[last_];
+        const LocalAddress* const found = find(entries_, address);
+        if (found != nullptr) last_ = static_cast<std::size_t>(found - entries_.data());
+        return found;
+    }
+    /// The interface that has the address; nullptr if it is not ours.
     Interface* owner(const Address& address) const {
-        if (last_ < entries_.size() && entries_[last_].address == address) [[likely]] return entries_[last_].interface;
-        const Entry* const found = find(address);
-        if (found == nullptr) return nullptr;
-        last_ = static_cast<std::size_t>(found - entries_.data());
-        return found->interface;
+        const LocalAddress* const found = match(address);
+        return found != nullptr ? found->interface : nullptr;
     }
     /// The same without remembering: for addresses that are usually not ours, such as a packet's source.
-    bool contains(const Address& address) const { return find(address) != nullptr; }
+    bool contains(const Address& address) const { return find(entries_, address) != nullptr; }
+    /// The directed broadcast address of a network that one of our interfaces is in; nullptr if it is none.
+    const LocalAddress* directed_broadcast_of(const Address& address) const { return find(broadcasts_, address); }
 
 private:
-    struct Entry {
-        Address address;
-        Interface* interface;
-    };
-    const Entry* find(const Address& address) const {
-        const auto found = std::lower_bound(entries_.begin(), entries_.end(), address,
-                                            [](const Entry& entry, const Address& a) { return entry.address < a; });
-        return found != entries_.end() && found->address == address ? &*found : nullptr;
+    static const LocalAddress* find(const std::vector<LocalAddress>& in, const Address& address) {
+        const auto found = std::lower_bound(in.begin(), in.end(), address,
+                                            [](const LocalAddress& entry, const Address& a) { return entry.address < a; });
+        return found != in.end() && found->address == address ? &*found : nullptr;
     }
 
-    std::vector<Entry> entries_;     // sorted by address
-    mutable std::size_t last_ = 0;   // index of the last answer of owner()
+    std::vector<LocalAddress> entries_;     // sorted by address
+    std::vector<LocalAddress> broadcasts_;  // the same
+    mutable std::size_t last_ = 0;          // index of the last answer of match()
 };
 
 }  // namespace culvert::stack

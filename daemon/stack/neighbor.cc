@@ -152,7 +152,12 @@ void NeighborTable::drop_pending(Entry& entry) {
     TxQueue* const tx = entry.tx;
     for (TxPacket& packet : dropped) {
         counters_.drop(Drop::kNeighborUnresolved);
-        if (observer_ != nullptr) observer_->on_unresolved(packet.fragments[0].subspan(wire::kEthernetHeaderLength));
+        if (observer_ != nullptr) {
+            const auto frame = packet.fragments[0];
+            const bool tagged = wire::load_be16(frame.data() + 12) == static_cast<std::uint16_t>(wire::EtherType::kVlan) ||
+                                wire::load_be16(frame.data() + 12) == static_cast<std::uint16_t>(wire::EtherType::kServiceVlan);
+            observer_->on_unresolved(frame.subspan(wire::kEthernetHeaderLength + (tagged ? wire::kVlanTagLength : 0)));
+        }
         tx->abandon(packet);
     }
 }

@@ -13,6 +13,8 @@
 #include "daemon/stack/source_address.h"
 #include "daemon/stack/tcp/tcp.h"
 #include "daemon/stack/udp.h"
+#include "daemon/wire/checksum.h"
+#include "daemon/wire/icmp.h"
 
 namespace culvert::stack {
 
@@ -48,6 +50,7 @@ public:
         std::vector<Interface*> all;
         for (const auto& each : interfaces_) all.push_back(each.get());
         output_.set_interfaces(all);
+        ip_input_.set_interfaces(all);
         routes_.touch();
     }
 
@@ -55,14 +58,51 @@ public:
     void input(Interface& interface, const RxPacket& packet, bool from_ourselves, Instant now) {
         const auto ip = ip_input_.accept(interface, packet, from_ourselves);
         if (!ip) [[unlikely]]
-            return counters_.drop(ip.error());
-        switch (static_cast<wire::IpProtocol>(ip->protocol)) {
-            case wire::IpProtocol::kTcp: return tcp_.input(*ip, now);
-            case wire::IpProtocol::kUdp: udp_.input(*ip, now); return;
+            return not_accepted(ip.error(), interface, packet, now);
+        deliver(*ip, now);
+    }
+    /// A whole packet for us, to whom its protocol says.
+    void deliver(const IpPacket& ip, Instant now) {
+        if (raw_ != nullptr && raw_->wanted[ip.protocol]) [[unlikely]]
+            raw_->raw(ip, now);
+        switch (static_cast<wire::IpProtocol>(ip.protocol)) {
+            case wire::IpProtocol::kTcp:
+                // [RFC9293 3.9.2.3 MUST-57] [RFC1122 4.2.3.10] a connection has one peer
+                if (ip.cast != Cast::kUnicast) [[unlikely]]
+                    return counters_.drop(Drop::kTcpNotUnicast);
+                return tcp_.input(ip, now);
+            case wire::IpProtocol::kUdp: udp_.input(ip, now); return;
             case wire::IpProtocol::kIcmp:
-            case wire::IpProtocol::kIcmpv6: return report(read_icmp_error(*ip, output_.local_addresses()), &*ip, now);
+            case wire::IpProtocol::kIcmpv6: return icmp_input(ip, now);
+            case wire::IpProtocol::kIgmp:
+                if (link_ != nullptr && ip.destination.is_v4()) return link_->igmp(ip, now);
+                [[fallthrough]];
             default: return counters_.drop(Drop::kIpProtocolUnknown);
         }
+    }
+    /// Frames that are no whole IP packet for us: some of them are somebody's all the same.
+    [[gnu::cold]] void not_accepted(Drop drop, Interface& interface, const RxPacket& packet, Instant now) {
+        if (drop == Drop::kEtherTypeUnknown && link_ != nullptr) {
+            const auto frame = ip_input_.accept_link(interface, packet);
+            if (frame && frame->type == wire::EtherType::kArp)
+                return link_->arp(*frame->interface, packet, frame->offset, now);
+        }
+        counters_.drop(drop);
+    }
+    void icmp_input(const IpPacket& ip, Instant now) {
+        const Family family = ip.destination.family();
+        const auto protocol = family == Family::kIpv4 ? wire::IpProtocol::kIcmp : wire::IpProtocol::kIcmpv6;
+        if (static_cast<wire::IpProtocol>(ip.protocol) != protocol) return counters_.drop(Drop::kIpProtocolUnknown);
+        const auto message =
+            wire::IcmpView::parse(family, ip.packet.head.subspan(ip.transport_offset), ip.transport_length);
+        if (!message) return counters_.drop(message.error());
+        if (!wire::verify_transport_checksum(ip.packet, ip.transport_offset, ip.transport_length, ip.source,
+                                             ip.destination, protocol))
+            return counters_.drop(Drop::kIcmpChecksum);
+        if (message->is_error()) return report(read_icmp_error(ip, output_.local_addresses()), &ip, now);
+        if (message->is_link_control() && link_ != nullptr) return link_->icmpv6(ip, message->type(), now);
+        if (message->is_echo_reply() && raw_ != nullptr && raw_->echo_reply(ip, now)) return;
+        counters_.drop(Drop::kIcmpIgnored);
     }
     void advance(Instant now) {
         now_ = now;
@@ -143,6 +183,8 @@ private:
     IpInput ip_input_;
     tcp::Tcp tcp_;
     udp::Udp udp_;
+    LinkProtocols* link_ = nullptr;  // null: the kernel does all of that
+    RawReceiver* raw_ = nullptr;
     Instant now_{};  // of the last turn, for what commands of the control thread set off
 };
 
@@ -172,6 +214,12 @@ void Stack::set_addresses(std::uint32_t index, std::vector<InterfaceAddress> add
     impl_->interface(index).addresses = std::move(addresses);
     impl_->interfaces_changed();
 }
+
+void Stack::set_link_protocols(LinkProtocols* link) {
+    impl_->link_ = link;
+    impl_->ip_input_.set_link_protocols(link);
+}
+void Stack::set_raw_receiver(RawReceiver* receiver) { impl_->raw_ = receiver; }
 
 RouteTable& Stack::routes() { return impl_->routes_; }
 NeighborTable& Stack::neighbors() { return impl_->neighbors_; }

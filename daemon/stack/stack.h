@@ -101,6 +101,8 @@ public:
 
 class Peers;
 class StackImpl;
+class LinkProtocols;
+class RawReceiver;
 
 class Stack {
 public:
@@ -114,6 +116,10 @@ public:
     void set_interface_state(std::uint32_t index, bool up, std::uint32_t mtu);
     void set_mac(std::uint32_t index, const MacAddress& mac);
     void set_addresses(std::uint32_t index, std::vector<InterfaceAddress> addresses);
+    /// Modules that take part in the way in (input_hooks.h). nullptr: nobody does; the kernel does. They must outlive the
+    /// stack, or be taken out before they go.
+    void set_link_protocols(LinkProtocols* link);
+    void set_raw_receiver(RawReceiver* receiver);
     RouteTable& routes();
     NeighborTable& neighbors();
     /// True if the address is one of Culvert's interfaces' own.

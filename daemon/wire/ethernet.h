@@ -3,8 +3,10 @@
 //   0                 6                 12       14
 //   | destination     | source          | type   | payload ...
 //
-// VLAN tags are not looked into: a tagged frame has EtherType 0x8100, which the stack refuses, so that traffic of
-// another VLAN can never be taken for ours.
+// One VLAN tag (IEEE 802.1Q, or 802.1ad's service tag) may stand between source and type:
+//
+//   0                 6                 12              14                16       18
+//   | destination     | source          | 8100 or 88a8 | prio D VLAN id | type   | payload ...
 #pragma once
 
 #include <cstddef>
@@ -24,9 +26,11 @@ enum class EtherType : std::uint16_t {
     kArp = 0x0806,
     kVlan = 0x8100,
     kIpv6 = 0x86dd,
+    kServiceVlan = 0x88a8,
 };
 
 inline constexpr std::size_t kEthernetHeaderLength = 14;
+inline constexpr std::size_t kVlanTagLength = 4;
 inline constexpr MacAddress kBroadcastMac{{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}};
 
 inline MacAddress load_mac(const std::byte* from) {
@@ -48,11 +52,28 @@ public:
     MacAddress source() const { return load_mac(head_.data() + 6); }
     EtherType ether_type() const { return static_cast<EtherType>(load_be16(head_.data() + 12)); }
     static constexpr std::size_t header_length() { return kEthernetHeaderLength; }
+    bool is_tagged() const { return ether_type() == EtherType::kVlan || ether_type() == EtherType::kServiceVlan; }
     /// The payload as far as it lies in `head`, with any padding.
     std::span<const std::byte> payload_in_head() const { return head_.subspan(kEthernetHeaderLength); }
 
 private:
     explicit EthernetView(std::span<const std::byte> head) : head_(head) {}
+    std::span<const std::byte> head_;
+};
+
+/// The tag and the type behind it of a frame for which EthernetView::is_tagged().
+class VlanView {
+public:
+    static std::expected<VlanView, Drop> parse(std::span<const std::byte> head) {
+        if (head.size() < kEthernetHeaderLength + kVlanTagLength) return std::unexpected(Drop::kEthernetTruncated);
+        return VlanView(head);
+    }
+    /// 1 to 4094; 0 is a tag that only carries a priority: the frame belongs to no VLAN.
+    std::uint16_t id() const { return load_be16(head_.data() + 14) & 0xfff; }
+    EtherType ether_type() const { return static_cast<EtherType>(load_be16(head_.data() + 16)); }
+
+private:
+    explicit VlanView(std::span<const std::byte> head) : head_(head) {}
     std::span<const std::byte> head_;
 };
 
@@ -70,6 +91,16 @@ inline void emit(const EthernetHeader& header, std::span<std::byte> out) {
     store_mac(out.data(), header.destination);
     store_mac(out.data() + 6, header.source);
     store_be16(out.data() + 12, static_cast<std::uint16_t>(header.ether_type));
+}
+
+/// The same with a tag: kEthernetHeaderLength + kVlanTagLength bytes. `tag` is the EtherType that announces it.
+inline void emit_tagged(const EthernetHeader& header, EtherType tag, std::uint16_t id, std::span<std::byte> out) {
+    DCHECK(out.size() >= kEthernetHeaderLength + kVlanTagLength && id < 4095);
+    store_mac(out.data(), header.destination);
+    store_mac(out.data() + 6, header.source);
+    store_be16(out.data() + 12, static_cast<std::uint16_t>(tag));
+    store_be16(out.data() + 14, id);
+    store_be16(out.data() + 16, static_cast<std::uint16_t>(header.ether_type));
 }
 
 }  // namespace culvert::wire

@@ -70,6 +70,16 @@ public:
     std::uint16_t checksum() const { return load_be16(head_.data() + 2); }
     /// One of the types that carry the packet that caused them.
     bool is_error() const;
+    /// Multicast listener discovery (130 to 132, 143) or neighbour discovery (133 to 137): the link's own protocols.
+    bool is_link_control() const {
+        return family_ == Family::kIpv6 && ((type() >= 130 && type() <= 137) || type() == 143);
+    }
+    bool is_echo_request() const {
+        return type() == (family_ == Family::kIpv4 ? icmp_v4::kEchoRequest : icmp_v6::kEchoRequest);
+    }
+    bool is_echo_reply() const {
+        return type() == (family_ == Family::kIpv4 ? icmp_v4::kEchoReply : icmp_v6::kEchoReply);
+    }
     /// "Fragmentation needed" or "packet too big".
     bool is_packet_too_big() const {
         return family_ == Family::kIpv4

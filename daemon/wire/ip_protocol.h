@@ -8,6 +8,7 @@ namespace culvert::wire {
 enum class IpProtocol : std::uint8_t {
     kHopByHop = 0,
     kIcmp = 1,
+    kIgmp = 2,
     kTcp = 6,
     kUdp = 17,
     kRouting = 43,

@@ -1,0 +1,47 @@
+// What the way in asks of modules beside it: link protocols and raw sockets. Each is asked only for the packets that are
+// its own, so that a virtual call costs the common packet nothing.
+//
+//   StackImpl --ARP, IGMP, ND, MLD, "is this group joined?"--> LinkProtocols
+//             --copy of what arrived for a protocol----------> RawReceiver
+#pragma once
+
+#include <bitset>
+#include <cstdint>
+
+#include "daemon/base/instant.h"
+#include "daemon/base/packet.h"
+#include "daemon/stack/interface.h"
+#include "daemon/stack/ip_packet.h"
+#include "daemon/wire/address.h"
+
+namespace culvert::stack {
+
+/// Address resolution and group membership, where we do it ourselves.
+class LinkProtocols {
+public:
+    virtual ~LinkProtocols() = default;
+
+    /// True if a packet from `source` to the multicast `group` that came through `interface` is for one of our sockets (or
+    /// for ourselves: all nodes, solicited-node groups of dedicated addresses).
+    virtual bool accepts_group(const Interface& interface, const Address& group, const Address& source) const = 0;
+    /// An ARP packet, at `offset` of packet.head; nothing of it has been looked at. Counts its own drops.
+    virtual void arp(Interface& interface, const RxPacket& packet, std::uint32_t offset, Instant now) = 0;
+    /// An IGMP message; its checksum has not been looked at.
+    virtual void igmp(const IpPacket& packet, Instant now) = 0;
+    /// A neighbour discovery or MLD message (types 130 to 137 and 143), its header whole and its checksum right. What else
+    /// the packet must be (hop limit 255 and so on) is for the callee to see.
+    virtual void icmpv6(const IpPacket& packet, std::uint8_t type, Instant now) = 0;
+};
+
+/// Sockets that see IP packets as they are.
+class RawReceiver {
+public:
+    virtual ~RawReceiver() = default;
+    /// Asked only while `wanted` has the protocol.
+    virtual void raw(const IpPacket& packet, Instant now) = 0;
+    /// An echo reply to one of our addresses, whole and with a right checksum: for ping sockets. True if one took it.
+    virtual bool echo_reply(const IpPacket& packet, Instant now) = 0;
+    std::bitset<256> wanted;  // protocol numbers for which there is a raw socket
+};
+
+}  // namespace culvert::stack
