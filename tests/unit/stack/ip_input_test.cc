@@ -181,7 +181,7 @@ TEST_F(IpInputTest, BroadcastsAreForEverybodyOnTheLinkAndNobodyElse) {
 }
 
 TEST_F(IpInputTest, OnlyJoinedGroupsAreHeard) {
-    const TwoGroups groups;
+    static const TwoGroups groups;
     input.set_link_protocols(&groups);
     const MacAddress mac{{0x33, 0x33, 0, 0, 0, 0xfb}};
     const struct {
