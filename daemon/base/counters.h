@@ -32,6 +32,9 @@ namespace culvert {
     X(tcp_out_of_order, "TCP segments received out of order")           \
     X(tcp_delayed_acks, "TCP acknowledgements sent by the delay timer") \
     X(tcp_challenge_acks, "TCP challenge ACKs sent")                    \
+    X(tcp_syn_cookies_sent, "TCP SYNs answered with a cookie")          \
+    X(tcp_syn_cookies_accepted, "TCP connections made from a SYN cookie") \
+    X(tcp_syn_cookies_failed, "TCP ACKs whose SYN cookie was forged or too old") \
     X(tcp_time_wait, "TCP connections in TIME-WAIT now")                \
     X(udp_in, "UDP datagrams received")                                 \
     X(udp_out, "UDP datagrams sent")                                    \

@@ -68,6 +68,8 @@ namespace culvert {
     X(kTcpResetInvalid, "TCP reset with a wrong sequence number (challenge ACK sent)")        \
     X(kTcpSynInWindow, "TCP SYN on a live connection (challenge ACK sent)")                   \
     X(kTcpSynQueueFull, "too many half-open connections")                                     \
+    X(kTcpSynCookieInvalid, "TCP ACK in a flood of SYNs whose cookie is not ours (reset sent)") \
+    X(kTcpSynCookieExpired, "TCP ACK whose SYN cookie is too old (reset sent)")               \
     X(kTcpAcceptQueueFull, "accept queue full")                                               \
     X(kTcpConnectionLimit, "connection table full")                                           \
     X(kTcpAfterClose, "TCP data after the application closed (reset sent)")                   \

@@ -49,6 +49,7 @@ struct TcpConfig {
     std::uint32_t send_buffer_max_bytes = 4 * 1024 * 1024;
     std::chrono::milliseconds min_rto{200};
     std::chrono::milliseconds time_wait{60000};
+    std::string syn_cookies = "auto";
 };
 
 struct EngineConfig {

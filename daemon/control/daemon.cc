@@ -30,6 +30,11 @@ void fill_random(void* into, std::size_t bytes) {
     CHECK(::getrandom(into, bytes, 0) == static_cast<ssize_t>(bytes));
 }
 
+stack::tcp::SynCookiePolicy syn_cookie_policy(const std::string& name) {
+    using Policy = stack::tcp::SynCookiePolicy;
+    return name == "off" ? Policy::kOff : name == "always" ? Policy::kAlways : Policy::kAuto;
+}
+
 engine::EngineConfig engine_config(const Config& config) {
     engine::EngineConfig engine;
     engine.spin = config.engine.spin;
@@ -43,6 +48,7 @@ engine::EngineConfig engine_config(const Config& config) {
     stack.min_rto = config.tcp.min_rto;
     stack.time_wait = config.tcp.time_wait;
     stack.congestion = config.tcp.congestion == "newreno" ? stack::tcp::Congestion::kNewReno : stack::tcp::Congestion::kCubic;
+    stack.syn_cookies = syn_cookie_policy(config.tcp.syn_cookies);
     fill_random(stack.secret, sizeof stack.secret);
     return engine;
 }

@@ -30,6 +30,13 @@ namespace tcp {
 class Listener;
 class Connection;
 
+/// When a SYN is answered with a cookie instead of being remembered. [RFC4987 3.6]
+enum class SynCookiePolicy : std::uint8_t {
+    kOff,     // never: the oldest half-open connection makes room
+    kAuto,    // while there is no room for half-open connections
+    kAlways,  // for tests, and hosts that are under attack all the time
+};
+
 enum class Congestion : std::uint8_t { kDefault = 0, kNewReno = 1, kCubic = 2 };
 
 /// Per-socket options. Zero means the stack's default.
@@ -85,6 +92,7 @@ struct StackConfig {
     Duration time_wait = std::chrono::seconds(60);
     Duration fin_wait_2 = std::chrono::seconds(60);  // of a connection that the application has closed
     tcp::Congestion congestion = tcp::Congestion::kCubic;
+    tcp::SynCookiePolicy syn_cookies = tcp::SynCookiePolicy::kAuto;
     std::uint64_t secret[2] = {0, 0};  // key of hashes and ISNs, from getrandom(2)
 };
 

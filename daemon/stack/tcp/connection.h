@@ -69,6 +69,9 @@ public:
     std::uint32_t receive_buffer() const { return receive_buffer_; }
 
     // --- for the rest of TCP ----------------------------------------------------------------------------------------
+    static constexpr std::uint32_t kDefaultMss = 536;  // [RFC9293 3.7.1 MUST-15]
+    static constexpr std::uint32_t kDefaultMssIpv6 = 1220;
+
     Connection(Shared& shared, const Endpoint& local, const Endpoint& remote, std::uint32_t flow_hash,
                const Options& options);
 
@@ -102,8 +105,6 @@ private:
     static constexpr unsigned kMaxDataRetries = 15;
     static constexpr unsigned kMaxOrphanRetries = 8;
     static constexpr unsigned kMaxSynRetries = 6;
-    static constexpr std::uint32_t kDefaultMss = 536;       // [RFC9293 3.7.1 MUST-15]
-    static constexpr std::uint32_t kDefaultMssIpv6 = 1220;
     static constexpr std::uint32_t kMinMss = 48;            // below, a peer or an ICMP message would make us crawl
     static constexpr std::uint32_t kMaxBurst = 256 * 1024;  // bytes a flush, for fairness among connections
     static constexpr std::uint8_t kMaxDuplicateAcks = 32;   // owed for one burst

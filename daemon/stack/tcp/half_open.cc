@@ -20,36 +20,42 @@ SynQueue::~SynQueue() {
     while (oldest_ != LazyPool::kNone) destroy(at(oldest_));
 }
 
-void SynQueue::on_syn(const Segment& segment, std::uint32_t hash, Listener& listener,
-                      std::optional<std::uint32_t> minimum_iss, Instant now) {
-    if (pool_.capacity() == 0) {
-        shared_.counters.drop(Drop::kTcpSynQueueFull);
-        return;
-    }
-    if (pool_.used() == pool_.capacity()) {  // [RFC4987 3.4] recycle the oldest
-        shared_.counters.drop(Drop::kTcpSynQueueFull);
-        remove(at(oldest_));
-    }
-    const std::uint32_t index = pool_.allocate();
-    auto& half_open = *new (pool_.at(index)) HalfOpen;
+void SynQueue::fill(HalfOpen& half_open, const Segment& segment, std::uint32_t hash, Listener& listener) const {
     half_open.listener = &listener;
     half_open.local = segment.local;
     half_open.remote = segment.remote;
     half_open.hash = hash;
-    half_open.irs = segment.sequence;
-    half_open.iss = minimum_iss ? *minimum_iss : shared_.isn.generate(segment.local, segment.remote, now);
     half_open.ts_offset = shared_.timestamp_offset(segment.local, segment.remote);
     half_open.peer_window = segment.window;
-    half_open.peer_mss = segment.options.mss.value_or(0);
-    if ((half_open.scaling = segment.options.window_scale.has_value()))
-        half_open.peer_scale = *segment.options.window_scale;
     if ((half_open.timestamps = segment.options.timestamps.has_value()))
         half_open.ts_recent = segment.options.timestamps->value;
-    half_open.sack = segment.options.sack_permitted;
     const std::uint32_t buffer = listener.options().receive_buffer != 0 ? listener.options().receive_buffer
                                                                         : shared_.config.default_receive_buffer;
     half_open.advertised_window = static_cast<std::uint16_t>(
         std::min(std::clamp(buffer, 2048u, std::max(shared_.config.max_receive_buffer, 2048u)), 0xffffu));
+}
+
+void SynQueue::on_syn(const Segment& segment, std::uint32_t hash, Listener& listener,
+                      std::optional<std::uint32_t> minimum_iss, Instant now) {
+    const bool full = pool_.used() == pool_.capacity();
+    const SynCookiePolicy policy = shared_.config.syn_cookies;
+    // A cookie cannot promise an ISS above an earlier incarnation's. There are no more of those than TIME-WAIT records.
+    if (!minimum_iss && (policy == SynCookiePolicy::kAlways || (full && policy == SynCookiePolicy::kAuto)))
+        return send_cookie(segment, hash, listener, now);
+    if (full) {
+        shared_.counters.drop(Drop::kTcpSynQueueFull);
+        if (pool_.capacity() == 0) return;
+        remove(at(oldest_));  // [RFC4987 3.4] recycle the oldest
+    }
+    const std::uint32_t index = pool_.allocate();
+    auto& half_open = *new (pool_.at(index)) HalfOpen;
+    fill(half_open, segment, hash, listener);
+    half_open.irs = segment.sequence;
+    half_open.iss = minimum_iss ? *minimum_iss : shared_.isn.generate(segment.local, segment.remote, now);
+    half_open.peer_mss = segment.options.mss.value_or(0);
+    if ((half_open.scaling = segment.options.window_scale.has_value()))
+        half_open.peer_scale = *segment.options.window_scale;
+    half_open.sack = segment.options.sack_permitted;
     half_open.sent_at = now;
     if (const auto inserted = shared_.flows.insert(hash, {FlowRef::Kind::kHalfOpen, index});
         inserted != FlowTable::Inserted::kYes) {
@@ -63,15 +69,67 @@ void SynQueue::on_syn(const Segment& segment, std::uint32_t hash, Listener& list
     half_open.older = newest_;
     (newest_ == LazyPool::kNone ? oldest_ : at(newest_).newer) = index;
     newest_ = index;
-    send_syn_ack(half_open, now);
+    send_syn_ack(half_open, half_open.stamp(now), now);
     shared_.wheel.schedule(half_open, now + kFirstTimeout);
 }
 
-void SynQueue::send_syn_ack(HalfOpen& half_open, Instant now) {
+/// Answers a SYN and forgets it. [RFC4987 3.6]
+void SynQueue::send_cookie(const Segment& segment, std::uint32_t hash, Listener& listener, Instant now) {
+    HalfOpen answer;  // never in the queue
+    fill(answer, segment, hash, listener);
+    answer.irs = segment.sequence;
+    const std::uint32_t usual = segment.remote.address.is_v4() ? Connection::kDefaultMss : Connection::kDefaultMssIpv6;
+    answer.iss = shared_.syn_cookies.make(segment.local, segment.remote, segment.sequence,
+                                          segment.options.mss.value_or(static_cast<std::uint16_t>(usual)), now);
+    std::uint32_t stamp = 0;
+    if (answer.timestamps) {  // the peer will bring them back
+        answer.scaling = segment.options.window_scale.has_value();
+        answer.sack = segment.options.sack_permitted;
+        stamp = StampedOptions{.window_scale = segment.options.window_scale, .sack = answer.sack}.stamp(answer.stamp(now));
+    }
+    if (!send_syn_ack(answer, stamp, now)) return;
+    ++shared_.counters.tcp_syn_cookies_sent;
+    listener.cookies_until = now + SynCookies::kLifetime;
+}
+
+bool SynQueue::on_cookie(const Segment& segment, std::uint32_t hash, Listener& listener, Connection*& opened,
+                         Instant now) {
+    if (now >= listener.cookies_until) return false;
+    const std::uint32_t irs = segment.sequence - 1;
+    const std::uint32_t iss = segment.acknowledgment - 1;
+    const SynCookies::Verdict verdict = shared_.syn_cookies.check(segment.local, segment.remote, irs, iss, now);
+    if (verdict.drop != Drop::kNone) {
+        shared_.counters.drop(verdict.drop);
+        ++shared_.counters.tcp_syn_cookies_failed;
+        shared_.output.send_reset(segment, now);  // [RFC9293 3.10.7.2] an ACK to LISTEN
+        return true;
+    }
+    if (!listener.owner().can_accept()) {  // the client's data will bring the cookie again
+        shared_.counters.drop(Drop::kTcpAcceptQueueFull);
+        return true;
+    }
+    HalfOpen answered;
+    fill(answered, segment, hash, listener);
+    answered.irs = irs;
+    answered.iss = iss;
+    answered.peer_mss = verdict.mss;
+    answered.timed = false;
+    if (answered.timestamps) {
+        const auto options = StampedOptions::from(segment.options.timestamps->echo);
+        if ((answered.scaling = options.window_scale.has_value())) answered.peer_scale = *options.window_scale;
+        answered.sack = options.sack;
+    }
+    opened = complete(answered, {}, now);
+    if (opened != nullptr) ++shared_.counters.tcp_syn_cookies_accepted;
+    return true;
+}
+
+/// `stamp`: TSval, if the peer uses timestamps. False: nothing was sent.
+bool SynQueue::send_syn_ack(const HalfOpen& half_open, std::uint32_t stamp, Instant now) {
     auto path = shared_.ip.find_path(half_open.local.address, half_open.remote.address, now);
     if (!path) {
         shared_.counters.drop(Drop::kIpNoRoute);
-        return;
+        return false;
     }
     const Options& wanted = half_open.listener->options();
     std::uint32_t mss = mss_for_mtu(path->mtu, half_open.remote.address);
@@ -80,16 +138,15 @@ void SynQueue::send_syn_ack(HalfOpen& half_open, Instant now) {
     options.mss = static_cast<std::uint16_t>(mss);
     options.sack_permitted = half_open.sack;
     if (half_open.scaling) options.window_scale = shared_.receive_scale();
-    if (half_open.timestamps)
-        options.timestamps = {.value = half_open.ts_offset + SegmentOutput::timestamp(now), .echo = half_open.ts_recent};
-    shared_.output.send(*path, half_open.local.address, half_open.remote.address,
-                        {.source = half_open.local.port,
-                         .destination = half_open.remote.port,
-                         .sequence = half_open.iss,
-                         .acknowledgment = half_open.irs + 1,
-                         .flags = wire::kSyn | wire::kAck,
-                         .window = half_open.advertised_window},
-                        options, nullptr, 0, wanted.tos, wanted.ttl, now);
+    if (half_open.timestamps) options.timestamps = {.value = stamp, .echo = half_open.ts_recent};
+    return shared_.output.send(*path, half_open.local.address, half_open.remote.address,
+                               {.source = half_open.local.port,
+                                .destination = half_open.remote.port,
+                                .sequence = half_open.iss,
+                                .acknowledgment = half_open.irs + 1,
+                                .flags = wire::kSyn | wire::kAck,
+                                .window = half_open.advertised_window},
+                               options, nullptr, 0, wanted.tos, wanted.ttl, now);
 }
 
 /// [RFC5961 4.2, 3.2] the true peer answers this with what proves it; a blind attacker never sees it.
@@ -97,8 +154,7 @@ void SynQueue::challenge(HalfOpen& half_open, Drop reason, Instant now) {
     shared_.counters.drop(reason);
     ++shared_.counters.tcp_challenge_acks;
     wire::TcpOptions options;
-    if (half_open.timestamps)
-        options.timestamps = {.value = half_open.ts_offset + SegmentOutput::timestamp(now), .echo = half_open.ts_recent};
+    if (half_open.timestamps) options.timestamps = {.value = half_open.stamp(now), .echo = half_open.ts_recent};
     shared_.output.send_once(half_open.local, half_open.remote,
                              {.source = half_open.local.port,
                               .destination = half_open.remote.port,
@@ -115,7 +171,7 @@ Connection* SynQueue::on_segment(std::uint32_t index, const Segment& segment, In
     if (segment.flags.syn()) {
         // The same SYN again: our SYN-ACK was lost. Anything else is judged as on a live connection. [RFC9293 3.10.7.4]
         if (!segment.flags.ack() && segment.sequence == half_open.irs)
-            send_syn_ack(half_open, now);
+            send_syn_ack(half_open, half_open.stamp(now), now);
         else
             challenge(half_open, Drop::kTcpSynInWindow, now);
         return nullptr;
@@ -155,10 +211,10 @@ Connection* SynQueue::on_segment(std::uint32_t index, const Segment& segment, In
         shared_.counters.drop(Drop::kTcpAcceptQueueFull);
         return nullptr;
     }
-    return complete(half_open, now);
+    return complete(half_open, {FlowRef::Kind::kHalfOpen, index}, now);
 }
 
-Connection* SynQueue::complete(HalfOpen& half_open, Instant now) {
+Connection* SynQueue::complete(const HalfOpen& half_open, FlowRef known, Instant now) {
     auto path = shared_.ip.find_path(half_open.local.address, half_open.remote.address, now);
     if (!path) {
         shared_.counters.drop(Drop::kIpNoRoute);
@@ -169,14 +225,21 @@ Connection* SynQueue::complete(HalfOpen& half_open, Instant now) {
         shared_.counters.drop(Drop::kTcpConnectionLimit);
         return nullptr;
     }
+    const FlowRef flow{FlowRef::Kind::kConnection, slot};
+    if (known) {
+        shared_.flows.replace(half_open.hash, known, flow);
+    } else if (shared_.flows.insert(half_open.hash, flow) != FlowTable::Inserted::kYes) {
+        // Full; or another engine got a copy of the same ACK in this very moment, and has the connection.
+        shared_.counters.drop(Drop::kTcpConnectionLimit);
+        shared_.connections.release(slot);
+        return nullptr;
+    }
     Listener& listener = *half_open.listener;
     auto* const connection = new (shared_.connections.at(slot))
         Connection(shared_, half_open.local, half_open.remote, half_open.hash, listener.options());
-    shared_.flows.replace(half_open.hash, {FlowRef::Kind::kHalfOpen, pool_.index_of(&half_open)},
-                          {FlowRef::Kind::kConnection, slot});
     shared_.ports.take(half_open.local);
     connection->establish(half_open, *path, now);
-    destroy(half_open);
+    if (known) destroy(at(known.index));
     ++shared_.counters.tcp_passive_opens;
     ConnectionOwner* const owner = listener.owner().on_accept(*connection);
     if (owner == nullptr) {
@@ -199,7 +262,7 @@ Instant SynQueue::on_timer(HalfOpen& half_open, Instant now) {
     }
     ++half_open.retransmits;
     ++shared_.counters.tcp_retransmits;
-    send_syn_ack(half_open, now);
+    send_syn_ack(half_open, half_open.stamp(now), now);
     return now + kFirstTimeout * (1 << half_open.retransmits);
 }
 

@@ -5,7 +5,8 @@
 //       -> Connection, established, given to the listener's owner
 //
 // A record is small and knows everything that the SYN said, so a flood of SYNs costs no connections. The queue is
-// bounded: when it is full, the oldest makes room. [RFC4987 3.3, 3.4]
+// bounded: while it is full, answers carry cookies and nothing is remembered (syn_cookie.h), so that a flood drives no
+// honest client out. With cookies off, the oldest record makes room. [RFC4987 3.3, 3.4, 3.6]
 #pragma once
 
 #include <cstdint>
@@ -40,8 +41,11 @@ struct HalfOpen : TimerNode {
     bool scaling = false;
     bool timestamps = false;
     bool sack = false;
+    bool timed = true;  // the ACK of the first SYN-ACK tells the round trip
     Instant sent_at{};  // the first SYN-ACK
 
+    /// Our clock, as the peer sees it.
+    std::uint32_t stamp(Instant now) const { return ts_offset + SegmentOutput::timestamp(now); }
     /// What the SYN said.
     wire::TcpOptions options() const;
 };
@@ -55,6 +59,9 @@ public:
     /// A SYN for a listener. `minimum_iss`: one more than what an earlier incarnation of the flow may have used.
     void on_syn(const Segment& segment, std::uint32_t hash, Listener& listener, std::optional<std::uint32_t> minimum_iss,
                 Instant now);
+    /// An ACK for a listener, of no flow we know: the answer to a SYN cookie? False: cookies are not in use, it is nobody's.
+    /// True: done with, and `opened` is the connection if it made one: give it the segment too.
+    bool on_cookie(const Segment& segment, std::uint32_t hash, Listener& listener, Connection*& opened, Instant now);
     /// A segment of a half-open flow. The connection, when this completes the handshake: give it the segment too.
     Connection* on_segment(std::uint32_t index, const Segment& segment, Instant now);
     Instant on_timer(HalfOpen& half_open, Instant now);
@@ -71,10 +78,13 @@ private:
     static constexpr unsigned kMaxRetransmits = 5;  // tcp_synack_retries of Linux
     static constexpr Duration kFirstTimeout = std::chrono::seconds(1);  // [RFC6298 2.1]
 
+    void fill(HalfOpen& half_open, const Segment& segment, std::uint32_t hash, Listener& listener) const;
+    void send_cookie(const Segment& segment, std::uint32_t hash, Listener& listener, Instant now);
     HalfOpen& at(std::uint32_t index) { return *reinterpret_cast<HalfOpen*>(pool_.at(index)); }
-    void send_syn_ack(HalfOpen& half_open, Instant now);
+    bool send_syn_ack(const HalfOpen& half_open, std::uint32_t stamp, Instant now);
     void challenge(HalfOpen& half_open, Drop reason, Instant now);
-    Connection* complete(HalfOpen& half_open, Instant now);
+    /// `known`: what the flow was in the flow table.
+    Connection* complete(const HalfOpen& half_open, FlowRef known, Instant now);
     void remove(HalfOpen& half_open);
     void destroy(HalfOpen& half_open);
 

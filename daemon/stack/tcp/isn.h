@@ -4,18 +4,17 @@
 // this process knows, so what one flow reveals says nothing about another. [RFC9293 3.4.1 MUST-8, SHLD-1, MUST-9]
 #pragma once
 
-#include <array>
-#include <cstddef>
 #include <cstdint>
 
 #include "daemon/base/instant.h"
+#include "daemon/stack/tcp/sip_hash.h"
 #include "daemon/wire/address.h"
 
 namespace culvert::stack::tcp {
 
 class IsnGenerator {
 public:
-    using Key = std::array<std::byte, 16>;
+    using Key = SipKey;
 
     /// `key` from getrandom(2) in production.
     explicit IsnGenerator(const Key& key) : key_(key) {}

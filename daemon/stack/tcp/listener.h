@@ -24,6 +24,8 @@ public:
     /// Accepted connections begin with these.
     const Options& options() const { return options_; }
     ListenerOwner& owner() const { return *owner_; }
+    /// An ACK may bring back a SYN cookie until then.
+    Instant cookies_until{};
 
 private:
     Endpoint local_;

@@ -3,17 +3,6 @@
 #include <algorithm>
 
 namespace culvert::stack::tcp {
-namespace {
-
-IsnGenerator::Key isn_key(const std::uint64_t (&secret)[2]) {
-    IsnGenerator::Key key;
-    static_assert(sizeof key == sizeof secret);
-    std::memcpy(key.data(), secret, sizeof key);
-    return key;
-}
-
-}  // namespace
-
 Shared::Shared(const StackConfig& stack_config, IpOutput& ip_output, PortOwner& port_owner, Counters& engine_counters,
                Rng& engine_rng, std::size_t connection_bytes, Peers* other_engines)
     : config(stack_config),
@@ -29,7 +18,8 @@ Shared::Shared(const StackConfig& stack_config, IpOutput& ip_output, PortOwner& 
       // One connection may hold a quarter of the memory for out-of-order data.
       reassembly(config.reassembly_chunks, std::max(config.reassembly_chunks / 4, 8u)),
       sacks(std::max(config.max_connections / 8, 64u)),
-      isn(isn_key(config.secret)),
+      isn(sip_key(config.secret)),
+      syn_cookies(sip_key(config.secret)),
       time_wait(config.max_time_wait, config.time_wait, flows, wheel, output, engine_counters, kTimeWaitTimer) {
     while ((config.max_receive_buffer >> receive_scale_) > 0xffff && receive_scale_ < wire::kMaxWindowScale)
         ++receive_scale_;

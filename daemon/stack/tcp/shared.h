@@ -16,6 +16,7 @@
 #include "daemon/stack/tcp/reassembler.h"
 #include "daemon/stack/tcp/sack_scoreboard.h"
 #include "daemon/stack/tcp/segment_output.h"
+#include "daemon/stack/tcp/syn_cookie.h"
 #include "daemon/stack/tcp/time_wait.h"
 
 namespace culvert::stack::tcp {
@@ -41,6 +42,7 @@ struct Shared {
     ReassemblyPool reassembly;
     SackPool sacks;
     IsnGenerator isn;
+    SynCookies syn_cookies;
     TimeWaitTable time_wait;
     Instant now{};                  // of the current or last call
     Connection* marked = nullptr;   // have output, or have ended and wait to be taken down; newest last

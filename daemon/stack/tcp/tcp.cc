@@ -133,6 +133,13 @@ void TcpImpl::input_unmatched(const Segment& segment, std::uint32_t hash, std::o
             syn_queue_.on_syn(segment, hash, *listener, minimum_iss, now);
             return;
         }
+    } else if (segment.flags.ack() && !segment.flags.syn()) {
+        Listener* const listener = listeners_.find(segment.local, hash);
+        Connection* opened = nullptr;
+        if (listener != nullptr && syn_queue_.on_cookie(segment, hash, *listener, opened, now)) {
+            if (opened != nullptr) opened->input(segment, now);
+            return;
+        }
     }
     shared_.counters.drop(Drop::kTcpNoListener);
     shared_.output.send_reset(segment, now);

@@ -4,7 +4,9 @@ set(CULVERT_TCP_UNITS
   tcp/sack_scoreboard.cc
   tcp/loss_recovery.cc
   tcp/reassembler.cc
+  tcp/sip_hash.cc
   tcp/isn.cc
+  tcp/syn_cookie.cc
   tcp/congestion/controller.cc
   tcp/congestion/new_reno.cc
   tcp/congestion/hystart.cc

@@ -226,8 +226,10 @@ TEST(TcpOpen, RefusedByTheOwnerIsReset) {
     EXPECT_EQ(t.host.tcp.usage().connections, 0u);
 }
 
-TEST(TcpOpen, FullSynQueueDropsTheOldest) {  // [RFC4987 3.4]
-    StackTest t;
+TEST(TcpOpen, FullSynQueueDropsTheOldestWithoutCookies) {  // [RFC4987 3.4]
+    HostConfig config{.stack = small_stack_config()};
+    config.stack.syn_cookies = stack::tcp::SynCookiePolicy::kOff;
+    StackTest t(config);
     t.listen();
     for (Port port = 1; port <= 65; ++port) {
         t.remote.port = port;
