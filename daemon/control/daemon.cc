@@ -49,6 +49,9 @@ engine::EngineConfig engine_config(const Config& config) {
     stack.time_wait = config.tcp.time_wait;
     stack.congestion = config.tcp.congestion == "newreno" ? stack::tcp::Congestion::kNewReno : stack::tcp::Congestion::kCubic;
     stack.syn_cookies = syn_cookie_policy(config.tcp.syn_cookies);
+    stack.ecn = config.tcp.ecn == "on"    ? stack::tcp::EcnMode::kOn
+                : config.tcp.ecn == "off" ? stack::tcp::EcnMode::kOff
+                                          : stack::tcp::EcnMode::kPassive;
     fill_random(stack.secret, sizeof stack.secret);
     return engine;
 }

@@ -37,7 +37,17 @@ enum class SynCookiePolicy : std::uint8_t {
     kAlways,  // for tests, and hosts that are under attack all the time
 };
 
-enum class Congestion : std::uint8_t { kDefault = 0, kNewReno = 1, kCubic = 2 };
+/// kDefault: the stack's. The numbers are those of shm::SocketOptions::congestion.
+enum class Congestion : std::uint8_t { kDefault = 0, kNewReno = 1, kCubic = 2, kBbr = 3, kDctcp = 4 };
+inline constexpr std::uint8_t kCongestionCount = 5;
+
+/// What a socket gets that wants `wanted` in a stack configured with `fallback`.
+constexpr Congestion chosen_congestion(Congestion wanted, Congestion fallback) {
+    return wanted == Congestion::kDefault ? fallback : wanted;
+}
+
+/// Explicit Congestion Notification, as tcp_ecn of Linux: never; only if the peer asks for it; asking for it, too.
+enum class EcnMode : std::uint8_t { kOff, kPassive, kOn };
 
 /// Per-socket options. Zero means the stack's default.
 struct Options {
@@ -53,6 +63,7 @@ struct Options {
     std::uint32_t send_buffer = 0;     // bytes; the owner enforces it, here for reference
     std::uint16_t max_segment = 0;
     Congestion congestion = Congestion::kDefault;
+    std::uint64_t max_pacing_rate = 0;  // bytes a second, 0: no limit
     std::uint8_t tos = 0;
     std::uint8_t ttl = 0;
 };
@@ -71,6 +82,7 @@ struct Info {
     std::uint32_t total_retransmits = 0, backoffs = 0, receive_window = 0, send_window = 0;
     std::uint8_t send_scale = 0, receive_scale = 0;
     bool timestamps = false, sack = false, window_scaling = false;
+    bool ecn = false, ecn_seen = false;  // negotiated; the peer's data was ECN-capable
 };
 }  // namespace tcp
 
@@ -93,6 +105,7 @@ struct StackConfig {
     Duration fin_wait_2 = std::chrono::seconds(60);  // of a connection that the application has closed
     tcp::Congestion congestion = tcp::Congestion::kCubic;
     tcp::SynCookiePolicy syn_cookies = tcp::SynCookiePolicy::kAuto;
+    tcp::EcnMode ecn = tcp::EcnMode::kPassive;
     std::uint64_t secret[2] = {0, 0};  // key of hashes and ISNs, from getrandom(2)
 };
 

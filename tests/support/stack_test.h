@@ -41,6 +41,7 @@ struct Seg {
     bool compare_sacks_ = false;
     std::string data_;
     std::optional<std::size_t> length_;
+    std::optional<wire::Ecn> ecn_;
 
     Seg& seq(std::uint32_t v) { seq_ = v; return *this; }
     Seg& ack(std::uint32_t v) { ack_ = v; flags |= wire::kAck; return *this; }
@@ -57,6 +58,13 @@ struct Seg {
     Seg& data(std::string v) { data_ = std::move(v); return *this; }
     Seg& len(std::size_t v) { length_ = v; return *this; }
     Seg& psh(bool v = true) { psh_ = v; return *this; }
+    /// Injected: the ECN field of the IP header. Expected: compared.
+    Seg& ecn(wire::Ecn v) { ecn_ = v; return *this; }
+    Seg& ce() { return ecn(wire::Ecn::kCongestion); }
+    Seg& ect() { return ecn(wire::Ecn::kCapable0); }
+    Seg& not_ect() { return ecn(wire::Ecn::kNotCapable); }
+    Seg& ece() { flags |= wire::kEce; return *this; }
+    Seg& cwr() { flags |= wire::kCwr; return *this; }
     Seg& fin() { flags |= wire::kFin; return *this; }
 };
 
@@ -72,6 +80,7 @@ struct Sent {
     std::uint32_t seq = 0, ack = 0, window = 0;
     wire::TcpOptions options;
     std::string data;
+    std::uint8_t tos = 0;
     Endpoint from, to;
     std::string text;
 };
@@ -172,10 +181,13 @@ public:
                                         v4 ? wire::EtherType::kIpv4 : wire::EtherType::kIpv6},
                    frame);
         const auto at_ip = std::span(frame).subspan(14);
+        const auto tos = static_cast<std::uint8_t>(segment.ecn_.value_or(wire::Ecn::kNotCapable));
         if (v4)
-            wire::emit(wire::Ipv4Header{.source = remote.address, .destination = local.address}, tcp + payload.size(), at_ip);
+            wire::emit(wire::Ipv4Header{.source = remote.address, .destination = local.address, .traffic_class = tos},
+                       tcp + payload.size(), at_ip);
         else
-            wire::emit(wire::Ipv6Header{.source = remote.address, .destination = local.address}, tcp + payload.size(), at_ip);
+            wire::emit(wire::Ipv6Header{.source = remote.address, .destination = local.address, .traffic_class = tos},
+                       tcp + payload.size(), at_ip);
         const auto at_tcp = at_ip.subspan(ip);
         wire::emit(header, options, at_tcp);
         std::ranges::copy(payload, at_tcp.begin() + static_cast<std::ptrdiff_t>(tcp));
@@ -205,6 +217,7 @@ public:
         if (wanted.ack_) compare("ack", sent.ack - kPeerIss, *wanted.ack_);
         if (wanted.window_) compare("window", sent.window, *wanted.window_);
         if (wanted.psh_) compare("PSH", sent.flags.psh(), *wanted.psh_);
+        if (wanted.ecn_) compare("ECN field", sent.tos & 3, static_cast<int>(*wanted.ecn_));
         if (wanted.mss_) compare("mss", sent.options.mss.value_or(0), *wanted.mss_);
         if (wanted.wscale_) compare("wscale", sent.options.window_scale.value_or(255), *wanted.wscale_);
         if (wanted.sack_ok_) compare("sack ok", sent.options.sack_permitted, *wanted.sack_ok_);
@@ -335,11 +348,13 @@ private:
         if (v4) {
             const auto ip = wire::Ipv4View::parse(std::span<const std::byte>(frame).subspan(14));
             ASSERT_TRUE(ip.has_value());
+            sent.tos = ip->traffic_class();
             sent.from = {ip->source(), view->source()};
             sent.to = {ip->destination(), view->destination()};
         } else {
             const auto ip = wire::Ipv6View::parse(std::span<const std::byte>(frame).subspan(14));
             ASSERT_TRUE(ip.has_value());
+            sent.tos = ip->traffic_class();
             sent.from = {ip->source(), view->source()};
             sent.to = {ip->destination(), view->destination()};
         }

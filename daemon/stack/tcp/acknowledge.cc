@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "daemon/stack/tcp/connection.h"
+#include "daemon/stack/tcp/ecn.h"
 #include "daemon/stack/tcp/shared.h"
 
 namespace culvert::stack::tcp {
@@ -15,6 +16,8 @@ bool Connection::input_ack(const Segment& segment, Position sequence, Instant no
             shared_.output.send_reset(segment, now);
             return false;
         }
+        // [RFC3168 6.1.1] a SYN-ACK that does not agree takes back what was asked for
+        if (segment.flags.syn() && !agrees_to_ecn(segment.flags)) ecn_ = false;
         measure_round_trip(segment, ack, now);
         snd_una_ = snd_small_ = ack;
         syn_due_ = false;
@@ -44,6 +47,7 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
     update_send_window(segment, sequence, ack);
     const std::uint64_t flight = in_flight();
     if (flight == 0) return;
+    if (ecn_reduced_ && !before(to_wire(ack), ecn_recover_)) ecn_reduced_ = false;
 
     const bool moved = ack > snd_una_;
     // [RFC5681 2]
@@ -69,9 +73,14 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
                        .now = now};
         if (timestamps_ && segment.options.timestamps) facts.ts_echo = segment.options.timestamps->echo;
         verdict = recovery_.on_ack(facts, *congestion_, shared_.sacks);
-        if (verdict.entered_recovery) ++shared_.counters.tcp_fast_retransmits;
+        if (verdict.entered_recovery) {
+            ++shared_.counters.tcp_fast_retransmits;
+            note_reduction();
+        }
         if (recovery_.state() != LossRecovery::State::kOpen || verdict.delivered > 0) mark();
     }
+    const bool echo = segment.flags.ece() && ecn_ && ack >= snd_una_;
+    if (echo) hear_echo(now);
     if (!moved) return;
 
     const auto samples_before = timing_;
@@ -79,7 +88,7 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
     measure_round_trip(segment, ack, now);
     const Position una_before = snd_una_;
     snd_una_ = ack;
-    if (verdict.grow) {
+    if (verdict.grow && !echo) {  // what tells of congestion is no reason to grow
         congestion_->on_ack({.acked_bytes = verdict.newly_acked,
                              .rtt = samples_before && !timing_ ? now - timed_at : Duration::zero(),
                              .now = now,

@@ -8,8 +8,10 @@ namespace culvert::stack::tcp {
 namespace {
 
 Algorithm algorithm_of(Congestion wanted, Congestion fallback) {
-    const Congestion chosen = wanted == Congestion::kDefault ? fallback : wanted;
-    return chosen == Congestion::kNewReno ? Algorithm::kNewReno : Algorithm::kCubic;
+    switch (chosen_congestion(wanted, fallback)) {
+        case Congestion::kNewReno: return Algorithm::kNewReno;
+        default: return Algorithm::kCubic;
+    }
 }
 
 /// The drawing in connection.h.
@@ -166,6 +168,8 @@ Info Connection::info() const {
     info.timestamps = timestamps_;
     info.sack = sack_;
     info.window_scaling = scaling_;
+    info.ecn = ecn_ && established_once_;
+    info.ecn_seen = ect_seen_;
     return info;
 }
 

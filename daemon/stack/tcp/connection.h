@@ -3,6 +3,7 @@
 //   input.cc     a segment arrives           (RFC 9293 3.10.7, step by step)
 //   acknowledge.cc   its ACK                 (the sender's side: window, round trip, loss, release of chunks)
 //   receive.cc   its text and FIN            (the receiver's side: delivery, reassembly, window, ACK owed)
+//   ecn.cc       congestion marks        (CE, ECE, CWR)
 //   output.cc    flush: what may be sent     (Nagle, windows, retransmission, FIN, ACK)
 //   timers.cc    deadlines                   (retransmission, zero-window probe, delayed ACK, keepalive, FIN-WAIT-2)
 //   opening.cc   how it begins               (active SYN, from a half-open one)
@@ -147,6 +148,13 @@ private:
         return unread_ >= receive_buffer_ ? 0 : receive_buffer_ - unread_;
     }
 
+    // ecn.cc
+    void note_marks(const Segment& segment, Instant now);
+    void echo_exactly(bool marked, Instant now);
+    void hear_echo(Instant now);
+    void note_reduction();
+    wire::Ecn mark_segment(Position first, std::uint32_t length, wire::TcpFlags& flags) const;
+
     // output.cc
     void send_syn(Instant now);
     void send_data(Instant now);
@@ -206,6 +214,11 @@ private:
     bool timestamps_ : 1 = false;       // negotiated
     bool sack_ : 1 = false;             // negotiated
     bool scaling_ : 1 = false;          // negotiated
+    bool ecn_ : 1 = false;              // negotiated; in SYN-SENT: asked for
+    bool ece_ : 1 = false;              // ACKs echo a congestion mark
+    bool cwr_due_ : 1 = false;          // the next new data says that the window was reduced
+    bool ecn_reduced_ : 1 = false;      // it was, for something sent before ecn_recover_
+    bool ect_seen_ : 1 = false;         // the peer's data was ECN-capable
     bool marked_ : 1 = false;           // in Shared::marked
     bool ack_due_ : 1 = false;
     bool syn_due_ : 1 = false;
@@ -244,6 +257,7 @@ private:
     Position snd_wl2_ = 0;
     Position snd_small_ = 0;            // end of the last segment smaller than MSS (Minshall's Nagle)
     std::uint32_t max_snd_wnd_ = 0;     // [RFC9293 3.8.6.2.1]
+    std::uint32_t ecn_recover_ = 0;     // on the wire: SND.NXT at the last reduction, while ecn_reduced_
     Position timed_end_ = 0;            // the ACK of this ends the measured round trip
     Instant timed_at_{};
     Instant last_sent_{};               // data

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 
+#include "daemon/stack/tcp/ecn.h"
 #include "daemon/stack/tcp/mss.h"
 
 namespace culvert::stack::tcp {
@@ -56,6 +57,7 @@ void SynQueue::on_syn(const Segment& segment, std::uint32_t hash, Listener& list
     if ((half_open.scaling = segment.options.window_scale.has_value()))
         half_open.peer_scale = *segment.options.window_scale;
     half_open.sack = segment.options.sack_permitted;
+    half_open.ecn = grants_ecn(shared_.config.ecn, listener_congestion(listener), segment);
     half_open.sent_at = now;
     if (const auto inserted = shared_.flows.insert(hash, {FlowRef::Kind::kHalfOpen, index});
         inserted != FlowTable::Inserted::kYes) {
@@ -73,6 +75,11 @@ void SynQueue::on_syn(const Segment& segment, std::uint32_t hash, Listener& list
     shared_.wheel.schedule(half_open, now + kFirstTimeout);
 }
 
+/// The controller that connections of the listener will begin with.
+Congestion SynQueue::listener_congestion(const Listener& listener) const {
+    return chosen_congestion(listener.options().congestion, shared_.config.congestion);
+}
+
 /// Answers a SYN and forgets it. [RFC4987 3.6]
 void SynQueue::send_cookie(const Segment& segment, std::uint32_t hash, Listener& listener, Instant now) {
     HalfOpen answer;  // never in the queue
@@ -85,7 +92,9 @@ void SynQueue::send_cookie(const Segment& segment, std::uint32_t hash, Listener&
     if (answer.timestamps) {  // the peer will bring them back
         answer.scaling = segment.options.window_scale.has_value();
         answer.sack = segment.options.sack_permitted;
-        stamp = StampedOptions{.window_scale = segment.options.window_scale, .sack = answer.sack}.stamp(answer.stamp(now));
+        answer.ecn = grants_ecn(shared_.config.ecn, listener_congestion(listener), segment);
+        stamp = StampedOptions{.window_scale = segment.options.window_scale, .sack = answer.sack, .ecn = answer.ecn}.stamp(
+            answer.stamp(now));
     }
     if (!send_syn_ack(answer, stamp, now)) return;
     ++shared_.counters.tcp_syn_cookies_sent;
@@ -118,6 +127,9 @@ bool SynQueue::on_cookie(const Segment& segment, std::uint32_t hash, Listener& l
         const auto options = StampedOptions::from(segment.options.timestamps->echo);
         if ((answered.scaling = options.window_scale.has_value())) answered.peer_scale = *options.window_scale;
         answered.sack = options.sack;
+        // The echo is the peer's word only: it can give itself what our configuration allows, no more.
+        answered.ecn = options.ecn && (shared_.config.ecn != EcnMode::kOff ||
+                                       listener_congestion(listener) == Congestion::kDctcp);
     }
     opened = complete(answered, {}, now);
     if (opened != nullptr) ++shared_.counters.tcp_syn_cookies_accepted;
@@ -139,14 +151,18 @@ bool SynQueue::send_syn_ack(const HalfOpen& half_open, std::uint32_t stamp, Inst
     options.sack_permitted = half_open.sack;
     if (half_open.scaling) options.window_scale = shared_.receive_scale();
     if (half_open.timestamps) options.timestamps = {.value = stamp, .echo = half_open.ts_recent};
+    const wire::TcpFlags ece = half_open.ecn ? wire::kEce : wire::TcpFlags{};  // [RFC3168 6.1.1]
+    const bool capable = half_open.ecn && listener_congestion(*half_open.listener) == Congestion::kDctcp;  // [RFC8257 3.5]
     return shared_.output.send(*path, half_open.local.address, half_open.remote.address,
                                {.source = half_open.local.port,
                                 .destination = half_open.remote.port,
                                 .sequence = half_open.iss,
                                 .acknowledgment = half_open.irs + 1,
-                                .flags = wire::kSyn | wire::kAck,
+                                .flags = wire::kSyn | wire::kAck | ece,
                                 .window = half_open.advertised_window},
-                               options, nullptr, 0, wanted.tos, wanted.ttl, now);
+                               options, nullptr, 0,
+                               with_ecn(wanted.tos, capable ? wire::Ecn::kCapable0 : wire::Ecn::kNotCapable), wanted.ttl,
+                               now);
 }
 
 /// [RFC5961 4.2, 3.2] the true peer answers this with what proves it; a blind attacker never sees it.
@@ -170,10 +186,12 @@ Connection* SynQueue::on_segment(std::uint32_t index, const Segment& segment, In
     const std::uint32_t rcv_nxt = half_open.irs + 1;
     if (segment.flags.syn()) {
         // The same SYN again: our SYN-ACK was lost. Anything else is judged as on a live connection. [RFC9293 3.10.7.4]
-        if (!segment.flags.ack() && segment.sequence == half_open.irs)
+        if (!segment.flags.ack() && segment.sequence == half_open.irs) {
+            if (!asks_for_ecn(segment.flags)) half_open.ecn = false;  // [RFC3168 6.1.1.1] the peer has fallen back
             send_syn_ack(half_open, half_open.stamp(now), now);
-        else
+        } else {
             challenge(half_open, Drop::kTcpSynInWindow, now);
+        }
         return nullptr;
     }
     if (segment.flags.rst()) {

@@ -42,6 +42,7 @@ struct HalfOpen : TimerNode {
     bool timestamps = false;
     bool sack = false;
     bool timed = true;  // the ACK of the first SYN-ACK tells the round trip
+    bool ecn = false;   // the SYN asked, and we agree
     Instant sent_at{};  // the first SYN-ACK
 
     /// Our clock, as the peer sees it.
@@ -82,6 +83,7 @@ private:
     void send_cookie(const Segment& segment, std::uint32_t hash, Listener& listener, Instant now);
     HalfOpen& at(std::uint32_t index) { return *reinterpret_cast<HalfOpen*>(pool_.at(index)); }
     bool send_syn_ack(const HalfOpen& half_open, std::uint32_t stamp, Instant now);
+    Congestion listener_congestion(const Listener& listener) const;
     void challenge(HalfOpen& half_open, Drop reason, Instant now);
     /// `known`: what the flow was in the flow table.
     Connection* complete(const HalfOpen& half_open, FlowRef known, Instant now);

@@ -30,6 +30,7 @@ void Connection::input(const Segment& segment, Instant now) {
         }
     }
     if (timestamps_) record_timestamp(segment, sequence, now);
+    if (ecn_) note_marks(segment, now);
     if (!input_ack(segment, sequence, now)) return;
     if (segment.payload_length > 0 || segment.flags.fin()) input_text(segment, sequence, now);
     if (!ended()) rearm();

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "daemon/stack/tcp/connection.h"
+#include "daemon/stack/tcp/ecn.h"
 #include "daemon/stack/tcp/half_open.h"
 #include "daemon/stack/tcp/mss.h"
 #include "daemon/stack/tcp/shared.h"
@@ -15,6 +16,7 @@ void Connection::open(ConnectionOwner& owner, const Path& path, std::uint32_t is
     snd_una_ = snd_nxt_ = initial_position(iss);
     queue_.start(snd_una_ + 1);
     rcv_scale_ = shared_.receive_scale();
+    ecn_ = wants_ecn(shared_.config.ecn, chosen_congestion(options_.congestion, shared_.config.congestion));
     ts_recent_ = ts_recent;
     progress_at_ = now;
     set_state(State::kSynSent);
@@ -41,6 +43,7 @@ void Connection::establish(const HalfOpen& half_open, const Path& path, Instant 
     path_ = path;
     rcv_scale_ = shared_.receive_scale();
     negotiate(half_open.options());
+    ecn_ = half_open.ecn;
     ts_recent_ = half_open.ts_recent;
     snd_una_ = snd_nxt_ = initial_position(half_open.iss) + 1;
     queue_.start(snd_una_);
@@ -64,6 +67,7 @@ void Connection::become_established(Instant now) {
     retries_ = 0;
     retransmit_at_ = kNever;
     established_once_ = true;
+    if (ecn_) ++shared_.counters.tcp_ecn_connections;
     progress_at_ = last_received_ = tune_start_ = now;
     set_state(State::kEstablished);
     if (options_.quick_ack) delayed_ack_.enter_quick_mode();
@@ -102,6 +106,8 @@ void Connection::input_syn_sent(const Segment& segment, Instant now) {
     rcv_edge_ = rcv_nxt_ + std::min(free_space(), 0xffffu);
     last_ack_sent_ = rcv_nxt_;
     negotiate(segment.options);
+    // [RFC3168 6.1.1] Only what both ends have said. In a simultaneous open each one asks.
+    ecn_ = ecn_ && (acknowledges ? agrees_to_ecn(segment.flags) : asks_for_ecn(segment.flags));
     snd_wnd_ = max_snd_wnd_ = segment.window;
     snd_wl1_ = irs;
     snd_wl2_ = snd_una_;
@@ -136,8 +142,16 @@ void Connection::send_syn(Instant now) {
         header.flags |= wire::kAck;
         header.acknowledgment = to_wire(rcv_nxt_);
     }
-    if (!shared_.output.send(path_, local_.address, remote_.address, header, options, nullptr, 0, options_.tos,
-                             options_.ttl, now)) {
+    if (ecn_ && retries_ > 0 && !answer) {  // [RFC3168 6.1.1.1] something on the way may drop what asks for ECN
+        ecn_ = false;
+        ++shared_.counters.tcp_ecn_fallbacks;
+    }
+    // A reset in answer to such a SYN ends the attempt: RFC 3168 6.1.1.1 would let us try again without, Linux does not.
+    if (ecn_) header.flags |= answer ? wire::kEce : wire::kEce | wire::kCwr;
+    // [RFC8257 3.5] DCTCP's handshake is ECN-capable, or its switches would drop it; [RFC3168 6.1.1] nobody else's is.
+    const auto ecn = ecn_ && congestion_->wants_exact_echo() ? wire::Ecn::kCapable0 : wire::Ecn::kNotCapable;
+    if (!shared_.output.send(path_, local_.address, remote_.address, header, options, nullptr, 0,
+                             with_ecn(options_.tos, ecn), options_.ttl, now)) {
         mark();  // no frame: at the next flush
         return;
     }

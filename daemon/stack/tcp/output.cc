@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "daemon/stack/tcp/connection.h"
+#include "daemon/stack/tcp/ecn.h"
 #include "daemon/stack/tcp/mss.h"
 #include "daemon/stack/tcp/shared.h"
 
@@ -159,17 +160,19 @@ bool Connection::retransmit(const LossRecovery::Permit& permit, const wire::TcpO
 /// False: no frame was free; the connection stays marked and tries again when the device has given some back.
 bool Connection::send_segment(Position first, std::uint32_t length, wire::TcpFlags flags,
                               const wire::TcpOptions& options, SendQueue::Reader* payload, Instant now) {
+    const wire::Ecn ecn = ecn_ ? mark_segment(first, length, flags) : wire::Ecn::kNotCapable;
     const wire::TcpHeader header{.source = local_.port,
                                  .destination = remote_.port,
                                  .sequence = to_wire(first),
                                  .acknowledgment = to_wire(rcv_nxt_),
                                  .flags = flags,
                                  .window = window_to_advertise()};
-    if (!shared_.output.send(path_, local_.address, remote_.address, header, options, payload, length, options_.tos,
-                             options_.ttl, now)) {
+    if (!shared_.output.send(path_, local_.address, remote_.address, header, options, payload, length,
+                             with_ecn(options_.tos, ecn), options_.ttl, now)) {
         mark();
         return false;
     }
+    if (flags.cwr()) cwr_due_ = false;
     last_ack_sent_ = rcv_nxt_;
     ack_due_ = false;
     delayed_ack_.on_ack_sent();
@@ -191,7 +194,7 @@ void Connection::send_reset(Instant now) {
                              .sequence = to_wire(snd_nxt_),
                              .acknowledgment = to_wire(rcv_nxt_),
                              .flags = wire::kRst | wire::kAck},
-                            {}, nullptr, 0, options_.tos, options_.ttl, now))
+                            {}, nullptr, 0, with_ecn(options_.tos, wire::Ecn::kNotCapable), options_.ttl, now))
         ++shared_.counters.tcp_resets_out;
 }
 

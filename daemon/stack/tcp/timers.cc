@@ -88,6 +88,7 @@ void Connection::on_retransmission_timer(Instant now) {
     rtt_.back_off();
     timing_ = false;
     recovery_.on_timeout(snd_una_, snd_nxt_, now, *congestion_, shared_.sacks);
+    note_reduction();
     arm_retransmission(now);
     mark();
 }

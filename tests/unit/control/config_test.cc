@@ -42,6 +42,7 @@ TEST(Config, ReadsEveryTable) {
         max_sockets = 131072
         [tcp]
         congestion = "newreno"
+        ecn = "on"
         min_rto_ms = 20
         [engine]
         spin_us = 0
@@ -58,6 +59,7 @@ TEST(Config, ReadsEveryTable) {
     EXPECT_EQ(config->log_level, "debug");
     EXPECT_EQ(config->limits.max_sockets, 131072u);
     EXPECT_EQ(config->tcp.congestion, "newreno");
+    EXPECT_EQ(config->tcp.ecn, "on");
     EXPECT_EQ(config->tcp.min_rto, std::chrono::milliseconds(20));
     EXPECT_EQ(config->engine.spin, std::chrono::microseconds(0));
     EXPECT_EQ(config->engine.cpu, 1);
@@ -125,6 +127,7 @@ TEST(Config, ExampleIsValidAndHoldsTheDefaults) {
     EXPECT_EQ(example->limits.max_tenants, defaults.limits.max_tenants);
     EXPECT_EQ(example->limits.max_time_wait, defaults.limits.max_time_wait);
     EXPECT_EQ(example->tcp.congestion, defaults.tcp.congestion);
+    EXPECT_EQ(example->tcp.ecn, defaults.tcp.ecn);
     EXPECT_EQ(example->tcp.receive_buffer_bytes, defaults.tcp.receive_buffer_bytes);
     EXPECT_EQ(example->tcp.receive_buffer_max_bytes, defaults.tcp.receive_buffer_max_bytes);
     EXPECT_EQ(example->tcp.send_buffer_bytes, defaults.tcp.send_buffer_bytes);

@@ -7,6 +7,8 @@ namespace culvert::stack::tcp {
 
 namespace {
 constexpr double kBeta = 0.7;  // [RFC9438 4.6]
+// [RFC8511 3.1] a mark says that a queue began to grow, a loss that it was full
+constexpr double kBetaEcn = 0.85;
 constexpr double kC = 0.4;     // [RFC9438 5.1] segments per second cubed
 // [RFC9438 4.3] makes the average of w_est_ that of Reno with a reduction to kBeta
 constexpr double kAlpha = 3 * (1 - kBeta) / (1 + kBeta);
@@ -91,22 +93,28 @@ void Cubic::avoid_congestion(std::uint64_t acked, Instant now) {
     grow(static_cast<std::uint64_t>(whole));
 }
 
-void Cubic::reduce(std::uint64_t in_flight) {
+void Cubic::reduce(std::uint64_t in_flight, double beta) {
     cwnd_prior_ = cwnd_;
     prior_ssthresh_ = ssthresh_;
     prior_w_max_ = w_max_;
     const double cwnd = cwnd_;
     // [RFC9438 4.7] fast convergence: a flow that did not reach its last maximum gives way to newer ones.
     w_max_ = static_cast<float>(cwnd < static_cast<double>(w_max_) ? cwnd * (1 + kBeta) / 2 : cwnd);
-    ssthresh_ = std::max(static_cast<std::uint32_t>(flight_size(in_flight) * kBeta), 2 * mss_);  // [RFC9438 4.6]
+    ssthresh_ = std::max(static_cast<std::uint32_t>(flight_size(in_flight) * beta), 2 * mss_);  // [RFC9438 4.6]
     epoch_start_ = kNever;
     limited_since_ = kNever;
     hystart_.stop();
 }
 
 void Cubic::on_enter_recovery(Instant, std::uint64_t in_flight) {
-    reduce(in_flight);
+    reduce(in_flight, kBeta);
     cwnd_ = ssthresh_;
+}
+
+void Cubic::on_congestion_echo(Instant, std::uint64_t in_flight) {
+    reduce(in_flight, kBetaEcn);
+    cwnd_ = ssthresh_;
+    prior_ssthresh_ = 0;  // a mark is never spurious: a later undo of a loss must not give this back
 }
 
 void Cubic::on_exit_recovery(Instant) {
@@ -115,7 +123,7 @@ void Cubic::on_exit_recovery(Instant) {
 }
 
 void Cubic::on_rto(Instant, std::uint64_t in_flight, bool first) {
-    if (first) reduce(in_flight);  // [RFC9438 4.8]
+    if (first) reduce(in_flight, kBeta);  // [RFC9438 4.8]
     epoch_start_ = kNever;
     cwnd_ = mss_;
 }

@@ -21,6 +21,7 @@ public:
 
     Algorithm algorithm() const override { return Algorithm::kCubic; }
     void on_ack(const AckEvent& event) override;
+    void on_congestion_echo(Instant now, std::uint64_t in_flight) override;
     void on_enter_recovery(Instant now, std::uint64_t in_flight) override;
     void on_exit_recovery(Instant now) override;
     void on_rto(Instant now, std::uint64_t in_flight, bool first) override;
@@ -30,8 +31,8 @@ public:
     Hystart::Phase hystart_phase() const { return hystart_.phase(); }
 
 private:
-    /// Reduces W_max and ssthresh, not cwnd. [RFC9438 4.6, 4.7]
-    void reduce(std::uint64_t in_flight);
+    /// Reduces W_max and ssthresh (to `beta` of what is in flight), not cwnd. [RFC9438 4.6, 4.7]
+    void reduce(std::uint64_t in_flight, double beta);
     void begin_epoch(Instant now);
     void avoid_congestion(std::uint64_t acked, Instant now);
     void slow_start(const AckEvent& event, std::uint64_t& acked);

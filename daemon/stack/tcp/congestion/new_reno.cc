@@ -32,6 +32,14 @@ void NewReno::on_enter_recovery(Instant, std::uint64_t in_flight) {
     bytes_acked_ = 0;
 }
 
+void NewReno::on_congestion_echo(Instant, std::uint64_t in_flight) {
+    // [RFC8511 3.1] beta_ecn = 0.8: a mark says that a queue began to grow, a loss that it was full.
+    ssthresh_ = std::max(static_cast<std::uint32_t>(std::uint64_t{flight_size(in_flight)} * 4 / 5), 2 * mss_);
+    cwnd_ = ssthresh_;
+    bytes_acked_ = 0;
+    prior_cwnd_ = 0;  // a mark is never spurious: a later undo of a loss must not give this back
+}
+
 void NewReno::on_exit_recovery(Instant) {
     // [RFC6582 3.2 step 3 (2)]. What undo needs stays: a D-SACK often arrives just after the end of recovery.
     cwnd_ = std::max(ssthresh_, mss_);

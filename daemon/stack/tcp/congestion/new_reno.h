@@ -12,6 +12,7 @@ public:
 
     Algorithm algorithm() const override { return Algorithm::kNewReno; }
     void on_ack(const AckEvent& event) override;
+    void on_congestion_echo(Instant now, std::uint64_t in_flight) override;
     void on_enter_recovery(Instant now, std::uint64_t in_flight) override;
     void on_exit_recovery(Instant now) override;
     void on_rto(Instant now, std::uint64_t in_flight, bool first) override;
