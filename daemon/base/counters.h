@@ -43,6 +43,9 @@ namespace culvert {
     X(udp_in, "UDP datagrams received")                                 \
     X(udp_out, "UDP datagrams sent")                                    \
     X(icmp_in, "ICMP errors received and matched to a socket")          \
+    X(handed_over, "packets handed over to another engine")             \
+    X(handed_in, "packets taken over from another engine")              \
+    X(hand_over_wakeups, "wake-ups of other engines")                   \
     X(turns, "turns of the engine loop")                                \
     X(busy_turns, "turns that found work")                              \
     X(sleeps, "times the engine went to sleep")                         \
@@ -56,6 +59,12 @@ struct Counters {
     std::array<std::uint64_t, kDropCount> drops{};
 
     void drop(Drop reason) { ++drops[static_cast<std::size_t>(reason)]; }
+    void add(const Counters& other) {
+#define CULVERT_COUNTER_ADD(name, text) name += other.name;
+        CULVERT_COUNTERS(CULVERT_COUNTER_ADD)
+#undef CULVERT_COUNTER_ADD
+        for (std::size_t i = 0; i < kDropCount; ++i) drops[i] += other.drops[i];
+    }
     std::uint64_t dropped(Drop reason) const { return drops[static_cast<std::size_t>(reason)]; }
 };
 

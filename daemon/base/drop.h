@@ -39,6 +39,8 @@ namespace culvert {
     X(kTxNoFrame, "no free frame for output")                                                 \
     X(kPacketTooBig, "packet exceeds the MTU of the interface")                               \
     X(kLocalQueueFull, "too many packets wait for local delivery")                            \
+    X(kHandOverFull, "too many packets wait for another engine")                              \
+    X(kHandOverNoInterface, "packet from another engine for an interface that is not served") \
     /* ICMP */                                                                                \
     X(kIcmpTruncated, "ICMP message too short")                                               \
     X(kIcmpChecksum, "ICMP checksum wrong")                                                   \

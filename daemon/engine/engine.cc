@@ -5,9 +5,12 @@
 #include <time.h>
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
+#include "daemon/engine/relay_device.h"
 #include "daemon/engine/spin_policy.h"
+#include "shm/base/check.h"
 #include "shm/wakeup.h"
 
 namespace culvert::engine {
@@ -25,18 +28,37 @@ Instant read_clock() {
 
 }  // namespace
 
-Engine::Engine(const EngineConfig& config, stack::NeighborResolver& resolver, stack::PortOwner& ports)
-    : config_(config), rng_(config.seed), stack_(config.stack, resolver, ports, counters_, rng_) {
+Engine::Engine(const EngineConfig& config, stack::NeighborResolver& resolver, stack::PortOwner& ports,
+               Exchange* exchange, std::uint32_t self)
+    : config_(config),
+      rng_(config.seed),
+      peers_(exchange != nullptr ? std::make_unique<EnginePeers>(*exchange, self, counters_) : nullptr),
+      stack_(config.stack, resolver, ports, counters_, rng_, peers_.get()) {
     now_ = read_clock();
+    if (peers_ == nullptr) return;
+    peers_->set_own_addresses(stack_);
+    exchange->set_sleeper(self, sleeper_);
 }
 
 Engine::~Engine() = default;
 
 void Engine::add_device(std::unique_ptr<device::Device> device, stack::Interface interface) {
+    const auto known = std::ranges::find(ports_, interface.index, [](const Port& port) { return port.interface->index; });
     interface.tx = &device->tx();
-    stack::Interface& added = stack_.add_interface(std::move(interface));
+    stack::Interface& served = known != ports_.end() ? *known->interface : stack_.add_interface(std::move(interface));
     if (device->readiness_fd() >= 0) sleeper_.watch(device->readiness_fd());
-    ports_.push_back({std::move(device), &added});
+    ports_.push_back({std::move(device), &served});
+}
+
+void Engine::add_relay(std::uint32_t owner, stack::Interface interface) {
+    CHECK(peers_ != nullptr);
+    add_device(std::make_unique<RelayDevice>(*peers_, counters_, owner, interface.index, interface.name), interface);
+}
+
+TxQueue* Engine::tx_of(std::uint32_t interface) {
+    for (const Port& port : ports_)
+        if (port.interface->index == interface) return port.interface->tx;
+    return nullptr;
 }
 
 tenant::Tenant& Engine::add_tenant(std::uint32_t id, std::string program, shm::Segment segment) {
@@ -51,9 +73,9 @@ tenant::Tenant* Engine::find_tenant(std::uint32_t id) {
     return nullptr;
 }
 
-std::vector<device::Device*> Engine::devices() {
-    std::vector<device::Device*> devices;
-    for (const Port& port : ports_) devices.push_back(port.device.get());
+std::vector<Engine::ServedDevice> Engine::devices() {
+    std::vector<ServedDevice> devices;
+    for (const Port& port : ports_) devices.push_back({port.interface->index, port.device.get()});
     return devices;
 }
 
@@ -88,6 +110,22 @@ void Engine::remove_finished_tenants() {
     std::erase_if(tenants_, [](const auto& tenant) { return tenant->finished(); });
 }
 
+/// What other engines have for us: packets of our flows that reached them, and packets to be sent by our queues.
+bool Engine::receive_handed_over() {
+    return peers_->receive([this](const HandedOver& handed) {
+        const auto port = std::ranges::find(ports_, handed.note.interface, [](const Port& p) { return p.interface->index; });
+        if (port == ports_.end()) return counters_.drop(Drop::kHandOverNoInterface);
+        if (handed.note.kind != HandOverNote::Kind::kToTransmit)
+            return stack_.input_passed(*port->interface, handed.packet, handed.note.kind == HandOverNote::Kind::kOwn, now_);
+        TxPacket packet;
+        if (!port->interface->tx->reserve(handed.packet.length, packet)) return counters_.drop(Drop::kTxNoFrame);
+        const std::byte* from = handed.packet.head.data();
+        for (std::uint32_t i = 0; i < packet.count; from += packet.fragments[i].size(), ++i)
+            std::memcpy(packet.fragments[i].data(), from, packet.fragments[i].size());
+        port->interface->tx->commit(packet);
+    }) != 0;
+}
+
 bool Engine::turn() {
     now_ = read_clock();
     bool busy = false;
@@ -99,6 +137,10 @@ bool Engine::turn() {
         }
         counters_.rx_frames += count;
         busy |= count != 0;
+    }
+    if (peers_ != nullptr) {
+        peers_->ring_bells();  // now: the others need not wait until we have answered our own
+        busy |= receive_handed_over();
     }
     busy |= run_commands();
     for (const auto& tenant : tenants_) busy |= tenant->poll(now_) != 0;
@@ -120,6 +162,7 @@ bool Engine::turn() {
         }
         output_left_ |= port.device->flush();
     }
+    if (peers_ != nullptr) peers_->ring_bells();
     for (const auto& tenant : tenants_) tenant->deliver_events();
     return busy;
 }
@@ -127,6 +170,7 @@ bool Engine::turn() {
 bool Engine::work_waits() {
     if (commands_waiting_.load(std::memory_order_seq_cst) || stopping_.load(std::memory_order_seq_cst)) return true;
     if (output_left_) return true;
+    if (peers_ != nullptr && peers_->any_waiting()) return true;
     for (const Port& port : ports_)
         if (port.device->has_input()) return true;
     return std::any_of(tenants_.begin(), tenants_.end(), [](const auto& tenant) { return tenant->has_requests(); });
@@ -134,6 +178,7 @@ bool Engine::work_waits() {
 
 void Engine::sleep() {
     for (const auto& tenant : tenants_) shm::announce_sleep(tenant->engine_asleep());
+    if (peers_ != nullptr) shm::announce_sleep(peers_->asleep());
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (!work_waits()) {
         Instant deadline = std::min(stack_.next_deadline(), now_ + kLongestSleep);
@@ -142,6 +187,7 @@ void Engine::sleep() {
         sleeper_.wait(deadline - now_);
     }
     for (const auto& tenant : tenants_) shm::cancel_sleep(tenant->engine_asleep());
+    if (peers_ != nullptr) shm::cancel_sleep(peers_->asleep());
 }
 
 void Engine::run() {

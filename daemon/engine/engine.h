@@ -1,6 +1,7 @@
 // The engine: one thread that owns one queue of each interface, and every connection that comes through it.
 //
 //   once per turn:  frames   <- device     -> stack.input
+//                   frames   <- other engines -> stack.input_passed     (only where there are several: engine_peers.h)
 //                   commands <- control thread
 //                   requests <- tenants' dirty bitmaps
 //                   timers
@@ -19,6 +20,7 @@
 #include "daemon/base/counters.h"
 #include "daemon/base/rng.h"
 #include "daemon/device/device.h"
+#include "daemon/engine/engine_peers.h"
 #include "daemon/engine/sleeper.h"
 #include "daemon/stack/stack.h"
 #include "daemon/tenant/tenant.h"
@@ -37,12 +39,17 @@ struct EngineConfig {
 class Engine {
 public:
     /// `resolver` and `ports` are called on the engine's thread and must not block. Throws std::system_error when the
-    /// kernel refuses an eventfd or a ring (startup only).
-    Engine(const EngineConfig& config, stack::NeighborResolver& resolver, stack::PortOwner& ports);
+    /// kernel refuses an eventfd or a ring (startup only). `exchange`: what this engine, number `self`, shares with the
+    /// others; it outlives them all. Null for the only engine. All engines have the same StackConfig::secret.
+    Engine(const EngineConfig& config, stack::NeighborResolver& resolver, stack::PortOwner& ports,
+           Exchange* exchange = nullptr, std::uint32_t self = 0);
     ~Engine();
 
-    /// Before run(), or by a command. The device serves `interface` (whose tx is set here).
+    /// Before run(), or by a command. The device serves `interface` (whose tx is set here). A further device of an
+    /// interface that is known (another queue) only receives: output goes through the first.
     void add_device(std::unique_ptr<device::Device> device, stack::Interface interface);
+    /// An interface of which only other engines have a queue: output goes through `owner`. Requires: an exchange.
+    void add_relay(std::uint32_t owner, stack::Interface interface);
 
     /// The loop. Returns after stop().
     void run();
@@ -60,7 +67,13 @@ public:
     /// nullptr when there is none (it may have ended meanwhile).
     tenant::Tenant* find_tenant(std::uint32_t id);
     std::vector<std::unique_ptr<tenant::Tenant>>& tenants() { return tenants_; }
-    std::vector<device::Device*> devices();
+    struct ServedDevice {
+        std::uint32_t interface;  // ifindex
+        device::Device* device;
+    };
+    std::vector<ServedDevice> devices();
+    /// Output of the interface with that index; nullptr if it is not served.
+    TxQueue* tx_of(std::uint32_t interface);
 
     /// Descriptor to hand to applications: writing to it wakes a sleeping engine.
     int doorbell_fd() const { return sleeper_.doorbell_fd(); }
@@ -73,6 +86,7 @@ private:
 
     /// One round; true if there was anything to do.
     bool turn();
+    bool receive_handed_over();
     bool run_commands();
     bool work_waits();
     void sleep();
@@ -84,6 +98,7 @@ private:
     EngineConfig config_;
     Counters counters_;
     Rng rng_;
+    std::unique_ptr<EnginePeers> peers_;  // null: the only engine
     stack::Stack stack_;
     Sleeper sleeper_;
     std::vector<Port> ports_;

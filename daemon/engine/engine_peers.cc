@@ -1,0 +1,75 @@
+#include "daemon/engine/engine_peers.h"
+
+#include <bit>
+
+namespace culvert::engine {
+
+void EnginePeers::bound(Protocol protocol, const Endpoint& local, bool dual) {
+    exchange_.directory().bound(self_, protocol, local);
+    if (dual) exchange_.directory().bound(self_, protocol, {Address::any(Family::kIpv4), local.port});
+}
+
+void EnginePeers::unbound(Protocol protocol, const Endpoint& local, bool dual) {
+    exchange_.directory().unbound(self_, protocol, local);
+    if (dual) exchange_.directory().unbound(self_, protocol, {Address::any(Family::kIpv4), local.port});
+}
+
+bool EnginePeers::port_elsewhere(Protocol protocol, Port port) const {
+    return (exchange_.directory().bound_to(protocol, port) & ~self_set()) != 0;
+}
+
+bool EnginePeers::bound_elsewhere(Protocol protocol, const Endpoint& local) const {
+    return (exchange_.directory().bound_to(protocol, local) & ~self_set()) != 0;
+}
+
+bool EnginePeers::pass_to_owner(const stack::IpPacket& packet, std::uint32_t hash, bool verified) {
+    const EngineSet owner = exchange_.directory().owner(hash);
+    if (owner == 0 && exchange_.directory().overflows() != 0) [[unlikely]]
+        return pass(packet, (EngineSet{2} << (exchange_.count() - 1)) - 1, verified);
+    return pass(packet, owner, verified);
+}
+
+bool EnginePeers::pass_to_listener(const stack::IpPacket& packet, Protocol protocol, Port port, bool verified) {
+    return pass(packet, exchange_.directory().bound_to(protocol, port), verified);
+}
+
+bool EnginePeers::pass(const stack::IpPacket& packet, EngineSet candidates, bool verified) {
+    candidates &= ~(tried_ | self_set());
+    if (candidates == 0) return false;
+    const auto to = static_cast<std::uint32_t>(std::countr_zero(candidates));
+    const HandOverNote note{
+        .tried = tried_ | self_set(),
+        .interface = packet.interface.index,
+        // From outside nobody speaks with our address: IpInput has refused it.
+        .kind = stack_->is_local(packet.source) ? HandOverNote::Kind::kOwn : HandOverNote::Kind::kReceived,
+        .checksum = verified ? ChecksumState::kVerified : packet.packet.checksum,
+        .segment_size = packet.packet.segment_size};
+    if (exchange_.ring(self_, to).push(note, packet.packet)) {
+        ++counters_.handed_over;
+    } else {
+        counters_.drop(Drop::kHandOverFull);
+    }
+    to_wake_ |= EngineSet{1} << to;
+    return true;
+}
+
+bool EnginePeers::transmit_by(std::uint32_t engine, std::uint32_t interface, const RxPacket& packet) {
+    const HandOverNote note{.tried = self_set(), .interface = interface, .kind = HandOverNote::Kind::kToTransmit};
+    to_wake_ |= EngineSet{1} << engine;
+    if (!exchange_.ring(self_, engine).push(note, packet)) return false;
+    ++counters_.handed_over;
+    return true;
+}
+
+void EnginePeers::ring_bells() {
+    for (; to_wake_ != 0; to_wake_ &= to_wake_ - 1)
+        if (exchange_.wake(static_cast<std::uint32_t>(std::countr_zero(to_wake_)))) ++counters_.hand_over_wakeups;
+}
+
+bool EnginePeers::any_waiting() {
+    for (std::uint32_t from = 0; from < exchange_.count(); ++from)
+        if (from != self_ && exchange_.ring(from, self_).any()) return true;
+    return false;
+}
+
+}  // namespace culvert::engine
