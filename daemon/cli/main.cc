@@ -30,6 +30,7 @@ struct Options {
     std::string socket_path = control::kDefaultSocketPath;
     bool json = false;
     bool all = false;
+    bool engines = false;
     cli::RunOptions run;
 };
 
@@ -92,6 +93,7 @@ int main_or_throw(int argc, char** argv) {
         query->footer(kFooter);
     }
     stat->add_flag("--all", options.all, "also what is zero");
+    stat->add_flag("--engines", options.engines, "counters and drops of each engine instead of their sums");
 
     try {
         app.parse(own_arguments, argv);
@@ -106,7 +108,7 @@ int main_or_throw(int argc, char** argv) {
         return cli::run(options.run);
     }
     if (ss->parsed()) return show(options, "ss", cli::format_sockets);
-    return show(options, "stat", [&](const nlohmann::json& answer) { return cli::format_statistics(answer, options.all); });
+    return show(options, "stat", [&](const nlohmann::json& answer) { return cli::format_statistics(answer, options.all, options.engines); });
 }
 
 }  // namespace

@@ -102,14 +102,19 @@ std::string format_sockets(const json& answer) {
     return format_table(rows, {5, 6});
 }
 
-std::string format_statistics(const json& answer, bool all) {
+std::string format_statistics(const json& answer, bool all, bool engines) {
     std::string out = fmt::format("culvertd {}, pid {}, up {} s, {} tenants, {} sockets\n", text_of(answer, "version"),
                                   text_of(answer, "pid"), text_of(answer, "uptime_seconds"),
                                   text_of(answer, "tenants"), text_of(answer, "sockets"));
     for (const json& device : member(answer, "devices"))
         out += section(text_of(device, "description"), member(device, "statistics"), all);
-    out += section("counters", member(answer, "counters"), all);
-    out += section("drops", member(answer, "drops"), all);
+    for (const json& engine : engines ? member(answer, "engines") : json::array({answer})) {
+        const std::string whose = engines ? fmt::format("engine {}: {} tenants, {} sockets, ", text_of(engine, "engine"),
+                                                        text_of(engine, "tenants"), text_of(engine, "sockets"))
+                                          : std::string();
+        out += section(whose + "counters", member(engine, "counters"), all);
+        out += section(whose + "drops", member(engine, "drops"), all);
+    }
     out += section("control", member(answer, "control"), all);
     return out;
 }

@@ -15,7 +15,8 @@ std::string format_table(const std::vector<std::vector<std::string>>& rows, cons
 std::string format_sockets(const nlohmann::json& answer);
 
 /// `culvert stat`: non-zero numbers, or all of them.
-std::string format_statistics(const nlohmann::json& answer, bool all);
+/// `engines`: counters and drops of each engine instead of their sums.
+std::string format_statistics(const nlohmann::json& answer, bool all, bool engines = false);
 
 /// `culvert run --stats`: what grew between two answers to "stat".
 std::string format_difference(const nlohmann::json& before, const nlohmann::json& after);

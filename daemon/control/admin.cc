@@ -2,6 +2,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <set>
+
 #include <nlohmann/json.hpp>
 
 #include "daemon/control/kernel_path.h"
@@ -12,11 +15,6 @@ namespace {
 using nlohmann::json;
 
 constexpr std::size_t kPacketBytes = 64 * 1024;
-
-struct DeviceReport {
-    std::string description;
-    std::vector<device::Statistic> statistics;
-};
 
 json numbers_of(const Counters& counters) {
     json numbers = json::object();
@@ -107,51 +105,87 @@ void AdminService::refuse(Connection& connection, const std::string& reason) { r
 
 void AdminService::answer_sockets(Connection& connection) {
     connection.pause();
-    engine_.post([this, self = connection.shared_from_this()](engine::Engine& engine) {
-        std::vector<tenant::TenantSnapshot> snapshots;
-        for (const auto& tenant : engine.tenants()) snapshots.push_back(tenant->snapshot());
-        mailbox_.post([this, self, snapshots = std::move(snapshots)] {
-            json sockets = json::array();
-            for (const tenant::TenantSnapshot& tenant : snapshots)
-                for (const tenant::SocketSnapshot& socket : tenant.sockets) sockets.push_back(line_of(tenant, socket));
-            for (const auto& [id, tenant] : attach_.tenants()) append_kernel_sockets(*tenant, sockets);
-            reply(*self, {{"version", CULVERT_VERSION}, {"sockets", std::move(sockets)}});
+    using Snapshots = std::vector<tenant::TenantSnapshot>;
+    engines_.ask_all<Snapshots>(
+        [](engine::Engine& engine) {
+            Snapshots snapshots;
+            for (const auto& tenant : engine.tenants()) snapshots.push_back(tenant->snapshot());
+            return snapshots;
+        },
+        [this, self = connection.shared_from_this()](std::vector<Snapshots> engines) {
+            mailbox_.post([this, self, engines = std::move(engines)] {
+                json sockets = json::array();
+                for (std::size_t engine = 0; engine < engines.size(); ++engine)
+                    for (const tenant::TenantSnapshot& tenant : engines[engine])
+                        for (const tenant::SocketSnapshot& socket : tenant.sockets) {
+                            sockets.push_back(line_of(tenant, socket));
+                            sockets.back()["engine"] = engine;
+                        }
+                for (const auto& [id, tenant] : attach_.tenants()) append_kernel_sockets(*tenant, sockets);
+                reply(*self, {{"version", CULVERT_VERSION}, {"sockets", std::move(sockets)}});
+            });
         });
-    });
 }
 
 void AdminService::answer_statistics(Connection& connection) {
     connection.pause();
-    engine_.post([this, self = connection.shared_from_this()](engine::Engine& engine) {
-        std::vector<DeviceReport> devices;
-        for (const device::Device* device : engine.devices()) devices.push_back({device->describe(), device->statistics()});
-        std::size_t sockets = 0;
-        for (const auto& tenant : engine.tenants()) sockets += tenant->snapshot().sockets.size();
-        mailbox_.post([this, self, devices = std::move(devices), counters = engine.counters(), sockets,
-                       tenants = engine.tenants().size()] {
-            json device_list = json::array();
-            for (std::size_t i = 0; i < devices.size(); ++i) {
-                json one = {{"description", devices[i].description}, {"statistics", numbers_of(devices[i].statistics)}};
-                if (i < interfaces_.size()) {  // devices stand in the order in which interfaces were added
-                    one["name"] = interfaces_[i].name;
-                    one["steering"] = interfaces_[i].steering();
-                    for (const device::Statistic& statistic : interfaces_[i].steering_counters())
-                        one["statistics"]["steer_" + statistic.name] = statistic.value;
-                }
-                device_list.push_back(std::move(one));
-            }
-            const auto up = std::chrono::steady_clock::now() - started_;
-            reply(*self, {{"version", CULVERT_VERSION},
-                          {"pid", ::getpid()},
-                          {"uptime_seconds", std::chrono::duration_cast<std::chrono::seconds>(up).count()},
-                          {"tenants", tenants},
-                          {"sockets", sockets},
-                          {"devices", std::move(device_list)},
-                          {"counters", numbers_of(counters)},
-                          {"drops", drops_of(counters)},
-                          {"control", numbers_of(numbers_())}});
+    engines_.ask_all<EngineReport>(
+        [](engine::Engine& engine) {
+            EngineReport report;
+            for (const engine::Engine::ServedDevice& served : engine.devices())
+                report.devices.push_back({served.interface, served.device->describe(), served.device->statistics()});
+            for (const auto& tenant : engine.tenants()) report.sockets += tenant->snapshot().sockets.size();
+            report.tenants = engine.tenants().size();
+            report.counters = engine.counters();
+            return report;
+        },
+        [this, self = connection.shared_from_this()](std::vector<EngineReport> engines) {
+            mailbox_.post([this, self, engines = std::move(engines)] { reply(*self, statistics_of(engines)); });
         });
-    });
+}
+
+json AdminService::statistics_of(const std::vector<EngineReport>& engines) const {
+    Counters sum;
+    std::size_t tenants = 0;
+    std::size_t sockets = 0;
+    json devices = json::array();
+    json list = json::array();
+    std::set<std::uint32_t> told;  // interfaces whose steering has been said
+    for (std::size_t engine = 0; engine < engines.size(); ++engine) {
+        const EngineReport& report = engines[engine];
+        sum.add(report.counters);
+        tenants += report.tenants;
+        sockets += report.sockets;
+        list.push_back({{"engine", engine},
+                        {"tenants", report.tenants},
+                        {"sockets", report.sockets},
+                        {"counters", numbers_of(report.counters)},
+                        {"drops", drops_of(report.counters)}});
+        for (const DeviceReport& device : report.devices) {
+            json one = {{"engine", engine}, {"description", device.description}, {"statistics", numbers_of(device.statistics)}};
+            const auto known = std::ranges::find(interfaces_, device.interface, &InterfaceReport::ifindex);
+            if (known != interfaces_.end()) {
+                one["name"] = known->name;
+                one["steering"] = known->steering();
+                // The program is the interface's, not the queue's: its counters stand with the first.
+                if (told.insert(device.interface).second)
+                    for (const device::Statistic& statistic : known->steering_counters())
+                        one["statistics"]["steer_" + statistic.name] = statistic.value;
+            }
+            devices.push_back(std::move(one));
+        }
+    }
+    const auto up = std::chrono::steady_clock::now() - started_;
+    return {{"version", CULVERT_VERSION},
+            {"pid", ::getpid()},
+            {"uptime_seconds", std::chrono::duration_cast<std::chrono::seconds>(up).count()},
+            {"tenants", tenants},
+            {"sockets", sockets},
+            {"devices", std::move(devices)},
+            {"counters", numbers_of(sum)},
+            {"drops", drops_of(sum)},
+            {"engines", std::move(list)},
+            {"control", numbers_of(numbers_())}};
 }
 
 }  // namespace culvert::control

@@ -1,6 +1,6 @@
 // Requests of administrators (the `culvert` command): {"request": "ping" | "version" | "ss" | "stat"} in, JSON out.
 //
-//   request -> command on the engine (plain structs) -> mailbox -> JSON -> packets of at most 64 KiB -> end of file
+//   request -> command on every engine (plain structs) -> mailbox -> JSON -> packets of at most 64 KiB -> end of file
 //
 // What stands in the answers is written down in README.md; names of counters and drops are those of daemon/base.
 #pragma once
@@ -17,12 +17,13 @@
 #include "daemon/control/connection.h"
 #include "daemon/control/mailbox.h"
 #include "daemon/device/device.h"
-#include "daemon/engine/engine.h"
+#include "daemon/engine/fleet.h"
 
 namespace culvert::control {
 
 /// What the control thread knows of an interface, for `culvert stat`.
 struct InterfaceReport {
+    std::uint32_t ifindex = 0;
     std::string name;
     std::function<std::string()> steering;                            // "native, bpf_link"
     std::function<std::vector<device::Statistic>()> steering_counters;
@@ -33,9 +34,9 @@ public:
     /// Numbers of the control thread: "malformed", "netlink_overruns" ...
     using ControlNumbers = std::function<std::vector<device::Statistic>()>;
 
-    AdminService(Mailbox& mailbox, engine::Engine& engine, const AttachService& attach,
+    AdminService(Mailbox& mailbox, engine::Fleet& engines, const AttachService& attach,
                  std::vector<InterfaceReport> interfaces, ControlNumbers numbers)
-        : mailbox_(mailbox), engine_(engine), attach_(attach), interfaces_(std::move(interfaces)),
+        : mailbox_(mailbox), engines_(engines), attach_(attach), interfaces_(std::move(interfaces)),
           numbers_(std::move(numbers)), started_(std::chrono::steady_clock::now()) {}
 
     /// Answers and closes the connection.
@@ -44,12 +45,25 @@ public:
     static void refuse(Connection& connection, const std::string& reason);
 
 private:
+    struct DeviceReport {
+        std::uint32_t interface = 0;
+        std::string description;
+        std::vector<device::Statistic> statistics;
+    };
+    struct EngineReport {
+        std::vector<DeviceReport> devices;
+        std::size_t tenants = 0;
+        std::size_t sockets = 0;
+        Counters counters;
+    };
+
+    nlohmann::json statistics_of(const std::vector<EngineReport>& engines) const;
     void answer_sockets(Connection& connection);
     void answer_statistics(Connection& connection);
     static void reply(Connection& connection, const nlohmann::json& answer);
 
     Mailbox& mailbox_;
-    engine::Engine& engine_;
+    engine::Fleet& engines_;
     const AttachService& attach_;
     std::vector<InterfaceReport> interfaces_;
     ControlNumbers numbers_;

@@ -123,6 +123,18 @@ void AttachService::first_packet(Connection& connection, Packet packet) {
     hello(connection, message);
 }
 
+/// The engine with the fewest programs; of several the next in turn.
+std::uint32_t AttachService::least_busy_engine() {
+    std::vector<std::uint32_t> programs(engines_.size());
+    for (const auto& [id, tenant] : tenants_) ++programs[tenant->engine];
+    std::uint32_t best = (last_engine_ + 1) % engines_.size();
+    for (std::uint32_t i = 1; i < engines_.size(); ++i) {
+        const std::uint32_t other = (last_engine_ + 1 + i) % engines_.size();
+        if (programs[other] < programs[best]) best = other;
+    }
+    return last_engine_ = best;
+}
+
 void AttachService::hello(Connection& connection, const shm::Hello& message) {
     const Peer& peer = connection.peer();
     if (tenants_.size() >= limits_.max_tenants) {
@@ -136,6 +148,7 @@ void AttachService::hello(Connection& connection, const shm::Hello& message) {
     tenant->id = next_id_++;
     tenant->program = clean_text(message.program);
     tenant->uid = peer.uid;
+    tenant->engine = least_busy_engine();
     const shm::Geometry geometry = geometry_of(limits_);
     // Both shared because a std::function must be copyable.
     const auto memfd = std::make_shared<UniqueFd>();
@@ -150,7 +163,7 @@ void AttachService::hello(Connection& connection, const shm::Hello& message) {
     tenants_.emplace(tenant->id, tenant);
     connection.pause();
     auto handed_over = std::make_shared<shm::Segment>(std::move(*segment));
-    engine_.post([this, tenant, handed_over, memfd, geometry, pid = static_cast<std::uint32_t>(peer.pid),
+    engine_of(*tenant).post([this, tenant, handed_over, memfd, geometry, pid = static_cast<std::uint32_t>(peer.pid),
                   self = connection.shared_from_this()](engine::Engine& engine) mutable {
         const Result<std::uint32_t> slot =
             engine.add_tenant(tenant->id, tenant->program, std::move(*handed_over)).add_process(pid);
@@ -160,7 +173,8 @@ void AttachService::hello(Connection& connection, const shm::Hello& message) {
                 return refuse(*self, shm::AttachStatus::kFull, slot.error().message());
             }
             ++statistics_.attached;
-            spdlog::info("attached {} (pid {}, uid {}) as tenant {}", tenant->program, self->peer().pid, tenant->uid, tenant->id);
+            spdlog::info("attached {} (pid {}, uid {}) as tenant {} of engine {}", tenant->program, self->peer().pid, tenant->uid,
+                         tenant->id, tenant->engine);
             serve(self, {tenant, *slot});
             if (self->closed()) return;
             shm::Welcome welcome;
@@ -170,7 +184,7 @@ void AttachService::hello(Connection& connection, const shm::Hello& message) {
             copy_text(welcome.version, CULVERT_VERSION);
             std::vector<UniqueFd> fds;
             fds.push_back(std::move(*memfd));
-            fds.emplace_back(::fcntl(engine_.doorbell_fd(), F_DUPFD_CLOEXEC, 0));
+            fds.emplace_back(::fcntl(engine_of(*tenant).doorbell_fd(), F_DUPFD_CLOEXEC, 0));
             self->send_struct(welcome, std::move(fds));
             self->resume();
         });
@@ -197,7 +211,7 @@ void AttachService::process_gone(const Process& process) {
         tenants_.erase(tenant.id);
         full_logged_ = false;
     }
-    engine_.post([id = tenant.id, slot = process.slot](engine::Engine& engine) {
+    engine_of(tenant).post([id = tenant.id, slot = process.slot](engine::Engine& engine) {
         if (tenant::Tenant* found = engine.find_tenant(id)) found->remove_process(slot, engine.now());
     });
 }
@@ -213,7 +227,7 @@ void AttachService::packet(Connection& connection, const Process& process, Packe
         const auto message = parse_message<shm::RemoveQueue>(packet.bytes);
         if (!message || process.tenant->queues.erase(message->queue) == 0)
             return malformed(connection, "removes an event queue that is not there");
-        engine_.post([id = process.tenant->id, queue = message->queue](engine::Engine& engine) {
+        engine_of(*process.tenant).post([id = process.tenant->id, queue = message->queue](engine::Engine& engine) {
             if (tenant::Tenant* tenant = engine.find_tenant(id)) tenant->remove_queue(queue);
         });
         return;
@@ -227,7 +241,7 @@ void AttachService::add_queue(Connection& connection, const Process& process, Un
         return malformed(connection, "event queue without an eventfd");
     connection.pause();
     const auto fd = std::make_shared<UniqueFd>(std::move(eventfd));
-    engine_.post([this, process, fd, self = connection.shared_from_this()](engine::Engine& engine) {
+    engine_of(*process.tenant).post([this, process, fd, self = connection.shared_from_this()](engine::Engine& engine) {
         tenant::Tenant* tenant = engine.find_tenant(process.tenant->id);
         const Result<std::uint32_t> queue =
             tenant != nullptr ? tenant->add_queue(process.slot, std::move(*fd)) : fail(ESRCH, "tenant is gone");
@@ -246,7 +260,7 @@ void AttachService::add_process(Connection& connection, const Process& process, 
     connection.pause();
     // Its credentials are the parent's; the child writes its pid into its process record.
     const auto child = std::make_shared<Connection>(loop_, std::move(socket), connection.peer());
-    engine_.post([this, process, child, self = connection.shared_from_this()](engine::Engine& engine) {
+    engine_of(*process.tenant).post([this, process, child, self = connection.shared_from_this()](engine::Engine& engine) {
         tenant::Tenant* tenant = engine.find_tenant(process.tenant->id);
         const Result<std::uint32_t> slot = tenant != nullptr ? tenant->add_process(0) : fail(ESRCH, "tenant is gone");
         mailbox_.post([this, slot, process, child, self] {

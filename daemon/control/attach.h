@@ -17,7 +17,7 @@
 #include "daemon/control/connection.h"
 #include "daemon/control/mailbox.h"
 #include "daemon/control/policy.h"
-#include "daemon/engine/engine.h"
+#include "daemon/engine/fleet.h"
 #include "shm/attach_protocol.h"
 #include "shm/segment.h"
 
@@ -27,9 +27,10 @@ namespace culvert::control {
 /// the daemon opens, are the many.
 shm::Geometry geometry_of(const LimitsConfig& limits);
 
-/// One attached process family as the control thread knows it. The engine has the sockets.
+/// One attached process family as the control thread knows it. Its engine has the sockets.
 struct TenantRecord {
     std::uint32_t id = 0;
+    std::uint32_t engine = 0;                 // number of the engine that serves all of it
     std::string program;
     uid_t uid = 0;
     std::uint32_t processes = 0;              // control connections open
@@ -48,8 +49,8 @@ public:
         std::uint64_t malformed = 0;        // messages that closed a connection
     };
 
-    AttachService(EventLoop& loop, Mailbox& mailbox, engine::Engine& engine, const Config& config)
-        : loop_(loop), mailbox_(mailbox), engine_(engine), limits_(config.limits), spin_(config.engine.application_spin) {}
+    AttachService(EventLoop& loop, Mailbox& mailbox, engine::Fleet& engines, const Config& config)
+        : loop_(loop), mailbox_(mailbox), engines_(engines), limits_(config.limits), spin_(config.engine.application_spin) {}
 
     /// Takes over a connection whose first packet is this one (not an administrator's).
     void first_packet(Connection& connection, Packet packet);
@@ -73,14 +74,17 @@ private:
     void add_queue(Connection& connection, const Process& process, UniqueFd eventfd);
     void add_process(Connection& connection, const Process& process, UniqueFd socket);
     void process_gone(const Process& process);
+    std::uint32_t least_busy_engine();
+    engine::Engine& engine_of(const TenantRecord& tenant) { return engines_[tenant.engine]; }
 
     EventLoop& loop_;
     Mailbox& mailbox_;
-    engine::Engine& engine_;
+    engine::Fleet& engines_;
     LimitsConfig limits_;
     std::chrono::microseconds spin_;
     std::map<std::uint32_t, std::shared_ptr<TenantRecord>> tenants_;
     std::uint32_t next_id_ = 1;
+    std::uint32_t last_engine_ = UINT32_MAX;  // given to the program that came last
     std::set<std::string> logged_;  // what has been said once
     bool full_logged_ = false;
     Statistics statistics_;

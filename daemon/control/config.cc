@@ -174,6 +174,22 @@ void read_socket(TableReader& reader, SocketConfig& socket) {
     reader.read("allow_groups", socket.allow_groups);
 }
 
+/// An array of different whole numbers.
+void read_numbers(TableReader& reader, std::string_view key, std::vector<unsigned>& numbers, std::int64_t low, std::int64_t high) {
+    const toml::node* node = reader.find(key);
+    if (node == nullptr) return;
+    if (!node->is_array()) reader.wrong_type(*node, key, "an array: [0, 1]");
+    numbers.clear();
+    for (const toml::node& element : *node->as_array()) {
+        const std::int64_t number = element.is_integer() ? element.as_integer()->get() : low - 1;
+        if (number < low || number > high)
+            refuse(element, fmt::format("each of {} must be a whole number from {} to {}", key, low, high));
+        const auto value = static_cast<unsigned>(number);
+        if (std::ranges::find(numbers, value) != numbers.end()) refuse(element, fmt::format("{} names {} twice", key, value));
+        numbers.push_back(value);
+    }
+}
+
 InterfaceConfig read_interface(const toml::table& table) {
     InterfaceConfig interface;
     TableReader reader(table, "interface");
@@ -183,12 +199,7 @@ InterfaceConfig read_interface(const toml::table& table) {
     if (!is_interface_name(interface.name))
         refuse(*name, fmt::format("interface.name = \"{}\" is no interface name: 1 to 15 bytes without '/', ':' or space",
                                   interface.name));
-    if (const toml::node* queues = reader.find("queues")) {
-        if (!queues->is_array()) reader.wrong_type(*queues, "queues", "an array: [0]");
-        const toml::array& list = *queues->as_array();
-        if (list.size() != 1 || !list[0].is_integer() || list[0].as_integer()->get() != 0)
-            refuse(*queues, "interface.queues must be [0]: this version serves exactly queue 0");
-    }
+    read_numbers(reader, "queues", interface.queues, 0, kMostQueues - 1);
     std::string mode = attach_mode_name(interface.mode);
     reader.read("mode", mode, {"auto", "native", "generic"});
     interface.mode = mode == "native" ? AttachMode::kNative : mode == "generic" ? AttachMode::kGeneric : AttachMode::kAuto;
@@ -250,7 +261,8 @@ Config read_config(const toml::table& file) {
     read_table(top, "engine", [&](TableReader& reader, const toml::table&) {
         reader.read("spin_us", config.engine.spin, 0, 10000);
         reader.read("application_spin_us", config.engine.application_spin, 0, 10000);
-        config.engine.cpu = static_cast<int>(reader.integer("cpu", config.engine.cpu, -1, 1023));
+        reader.read("count", config.engine.count, 1, kMostEngines);
+        read_numbers(reader, "cpus", config.engine.cpus, 0, kMostCpus - 1);
         reader.read("frames", config.engine.frames, 1024, 1 << 20);
     });
     top.done();

@@ -20,6 +20,11 @@ namespace culvert::control {
 inline constexpr const char* kDefaultConfigPath = "/etc/culvert/config.toml";
 inline constexpr const char* kDefaultSocketPath = shm::kDefaultSocketPath;
 
+/// What the tables behind them hold: engine::kMaxEngines, STEER_MAX_QUEUES, CPU_SETSIZE.
+inline constexpr std::uint32_t kMostEngines = 64;
+inline constexpr std::uint32_t kMostQueues = 64;
+inline constexpr std::uint32_t kMostCpus = 1024;
+
 /// How the XDP program is attached.
 enum class AttachMode : std::uint8_t { kAuto, kNative, kGeneric };
 const char* attach_mode_name(AttachMode mode);
@@ -27,7 +32,7 @@ const char* attach_mode_name(AttachMode mode);
 /// One interface whose packets Culvert may take.
 struct InterfaceConfig {
     std::string name;
-    std::vector<unsigned> queues{0};  // this version serves exactly queue 0
+    std::vector<unsigned> queues;  // receive queues; empty: all. Queue i is served by engine i % engine.count
     AttachMode mode = AttachMode::kAuto;
     std::string device = "af_xdp";
 };
@@ -56,8 +61,9 @@ struct TcpConfig {
 struct EngineConfig {
     std::chrono::microseconds spin{100};  // longest busy wait before sleeping
     std::chrono::microseconds application_spin{0};  // longest busy wait of an application before it sleeps
-    int cpu = -1;                        // pinned to this CPU; -1: wherever the scheduler likes
-    std::uint32_t frames = 16384;        // 4 KiB chunks of packet memory an interface
+    std::uint32_t count = 1;             // threads that carry packets, each with its queues, connections and programs
+    std::vector<unsigned> cpus;          // engine i is pinned to cpus[i % size]; empty: wherever the scheduler likes
+    std::uint32_t frames = 16384;        // 4 KiB chunks of packet memory an interface, split between its queues
 };
 
 struct SocketConfig {

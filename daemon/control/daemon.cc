@@ -6,7 +6,10 @@
 #include <sys/random.h>
 #include <systemd/sd-daemon.h>
 
+#include <algorithm>
 #include <csignal>
+#include <future>
+#include <numeric>
 #include <thread>
 
 #include "daemon/control/capabilities.h"
@@ -18,12 +21,20 @@
 namespace culvert::control {
 namespace {
 
-/// Everything of one interface that the engine's device stands on.
-struct ServedInterface {
+static_assert(kMostEngines == engine::kMaxEngines && kMostCpus == CPU_SETSIZE);
+
+/// One receive queue. Its device is the engine's as soon as there is one; the memory stays here.
+struct ServedQueue {
+    unsigned number;
     std::unique_ptr<FramePool> pool;
+    std::unique_ptr<device::AfXdpDevice> device;
+};
+
+/// Everything of one interface that the engines' devices stand on.
+struct ServedInterface {
     std::unique_ptr<device::SteeringProgram> program;
     std::unique_ptr<ProgramMaps> maps;
-    std::unique_ptr<device::AfXdpDevice> device;  // until the engine takes it
+    std::vector<ServedQueue> queues;  // never empty
 };
 
 void fill_random(void* into, std::size_t bytes) {
@@ -38,11 +49,9 @@ stack::tcp::SynCookiePolicy syn_cookie_policy(const std::string& name) {
 engine::EngineConfig engine_config(const Config& config) {
     engine::EngineConfig engine;
     engine.spin = config.engine.spin;
-    engine.cpu = config.engine.cpu;
-    fill_random(&engine.seed, sizeof engine.seed);
     engine.send_limits = {config.tcp.send_buffer_bytes, config.tcp.send_buffer_max_bytes};
     stack::StackConfig& stack = engine.stack;
-    stack.max_time_wait = config.limits.max_time_wait;
+    stack.max_time_wait = (config.limits.max_time_wait + config.engine.count - 1) / config.engine.count;
     stack.default_receive_buffer = config.tcp.receive_buffer_bytes;
     stack.max_receive_buffer = config.tcp.receive_buffer_max_bytes;
     stack.min_rto = config.tcp.min_rto;
@@ -56,6 +65,17 @@ engine::EngineConfig engine_config(const Config& config) {
     return engine;
 }
 
+/// The engines differ in their seed and their CPU, in nothing else.
+std::vector<engine::EngineConfig> engine_configs(const Config& config) {
+    std::vector<engine::EngineConfig> engines(config.engine.count, engine_config(config));
+    const std::vector<unsigned>& cpus = config.engine.cpus;
+    for (std::size_t i = 0; i < engines.size(); ++i) {
+        fill_random(&engines[i].seed, sizeof engines[i].seed);
+        if (!cpus.empty()) engines[i].cpu = static_cast<int>(cpus[i % cpus.size()]);
+    }
+    return engines;
+}
+
 /// What a person can do about an interface that could not be taken.
 std::string interface_advice(const std::string& name, const Error& error) {
     switch (error.code) {
@@ -67,6 +87,30 @@ std::string interface_advice(const std::string& name, const Error& error) {
     }
 }
 
+/// The queues of the configuration, or all that the interface has. A queue that is not served is the kernel's: what
+/// arrives there for one of our connections misses it.
+Result<std::vector<unsigned>> queues_to_serve(const InterfaceConfig& config) {
+    const Result<device::InterfaceFacts> facts = device::interface_facts(config.name);
+    if (!facts) return fail(0, interface_advice(config.name, facts.error()));
+    if (config.queues.empty()) {
+        if (facts->queues > kMostQueues)
+            return fail(0, fmt::format("{}: {} receive queues are more than Culvert serves; ethtool -L {} combined {}", config.name,
+                                       facts->queues, config.name, kMostQueues));
+        std::vector<unsigned> all(facts->queues);
+        std::iota(all.begin(), all.end(), 0u);
+        return all;
+    }
+    for (const unsigned queue : config.queues)
+        if (queue >= facts->queues)
+            return fail(0, fmt::format("{}: there is no receive queue {}; it has {} (ethtool -l {})", config.name, queue,
+                                       facts->queues, config.name));
+    if (config.queues.size() < facts->queues)
+        spdlog::warn("{} has {} receive queues, of which {} are served: packets that arrive on the others go to the kernel and "
+                     "miss Culvert's connections, unless the NIC's flow rules keep them away; leave out `queues` to serve all",
+                     config.name, facts->queues, config.queues.size());
+    return config.queues;
+}
+
 Result<ServedInterface> open_interface(const InterfaceConfig& config, const EngineConfig& engine) {
     ServedInterface served;
     const device::XdpMode mode = config.mode == AttachMode::kGeneric ? device::XdpMode::kGeneric : device::XdpMode::kNative;
@@ -76,12 +120,18 @@ Result<ServedInterface> open_interface(const InterfaceConfig& config, const Engi
     if (config.mode == AttachMode::kNative && served.program->mode() != device::XdpMode::kNative)
         return fail(0, fmt::format("{}: its driver has no native XDP ({}); set mode = \"auto\" or \"generic\"", config.name,
                                    served.program->describe()));
-    served.pool = std::make_unique<FramePool>(engine.frames);
-    auto device = device::AfXdpDevice::create(*served.pool, *served.program);
-    if (!device) return fail(0, interface_advice(config.name, device.error()));
-    served.device = std::move(*device);
+    const std::vector<unsigned> queues = TRY(queues_to_serve(config));
+    // The receive side of a queue keeps a fill ring's worth of chunks for itself; as many more are for output.
+    const std::uint32_t least = 2 * device::AfXdpDevice::Options().rings.fill;
+    const std::uint32_t frames = std::max(engine.frames / static_cast<std::uint32_t>(queues.size()), least);
+    for (const unsigned queue : queues) {
+        auto pool = std::make_unique<FramePool>(frames);
+        auto device = device::AfXdpDevice::create(*pool, *served.program, {.queue = queue, .rings = {}});
+        if (!device) return fail(0, interface_advice(config.name, device.error()));
+        spdlog::info("{}, engine {}; steering {}", (*device)->describe(), queue % engine.count, served.program->describe());
+        served.queues.push_back({queue, std::move(pool), std::move(*device)});
+    }
     served.maps = std::make_unique<ProgramMaps>(*served.program);
-    spdlog::info("{}; steering {}", served.device->describe(), served.program->describe());
     return served;
 }
 
@@ -95,28 +145,53 @@ stack::Interface stack_interface(const device::InterfaceFacts& facts) {
     return interface;
 }
 
-/// Runs the engine until told to stop; ends it in order: connections first, then the loop.
-class EngineThread {
+/// Runs the engines until told to stop; ends them in order: connections first, then the loops.
+class EngineThreads {
 public:
-    explicit EngineThread(engine::Engine& engine) : engine_(engine), thread_([this] { engine_.run(); }) {
-        pthread_setname_np(thread_.native_handle(), "culvert-engine");
+    explicit EngineThreads(engine::Fleet& engines) : engines_(engines) {
+        for (std::uint32_t i = 0; i < engines.size(); ++i) {
+            threads_.emplace_back([&engine = engines[i]] { engine.run(); });
+            const std::string name = i == 0 ? "culvert-engine" : fmt::format("culvert-eng-{}", i);
+            pthread_setname_np(threads_.back().native_handle(), name.c_str());
+        }
     }
-    ~EngineThread() {
-        engine_.post([](engine::Engine& engine) {
+    ~EngineThreads() {
+        on_all([](engine::Engine& engine) {
             for (const auto& tenant : engine.tenants())
                 for (std::uint32_t slot = 0; slot < shm::kMaxProcesses && tenant->has_processes(); ++slot)
                     tenant->remove_process(slot, engine.now());
-            // In the next turn: what the closed connections have to say goes out with this one.
-            engine.post([](engine::Engine& next) { next.stop(); });
         });
-        thread_.join();
+        // One turn more of all: what the closed connections have to say goes out with the first, or is handed over to the
+        // engine that has the queue and goes out with the second.
+        on_all([](engine::Engine&) {});
+        on_all([](engine::Engine& engine) { engine.stop(); });
+        for (std::thread& thread : threads_) thread.join();
     }
-    EngineThread(const EngineThread&) = delete;
+    EngineThreads(const EngineThreads&) = delete;
 
 private:
-    engine::Engine& engine_;
-    std::thread thread_;
+    /// Returns when all have done it.
+    void on_all(void (*act)(engine::Engine&)) {
+        std::promise<void> done;
+        engines_.all_have(act, [&done] { done.set_value(); });
+        done.get_future().wait();
+    }
+
+    engine::Fleet& engines_;
+    std::vector<std::thread> threads_;
 };
+
+/// Each engine gets the queues whose number fits it; of an interface without one it gets the way through another's.
+void add_devices(engine::Fleet& engines, ServedInterface& served) {
+    const stack::Interface known = stack_interface(served.queues.front().device->facts());
+    std::vector<bool> has_queue(engines.size());
+    for (ServedQueue& queue : served.queues) {
+        has_queue[queue.number % engines.size()] = true;
+        engines[queue.number % engines.size()].add_device(std::move(queue.device), known);
+    }
+    for (std::uint32_t i = 0; i < engines.size(); ++i)
+        if (!has_queue[i]) engines[i].add_relay(served.queues[i % served.queues.size()].number % engines.size(), known);
+}
 
 }  // namespace
 
@@ -139,27 +214,26 @@ Result<void> run_daemon(const Config& config, std::function<Result<Config>()> re
     Mailbox mailbox;
     Steering steering(kernel_connections, ephemeral_ports());
     KernelFeed feed(*mirror, steering, mailbox);
-    engine::Engine engine(engine_config(config), feed, steering);
+    engine::Fleet engines(engine_configs(config), feed, steering);
     std::vector<InterfaceReport> reports;
     for (ServedInterface& interface : served) {
         device::SteeringProgram& program = *interface.program;
-        device::Device& device = *interface.device;
-        const stack::Interface known = stack_interface(interface.device->facts());
-        engine.add_device(std::move(interface.device), known);
+        add_devices(engines, interface);
         steering.add_interface(program.ifindex(), *interface.maps);
-        feed.add_interface(program.ifindex(), device);
-        reports.push_back({program.interface(), [&program] { return program.describe(); }, [&program] { return program.counters(); }});
+        feed.add_interface(program.ifindex());
+        reports.push_back({static_cast<std::uint32_t>(program.ifindex()), program.interface(),
+                           [&program] { return program.describe(); }, [&program] { return program.counters(); }});
     }
 
     const std::unique_ptr<EventLoop> loop = TRY(EventLoop::create());
     const std::unique_ptr<Server> server =
-        TRY(Server::create({*loop, mailbox, engine, *mirror, feed, steering, std::move(reports), std::move(reload)}, config,
+        TRY(Server::create({*loop, mailbox, engines, *mirror, feed, steering, std::move(reports), std::move(reload)}, config,
                            std::move(socket), std::move(policy)));
-    feed.start(engine);
+    feed.start(engines);
     {
-        const EngineThread thread(engine);
-        // Ready is what the engine says when it has taken in addresses and routes.
-        engine.post([&](engine::Engine&) {
+        const EngineThreads threads(engines);
+        // Ready is what the engines say when they have taken in addresses and routes.
+        engines.all_have([](engine::Engine&) {}, [&] {
             mailbox.post([&] {
                 spdlog::info("culvertd {} ready on {}", CULVERT_VERSION, config.socket.path);
                 sd_notify(0, "READY=1");

@@ -23,11 +23,11 @@ stack::NeighborState neighbor_state(const NeighborState& neighbor) {
 
 }  // namespace
 
-void KernelFeed::start(engine::Engine& engine) {
-    engine_ = &engine;
+void KernelFeed::start(engine::Fleet& engines) {
+    engines_ = &engines;
     mirror_.set_listener([this](const MirrorChange& change) { note(change); });
     for (const auto& [ifindex, link] : mirror_.links()) send_link(link, false);
-    for (const Interface& interface : interfaces_) addresses_changed_.insert(interface.ifindex);
+    addresses_changed_ = interfaces_;
     routes_changed_ = true;
     send_what_changed();
     for (const auto& [key, neighbor] : mirror_.neighbors()) send_neighbor(neighbor, false);
@@ -43,16 +43,11 @@ void KernelFeed::send_what_changed() {
     if (std::exchange(routes_changed_, false)) send_routes();
 }
 
-const KernelFeed::Interface* KernelFeed::find(int ifindex) const {
-    const auto found = std::ranges::find(interfaces_, ifindex, &Interface::ifindex);
-    return found == interfaces_.end() ? nullptr : &*found;
-}
-
 void KernelFeed::note(const MirrorChange& change) {
     if (const auto* link = std::get_if<LinkState>(&change.state)) {
         send_link(*link, change.removed);
     } else if (const auto* address = std::get_if<AddressState>(&change.state)) {
-        if (find(address->ifindex) != nullptr) addresses_changed_.insert(address->ifindex);
+        if (interfaces_.contains(address->ifindex)) addresses_changed_.insert(address->ifindex);
     } else if (std::holds_alternative<RouteState>(change.state)) {
         routes_changed_ = true;
     } else {
@@ -61,10 +56,10 @@ void KernelFeed::note(const MirrorChange& change) {
 }
 
 void KernelFeed::send_link(const LinkState& link, bool removed) {
-    if (engine_ == nullptr || find(link.ifindex) == nullptr) return;
+    if (engines_ == nullptr || !interfaces_.contains(link.ifindex)) return;
     if (removed) spdlog::error("interface {} is gone; restart culvertd when it is back", link.name);
     const bool up = link.up && !removed;
-    engine_->post([index = static_cast<std::uint32_t>(link.ifindex), up, mtu = link.mtu, mac = link.mac](engine::Engine& engine) {
+    engines_->post_all([index = static_cast<std::uint32_t>(link.ifindex), up, mtu = link.mtu, mac = link.mac](engine::Engine& engine) {
         engine.stack().set_interface_state(index, up, mtu);
         engine.stack().set_mac(index, mac);
     });
@@ -79,16 +74,16 @@ void KernelFeed::send_addresses(int ifindex) {
         steered.insert(state.address);
         spdlog::debug("interface {} has {}/{}", ifindex, state.address.to_string(), state.prefix_length);
     }
-    if (engine_ == nullptr) return;
+    if (engines_ == nullptr) return;
     // The stack knows an address before packets for it come.
-    engine_->post([index = static_cast<std::uint32_t>(ifindex), addresses](engine::Engine& engine) {
+    engines_->post_all([index = static_cast<std::uint32_t>(ifindex), addresses](engine::Engine& engine) {
         engine.stack().set_addresses(index, addresses);
     });
     steering_.set_addresses(ifindex, steered);
 }
 
 void KernelFeed::send_routes() {
-    if (engine_ == nullptr) return;
+    if (engines_ == nullptr) return;
     std::vector<stack::Route> routes;
     routes.reserve(mirror_.routes().size());
     for (const auto& [key, state] : mirror_.routes()) {
@@ -102,21 +97,21 @@ void KernelFeed::send_routes() {
         route.type = route_type(state.type);
         routes.push_back(route);
     }
-    engine_->post([routes = std::move(routes)](engine::Engine& engine) { engine.stack().routes().replace(routes); });
+    engines_->post_all([routes = std::move(routes)](engine::Engine& engine) { engine.stack().routes().replace(routes); });
 }
 
 void KernelFeed::send_neighbor(const NeighborState& neighbor, bool removed) {
-    const Interface* interface = find(neighbor.ifindex);
-    if (engine_ == nullptr || interface == nullptr) return;
+    if (engines_ == nullptr || !interfaces_.contains(neighbor.ifindex)) return;
     const stack::NeighborState state = neighbor_state(neighbor);
     // Being asked about is no news to the stack: it is what asked, or it has not asked.
     if (!removed && state == stack::NeighborState::kIncomplete) return;
-    engine_->post([neighbor, removed, state, device = interface->device](engine::Engine& engine) {
+    engines_->post_all([neighbor, removed, state](engine::Engine& engine) {
         const auto index = static_cast<std::uint32_t>(neighbor.ifindex);
+        TxQueue& tx = *engine.tx_of(index);
         if (removed) {
-            engine.stack().neighbors().remove(index, neighbor.address, device->tx());
+            engine.stack().neighbors().remove(index, neighbor.address, tx);
         } else {
-            engine.stack().neighbors().update(index, neighbor.address, neighbor.mac, state, device->tx());
+            engine.stack().neighbors().update(index, neighbor.address, neighbor.mac, state, tx);
         }
     });
 }

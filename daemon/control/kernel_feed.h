@@ -1,7 +1,7 @@
 // Hands what the kernel says about interfaces, addresses, routes and neighbours to the stack and to the steering; asks the
 // kernel to resolve what the stack does not know.
 //
-//   NetlinkMirror --changes--> KernelFeed --commands--> Engine (stack's tables)
+//   NetlinkMirror --changes--> KernelFeed --commands--> every engine (stack's tables)
 //        ^                         |  \--------------> Steering (addresses)
 //        +----resolve---- Mailbox <-- NeighborResolver (engine's thread)
 #pragma once
@@ -12,7 +12,7 @@
 #include "daemon/control/mailbox.h"
 #include "daemon/control/netlink_mirror.h"
 #include "daemon/control/steering.h"
-#include "daemon/engine/engine.h"
+#include "daemon/engine/fleet.h"
 
 namespace culvert::control {
 
@@ -21,25 +21,19 @@ public:
     KernelFeed(NetlinkMirror& mirror, Steering& steering, Mailbox& mailbox)
         : mirror_(mirror), steering_(steering), mailbox_(mailbox) {}
 
-    /// Startup, before start(): changes of this interface are of interest. The device lives as long as the engine.
-    void add_interface(int ifindex, device::Device& device) { interfaces_.push_back({ifindex, &device}); }
-    /// Startup, before the engine runs: posts everything that is known, and follows from now on.
-    void start(engine::Engine& engine);
+    /// Startup, before start(): changes of this interface are of interest.
+    void add_interface(int ifindex) { interfaces_.insert(ifindex); }
+    /// Startup, before the engines run: posts everything that is known, and follows from now on.
+    void start(engine::Fleet& engines);
     /// Control thread: the mirror's descriptor is readable.
     void process();
-    /// Control thread: the engine is about to go.
-    void stop() { engine_ = nullptr; }
+    /// Control thread: the engines are about to go.
+    void stop() { engines_ = nullptr; }
 
-    // stack::NeighborResolver, on the engine's thread.
+    // stack::NeighborResolver, on an engine's thread.
     void resolve(std::uint32_t interface, const Address& next_hop) override;
 
 private:
-    struct Interface {
-        int ifindex;
-        device::Device* device;
-    };
-
-    const Interface* find(int ifindex) const;
     void note(const MirrorChange& change);
     void send_link(const LinkState& link, bool removed);
     void send_addresses(int ifindex);
@@ -50,8 +44,8 @@ private:
     NetlinkMirror& mirror_;
     Steering& steering_;
     Mailbox& mailbox_;
-    engine::Engine* engine_ = nullptr;
-    std::vector<Interface> interfaces_;
+    engine::Fleet* engines_ = nullptr;
+    std::set<int> interfaces_;
     std::set<int> addresses_changed_;
     bool routes_changed_ = false;
 };

@@ -23,8 +23,8 @@ Server::Server(Parts parts, const Config& config, ListeningSocket socket, Policy
       config_(config),
       socket_(std::move(socket)),
       policy_(std::move(policy)),
-      attach_(parts_.loop, parts_.mailbox, parts_.engine, config),
-      admin_(parts_.mailbox, parts_.engine, attach_, parts_.interfaces, [this] { return numbers(); }),
+      attach_(parts_.loop, parts_.mailbox, parts_.engines, config),
+      admin_(parts_.mailbox, parts_.engines, attach_, parts_.interfaces, [this] { return numbers(); }),
       watchdog_(sd_watchdog_enabled(0, nullptr) > 0) {}
 
 Result<std::unique_ptr<Server>> Server::create(Parts parts, const Config& config, ListeningSocket socket, Policy policy) {
@@ -121,8 +121,12 @@ void Server::read_signal() {
 
 void Server::read_timer() {
     parts_.loop.read(timer_.get(), timer_buffer_, [this](int) {
-        // The watchdog is told by the engine's hand: a daemon whose engine hangs shall be restarted.
-        if (watchdog_) parts_.engine.post([](engine::Engine&) { sd_notify(0, "WATCHDOG=1"); });
+        // The watchdog is told by the engines' hands: a daemon with an engine that hangs shall be restarted.
+        if (watchdog_ && !std::exchange(watchdog_asked_, true))
+            parts_.engines.all_have([](engine::Engine&) {}, [this] {
+                sd_notify(0, "WATCHDOG=1");
+                parts_.mailbox.post([this] { watchdog_asked_ = false; });
+            });
         if (std::exchange(accept_later_, false)) accept_next();
         if (++ticks_ % kTicksPerFlowCheck == 0) parts_.steering.forget_finished_flows();
         read_timer();

@@ -28,7 +28,7 @@ public:
     struct Parts {
         EventLoop& loop;
         Mailbox& mailbox;
-        engine::Engine& engine;
+        engine::Fleet& engines;
         NetlinkMirror& mirror;
         KernelFeed& feed;
         Steering& steering;
@@ -73,6 +73,7 @@ private:
     std::uint32_t ticks_ = 0;
     bool accept_later_ = false;
     bool watchdog_;  // systemd wants to hear that we live
+    bool watchdog_asked_ = false;  // ... and the engines have not all answered yet
 };
 
 }  // namespace culvert::control

@@ -125,8 +125,8 @@ protected:
         if (server) {
             mailbox.post([&] { server->stop(); });
             control_thread.join();
-            engine->stop();
-            engine_thread.join();
+            for (const auto& engine : *engines) engine->stop();
+            for (std::thread& thread : engine_threads) thread.join();
         }
         std::filesystem::remove_all(folder);
     }
@@ -135,18 +135,18 @@ protected:
         ASSERT_TRUE(opened) << opened.error().message();
         mirror = std::move(*opened);
         feed = std::make_unique<KernelFeed>(*mirror, steering, mailbox);
-        engine = std::make_unique<engine::Engine>(engine::EngineConfig{}, *feed, steering);
+        engines = std::make_unique<engine::Fleet>(std::vector<engine::EngineConfig>(engine_count), *feed, steering);
         auto created = EventLoop::create();
         ASSERT_TRUE(created) << created.error().message();
         loop = std::move(*created);
         auto socket = ListeningSocket::open(config.socket);
         ASSERT_TRUE(socket) << socket.error().message();
-        auto made = Server::create({*loop, mailbox, *engine, *mirror, *feed, steering, {}, [this] { return config; }}, config,
+        auto made = Server::create({*loop, mailbox, *engines, *mirror, *feed, steering, {}, [this] { return config; }}, config,
                                    std::move(*socket), *Policy::create(config.socket));
         ASSERT_TRUE(made) << made.error().message();
         server = std::move(*made);
-        feed->start(*engine);
-        engine_thread = std::thread([this] { engine->run(); });
+        feed->start(*engines);
+        for (std::uint32_t i = 0; i < engine_count; ++i) engine_threads.emplace_back([this, i] { (*engines)[i].run(); });
         control_thread = std::thread([this] { server->run(); });
     }
     Client client() { return Client(config.socket.path); }
@@ -185,10 +185,11 @@ protected:
     Steering steering{kernel_connections, PortRange{}};
     std::unique_ptr<NetlinkMirror> mirror;
     std::unique_ptr<KernelFeed> feed;
-    std::unique_ptr<engine::Engine> engine;
+    std::uint32_t engine_count = 1;
+    std::unique_ptr<engine::Fleet> engines;
     std::unique_ptr<EventLoop> loop;
     std::unique_ptr<Server> server;
-    std::thread engine_thread;
+    std::vector<std::thread> engine_threads;
     std::thread control_thread;
 };
 

@@ -30,7 +30,7 @@ TEST(Config, ReadsEveryTable) {
         mode = "generic"
         [[interface]]
         name = "eth1"
-        queues = [0]
+        queues = [1, 0]
         [socket]
         path = "/tmp/c.sock"
         group = "www-data"
@@ -46,7 +46,8 @@ TEST(Config, ReadsEveryTable) {
         min_rto_ms = 20
         [engine]
         spin_us = 0
-        cpu = 1
+        count = 3
+        cpus = [2, 5]
     )", "c.toml");
     ASSERT_TRUE(config) << config.error().message();
     ASSERT_EQ(config->interfaces.size(), 2u);
@@ -62,7 +63,10 @@ TEST(Config, ReadsEveryTable) {
     EXPECT_EQ(config->tcp.ecn, "on");
     EXPECT_EQ(config->tcp.min_rto, std::chrono::milliseconds(20));
     EXPECT_EQ(config->engine.spin, std::chrono::microseconds(0));
-    EXPECT_EQ(config->engine.cpu, 1);
+    EXPECT_EQ(config->engine.count, 3u);
+    EXPECT_EQ(config->engine.cpus, (std::vector<unsigned>{2, 5}));
+    EXPECT_TRUE(config->interfaces[0].queues.empty());
+    EXPECT_EQ(config->interfaces[1].queues, (std::vector<unsigned>{1, 0}));
 }
 
 struct Refused {
@@ -90,8 +94,13 @@ INSTANTIATE_TEST_SUITE_P(
                 "c.toml:2:9: log.level = \"loud\" is not known: \"trace\", \"debug\", \"info\", \"warning\", \"error\" allowed"},
         Refused{"interface = \"eth0\"\n", "c.toml:1:13: interface is a string, must be an array of tables: [[interface]]"},
         Refused{"[[interface]]\nmode = \"auto\"\n", "c.toml:1:1: [[interface]] needs a name, for example name = \"eth0\""},
-        Refused{"[[interface]]\nname = \"eth0\"\nqueues = [0, 1]\n",
-                "c.toml:3:10: interface.queues must be [0]: this version serves exactly queue 0"},
+        Refused{"[[interface]]\nname = \"eth0\"\nqueues = [0, 1, 0]\n", "c.toml:3:17: queues names 0 twice"},
+        Refused{"[[interface]]\nname = \"eth0\"\nqueues = [64]\n",
+                "c.toml:3:11: each of queues must be a whole number from 0 to 63"},
+        Refused{"[[interface]]\nname = \"eth0\"\nqueues = 1\n", "c.toml:3:10: interface.queues is an integer, must be an array: [0, 1]"},
+        Refused{"[engine]\ncount = 65\n", "c.toml:2:9: engine.count = 65 is out of range: 1 to 64 allowed"},
+        Refused{"[engine]\ncpus = [0, \"one\"]\n",
+                "c.toml:2:12: each of cpus must be a whole number from 0 to 1023"},
         Refused{"[[interface]]\nname = \"a name\"\n",
                 "c.toml:2:8: interface.name = \"a name\" is no interface name: 1 to 15 bytes without '/', ':' or space"},
         Refused{"[[interface]]\nname = \"eth0\"\n[[interface]]\nname = \"eth0\"\n",
@@ -137,7 +146,10 @@ TEST(Config, ExampleIsValidAndHoldsTheDefaults) {
     EXPECT_EQ(example->tcp.syn_cookies, defaults.tcp.syn_cookies);
     EXPECT_EQ(example->engine.spin, defaults.engine.spin);
     EXPECT_EQ(example->engine.application_spin, defaults.engine.application_spin);
-    EXPECT_EQ(example->engine.cpu, defaults.engine.cpu);
+    EXPECT_EQ(example->engine.count, defaults.engine.count);
+    EXPECT_EQ(example->engine.cpus, defaults.engine.cpus);
+    ASSERT_EQ(example->interfaces.size(), 1u);
+    EXPECT_EQ(example->interfaces[0].queues, InterfaceConfig{}.queues);
     EXPECT_EQ(example->engine.frames, defaults.engine.frames);
 }
 
