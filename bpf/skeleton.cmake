@@ -12,6 +12,7 @@ add_custom_command(
   COMMAND ${CLANG} -target bpf -mcpu=v3 -O2 -g -Wall -Werror -I${bpf_source_dir} -I/usr/include/${CMAKE_LIBRARY_ARCHITECTURE}
           -c ${bpf_source_dir}/steer.bpf.c -o ${bpf_output_dir}/steer.bpf.o
   DEPENDS ${bpf_source_dir}/steer.bpf.c ${bpf_source_dir}/steer_parse.h ${bpf_source_dir}/steer_shared.h
+          ${bpf_source_dir}/steer_tables.h ${bpf_source_dir}/steer_read_xdp.h ${bpf_source_dir}/steer_read_skb.h
   COMMENT "Compiling bpf/steer.bpf.c" VERBATIM)
 add_custom_command(
   OUTPUT ${bpf_output_dir}/steer.skel.h

@@ -15,78 +15,10 @@
 
 #include "bpf/steer_shared.h"
 #include "daemon/device/af_xdp/program.h"
-#include "tests/bpf/packet_builder.h"
+#include "tests/bpf/steer_fixture.h"
 
 namespace culvert::bpf_test {
 namespace {
-
-using device::Protocol;
-using device::SteeringProgram;
-
-const Address kOurs4 = Address::v4(10, 0, 0, 1);
-const Address kPeer4 = Address::v4(10, 0, 0, 9);
-constexpr std::uint8_t kPrefix[] = {0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
-
-Address v6(unsigned last) {
-    std::byte bytes[16] = {};
-    for (std::size_t i = 0; i < sizeof kPrefix; ++i) bytes[i] = static_cast<std::byte>(kPrefix[i]);
-    bytes[15] = static_cast<std::byte>(last);
-    return Address::from_v6(bytes);
-}
-const Address kOurs6 = v6(1);
-const Address kPeer6 = v6(9);
-
-constexpr unsigned kIp4 = 0x0800;
-constexpr unsigned kIp6 = 0x86dd;
-constexpr unsigned kMoreFragments = 0x2000;
-
-class Steer : public testing::Test {
-protected:
-    void SetUp() override {
-        if (::geteuid() != 0) GTEST_SKIP() << "needs root to load a BPF program";
-        auto loaded = SteeringProgram::load_detached();
-        ASSERT_TRUE(loaded) << loaded.error().message();
-        program_ = std::move(*loaded);
-        // An AF_XDP socket with a fill ring is enough for the map; it need not be bound.
-        xsk_.reset(::socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0));
-        ASSERT_TRUE(xsk_);
-        const int entries = 64;
-        ASSERT_EQ(::setsockopt(xsk_.get(), SOL_XDP, XDP_UMEM_FILL_RING, &entries, sizeof entries), 0);
-        ASSERT_EQ(::setsockopt(xsk_.get(), SOL_XDP, XDP_RX_RING, &entries, sizeof entries), 0);
-        const auto added = program_->add_socket(0, xsk_.get());
-        ASSERT_TRUE(added) << added.error().message();
-        const Address addresses[] = {kOurs4, kOurs6};
-        ASSERT_TRUE(program_->set_addresses(addresses));
-        for (const Address& address : addresses) {
-            ASSERT_TRUE(program_->take_port(address, Protocol::kTcp, 80));
-            ASSERT_TRUE(program_->take_port(address, Protocol::kUdp, 53));
-        }
-    }
-
-    /// Runs the packet through; returns the one counter that moved. The action must fit it.
-    std::string judge(const Bytes& packet) {
-        const auto before = program_->counters();
-        LIBBPF_OPTS(bpf_test_run_opts, run);
-        run.data_in = packet.data();
-        run.data_size_in = static_cast<__u32>(packet.size());
-        run.repeat = 1;
-        const int error = bpf_prog_test_run_opts(program_->program_fd(), &run);
-        EXPECT_EQ(error, 0) << "packet of " << packet.size() << " bytes";
-        const auto after = program_->counters();
-        std::string moved;
-        for (std::size_t i = 0; i < after.size(); ++i) {
-            if (after[i].value == before[i].value) continue;
-            EXPECT_EQ(after[i].value, before[i].value + 1);
-            EXPECT_TRUE(moved.empty()) << moved << " and " << after[i].name;
-            moved = after[i].name;
-        }
-        EXPECT_EQ(run.retval, static_cast<__u32>(moved == "redirected" ? XDP_REDIRECT : XDP_PASS)) << moved;
-        return moved;
-    }
-
-    std::unique_ptr<SteeringProgram> program_;
-    UniqueFd xsk_;
-};
 
 Bytes tcp4(unsigned port, const Address& to = kOurs4) {
     return ethernet(kIp4, ipv4(kPeer4, to, kTcp, l4(40000, port)));

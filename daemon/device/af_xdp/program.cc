@@ -5,6 +5,7 @@
 #include <linux/if_link.h>
 #include <net/if.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include <xdp/libxdp.h>
 
@@ -82,7 +83,7 @@ Result<std::unique_ptr<SteeringProgram>> SteeringProgram::attach(const std::stri
         TRY_VOID(program->attach_beside_others(occupant));
     } else {
         program->dispatcher_claim_.reset();
-        TRY_VOID(program->load());
+        TRY_VOID(program->load(Programs::kXdp));
         TRY_VOID(program->attach_link(preferred));
     }
     TRY_VOID(program->map_shared_memory());
@@ -90,11 +91,25 @@ Result<std::unique_ptr<SteeringProgram>> SteeringProgram::attach(const std::stri
     return program;
 }
 
+Result<std::unique_ptr<SteeringProgram>> SteeringProgram::attach_traffic(const std::string& interface) {
+    std::unique_ptr<SteeringProgram> program(new SteeringProgram);
+    program->interface_ = interface;
+    program->ifindex_ = static_cast<int>(::if_nametoindex(interface.c_str()));
+    if (program->ifindex_ == 0) return fail(ENODEV, "interface \"" + interface + "\"");
+    collect_bpf_log();
+    TRY_VOID(program->load(Programs::kTraffic));
+    TRY_VOID(program->map_shared_memory());
+    TRY_VOID(program->attach_ingress());
+    program->enable(true);
+    return program;
+}
+
 Result<std::unique_ptr<SteeringProgram>> SteeringProgram::load_detached() {
     std::unique_ptr<SteeringProgram> program(new SteeringProgram);
     program->interface_ = "(none)";
+    program->attachment_ = Attachment::kNone;
     collect_bpf_log();
-    TRY_VOID(program->load());
+    TRY_VOID(program->load(Programs::kAll));
     TRY_VOID(program->map_shared_memory());
     program->enable(true);
     return program;
@@ -113,9 +128,12 @@ SteeringProgram::~SteeringProgram() {
     steer_bpf__destroy(skeleton_);
 }
 
-Result<void> SteeringProgram::load() {
+Result<void> SteeringProgram::load(Programs which) {
     skeleton_ = steer_bpf__open();
     if (skeleton_ == nullptr) return explain(errno, interface_ + ": opening the steering program");
+    bpf_program__set_autoload(skeleton_->progs.culvert_steer, which != Programs::kTraffic);
+    bpf_program__set_autoload(skeleton_->progs.culvert_take, which != Programs::kXdp);
+    bpf_program__set_autoload(skeleton_->progs.culvert_leave, which != Programs::kXdp);
     if (const int error = steer_bpf__load(skeleton_); error != 0)
         return explain(-error, interface_ + ": loading the steering program");
     return {};
@@ -143,6 +161,20 @@ Result<void> SteeringProgram::attach_link(XdpMode preferred) {
     return fail(EINVAL, interface_ + ": no such XDP mode");
 }
 
+// By the system call itself: the libbpf of Debian 12 does not know links for tc yet.
+Result<void> SteeringProgram::attach_ingress() {
+    constexpr unsigned kTcxIngress = 46;  // BPF_TCX_INGRESS, linux/bpf.h since 6.6
+    attachment_ = Attachment::kTraffic;
+    bpf_attr request{};
+    request.link_create.prog_fd = static_cast<__u32>(bpf_program__fd(skeleton_->progs.culvert_leave));
+    request.link_create.target_ifindex = static_cast<__u32>(ifindex_);
+    request.link_create.attach_type = kTcxIngress;
+    const long link = ::syscall(SYS_bpf, BPF_LINK_CREATE, &request, sizeof request);
+    if (link < 0) return explain(errno, interface_ + ": attaching the steering program to tc ingress");
+    link_.reset(static_cast<int>(link));
+    return {};
+}
+
 // The object is opened, not loaded: libxdp loads it as an extension of the dispatcher.
 Result<void> SteeringProgram::attach_beside_others(std::uint32_t program_id) {
     attachment_ = Attachment::kDispatcher;
@@ -163,6 +195,8 @@ Result<void> SteeringProgram::attach_beside_others(std::uint32_t program_id) {
 
     skeleton_ = steer_bpf__open();
     if (skeleton_ == nullptr) return explain(errno, interface_ + ": opening the steering program");
+    bpf_program__set_autoload(skeleton_->progs.culvert_take, false);
+    bpf_program__set_autoload(skeleton_->progs.culvert_leave, false);
     DECLARE_LIBXDP_OPTS(xdp_program_opts, options);
     options.obj = skeleton_->obj;
     options.prog_name = kSteerProgramName;
@@ -189,6 +223,12 @@ Result<void> SteeringProgram::map_shared_memory() {
     ports_ = TRY(map(skeleton_->maps.ports, ports_bytes_));
     control_ = TRY(map(skeleton_->maps.control, control_bytes_));
     slots_.resize(STEER_MAX_ADDRESSES);
+    filter_.open({.prefixes = bpf_map__fd(skeleton_->maps.filter_prefixes),
+                  .ports = bpf_map__fd(skeleton_->maps.filter_ports),
+                  .classes = bpf_map__fd(skeleton_->maps.filter_classes),
+                  .actions = bpf_map__fd(skeleton_->maps.filter_actions),
+                  .counts = bpf_map__fd(skeleton_->maps.filter_counts)},
+                 control_ + STEER_CONTROL_FILTER);
     return {};
 }
 
@@ -203,7 +243,7 @@ int SteeringProgram::find_slot_locked(const Address& address) const {
     return -1;
 }
 
-Result<void> SteeringProgram::add_address_locked(const Address& address) {
+Result<void> SteeringProgram::add_address_locked(const Address& address, bool dedicated) {
     const auto free = std::ranges::find_if(slots_, [](const Slot& slot) { return !slot.used; });
     if (free == slots_.end())
         return fail(ENOSPC, interface_ + ": more than " + std::to_string(STEER_MAX_ADDRESSES) + " addresses to steer");
@@ -213,13 +253,13 @@ Result<void> SteeringProgram::add_address_locked(const Address& address) {
         if (key.address == address)
             std::atomic_ref(port_word(slot, key.protocol, key.port)).fetch_or(std::uint64_t{1} << key.port % 64);
     const steer_address key = to_key(address);
-    if (const int error = bpf_map_update_elem(bpf_map__fd(skeleton_->maps.addresses), &key, &slot, BPF_ANY);
+    const __u32 value = dedicated ? slot | STEER_ADDRESS_WHOLE : slot;
+    if (const int error = bpf_map_update_elem(bpf_map__fd(skeleton_->maps.addresses), &key, &value, BPF_ANY);
         error != 0) {
         std::memset(&port_word(slot, Protocol::kTcp, 0), 0, sizeof(steer_ports) * STEER_PROTO_COUNT);
         return fail(-error, interface_ + ": steering an address");
     }
-    free->address = address;
-    free->used = true;
+    *free = {.address = address, .used = true, .dedicated = dedicated};
     return {};
 }
 
@@ -235,20 +275,42 @@ Result<void> SteeringProgram::remove_address_locked(std::size_t slot) {
 Result<void> SteeringProgram::set_address(const Address& address, bool ours) {
     const std::lock_guard lock(mutex_);
     const int slot = find_slot_locked(address);
-    if (ours) return slot >= 0 ? Result<void>{} : add_address_locked(address);
+    if (slot >= 0 && slots_[static_cast<std::size_t>(slot)].dedicated) return {};
+    if (ours) return slot >= 0 ? Result<void>{} : add_address_locked(address, false);
     return slot < 0 ? Result<void>{} : remove_address_locked(static_cast<std::size_t>(slot));
+}
+
+Result<void> SteeringProgram::set_dedicated(const Address& address, bool ours) {
+    const std::lock_guard lock(mutex_);
+    if (const int slot = find_slot_locked(address); slot >= 0) {
+        if (slots_[static_cast<std::size_t>(slot)].dedicated == ours) return {};
+        TRY_VOID(remove_address_locked(static_cast<std::size_t>(slot)));
+    }
+    return ours ? add_address_locked(address, true) : Result<void>{};
+}
+
+Result<void> SteeringProgram::set_filter(std::span<const FilterRule> rules, FilterAction otherwise) {
+    const std::lock_guard lock(mutex_);
+    auto changed = filter_.change(rules, otherwise);
+    if (!changed) return fail(changed.error().code, interface_ + ": " + changed.error().what);
+    return {};
+}
+
+std::vector<std::uint64_t> SteeringProgram::filter_counts() const {
+    const std::lock_guard lock(mutex_);
+    return filter_.counts();
 }
 
 Result<void> SteeringProgram::set_addresses(std::span<const Address> addresses) {
     const std::lock_guard lock(mutex_);
     Result<void> result;
     for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-        if (!slots_[slot].used || std::ranges::find(addresses, slots_[slot].address) != addresses.end()) continue;
+        if (!slots_[slot].used || slots_[slot].dedicated || std::ranges::find(addresses, slots_[slot].address) != addresses.end()) continue;
         if (const Result<void> removed = remove_address_locked(slot); !removed) result = removed;
     }
     for (const Address& address : addresses) {
         if (find_slot_locked(address) >= 0) continue;
-        if (const Result<void> added = add_address_locked(address); !added) result = added;
+        if (const Result<void> added = add_address_locked(address, false); !added) result = added;
     }
     return result;
 }
@@ -336,11 +398,18 @@ std::vector<Statistic> SteeringProgram::counters() const {
 
 std::string SteeringProgram::describe() const {
     std::string text = mode_ == XdpMode::kNative ? "native" : "generic";
-    text += attachment_ == Attachment::kLink ? ", bpf_link" : ", libxdp dispatcher";
+    switch (attachment_) {
+        case Attachment::kLink: text += ", bpf_link"; break;
+        case Attachment::kDispatcher: text += ", libxdp dispatcher"; break;
+        case Attachment::kTraffic: text = "tc ingress and socket filter, bpf_link"; break;
+        case Attachment::kNone: text = "not attached"; break;
+    }
     if (!native_refusal_.empty()) text += " (native mode refused: " + native_refusal_ + ")";
     return text;
 }
 
 int SteeringProgram::program_fd() const { return bpf_program__fd(skeleton_->progs.culvert_steer); }
+int SteeringProgram::traffic_program_fd() const { return bpf_program__fd(skeleton_->progs.culvert_leave); }
+int SteeringProgram::socket_filter_fd() const { return bpf_program__fd(skeleton_->progs.culvert_take); }
 
 }  // namespace culvert::device

@@ -1,4 +1,5 @@
-// The steering program on one interface: which packets are Culvert's. See bpf/steer.bpf.c for the verdicts.
+// The steering programs on one interface: which packets are Culvert's. See bpf/steer.bpf.c for the verdicts. Either XDP with
+// AF_XDP sockets, or tc with a packet socket (packet_socket.h); the tables and the verdicts are the same.
 //
 //   control thread: addresses, kernel flows, enable --(syscalls)--------> maps -----+
 //   engine threads: take_port, release_port ---(one atomic operation)--> bitmaps ---+--> XDP program on the interface
@@ -18,6 +19,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "daemon/device/af_xdp/filter_tables.h"
 #include "daemon/device/device.h"
 #include "daemon/wire/address.h"
 #include "shm/base/error.h"
@@ -34,12 +36,12 @@ enum class XdpMode : std::uint8_t {
     kGeneric,  // on the skb: any driver, slower
 };
 
-enum class Protocol : std::uint8_t { kTcp = 6, kUdp = 17 };
-
 /// How the program hangs on the interface.
 enum class Attachment : std::uint8_t {
     kLink,        // alone, by a bpf_link that this process holds
     kDispatcher,  // beside other programs, by libxdp's dispatcher
+    kTraffic,     // tc ingress, by a bpf_link, for a packet socket
+    kNone,        // loaded only
 };
 
 class SteeringProgram {
@@ -50,7 +52,11 @@ public:
     /// EPERM no capabilities.
     static Result<std::unique_ptr<SteeringProgram>> attach(const std::string& interface,
                                                            XdpMode preferred = XdpMode::kNative);
-    /// Loads the program without an interface, for BPF_PROG_TEST_RUN.
+    /// Loads the pair for a packet socket and attaches its second half to tc ingress: from now on the kernel's stack does not
+    /// get what is ours; whoever wants it gives socket_filter_fd() to a packet socket first. No port is taken yet.
+    /// Errors: ENODEV; EPERM; EINVAL a kernel before 6.6, which has no links for tc.
+    static Result<std::unique_ptr<SteeringProgram>> attach_traffic(const std::string& interface);
+    /// Loads the programs without an interface, for BPF_PROG_TEST_RUN.
     static Result<std::unique_ptr<SteeringProgram>> load_detached();
     /// All packets to the kernel, then detached.
     ~SteeringProgram();
@@ -63,6 +69,17 @@ public:
     Result<void> set_address(const Address& address, bool ours);
     /// Exactly these addresses. On error those that fit have been set.
     Result<void> set_addresses(std::span<const Address> addresses);
+
+    /// True: `address` is ours alone: every packet for it comes to Culvert, and ARP and neighbour discovery about it.
+    /// set_addresses() leaves it alone. False: as if it had never been. Errors: as set_address.
+    Result<void> set_dedicated(const Address& address, bool ours);
+
+    /// Exactly these rules, in this order, then `otherwise`, for everything that would come to Culvert (ARP and neighbour
+    /// discovery pass). Changes between two packets; nothing is lost. Rules that were there before keep their counts.
+    /// Errors: E2BIG more than STEER_MAX_RULES - 1, or ports cut into more than STEER_MAX_CLASSES classes.
+    Result<void> set_filter(std::span<const FilterRule> rules, FilterAction otherwise);
+    /// How often each rule decided, in order, the default last; empty without a filter.
+    std::vector<std::uint64_t> filter_counts() const;
 
     /// Packets to this address and port come to Culvert from now on. Counted: as many release_port calls undo it.
     /// Returns false when the address is not set (it takes effect as soon as it is). Wildcard sockets: the caller
@@ -95,8 +112,12 @@ public:
     Attachment attachment() const { return attachment_; }
     /// "native, bpf_link", "generic, libxdp dispatcher"
     std::string describe() const;
-    /// Of the loaded program: for BPF_PROG_TEST_RUN.
+    /// Of the loaded XDP program: for BPF_PROG_TEST_RUN.
     int program_fd() const;
+    /// Of the filter that lets a packet socket receive what is ours (SO_ATTACH_BPF).
+    int socket_filter_fd() const;
+    /// Of the one at tc ingress: for BPF_PROG_TEST_RUN.
+    int traffic_program_fd() const;
 
 private:
     struct PortKey {
@@ -114,14 +135,17 @@ private:
     struct Slot {
         Address address;
         bool used = false;
+        bool dedicated = false;
     };
 
     SteeringProgram() = default;
-    Result<void> load();
+    enum class Programs { kXdp, kTraffic, kAll };
+    Result<void> load(Programs which);
+    Result<void> attach_ingress();
     Result<void> attach_link(XdpMode preferred);
     Result<void> attach_beside_others(std::uint32_t program_id);
     Result<void> map_shared_memory();
-    Result<void> add_address_locked(const Address& address);
+    Result<void> add_address_locked(const Address& address, bool dedicated);
     Result<void> remove_address_locked(std::size_t slot);
     int find_slot_locked(const Address& address) const;
     std::uint64_t& port_word(std::size_t slot, Protocol protocol, Port port) const;
@@ -142,6 +166,7 @@ private:
     std::size_t control_bytes_ = 0;
 
     mutable std::mutex mutex_;  // guards what follows
+    FilterTables filter_;
     std::vector<Slot> slots_;
     std::unordered_map<PortKey, std::uint32_t, PortKeyHash> taken_;  // how often
 };

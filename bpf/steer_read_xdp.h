@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ * How steer_parse.h reads a packet in an XDP program: in place. Both pointers are packet pointers. */
+#define STEER_NAME(name) steer_xdp_##name
+#define STEER_HEADER(type, name, cursor) \
+    type *name = (cursor)->at;           \
+    if ((void *)(name + 1) > (cursor)->end) return STEER_COUNT_passed_malformed
+
+struct steer_xdp_cursor {
+    void *at;
+    void *end;
+};
+
+static __always_inline void steer_xdp_skip(struct steer_xdp_cursor *cursor, __u32 bytes) { cursor->at += bytes; }

@@ -1,0 +1,20 @@
+// A packet socket as a device (packet(7)): for interfaces whose driver has no XDP that is worth it, and where super-packets
+// matter more than the copy, since the kernel's GRO and GSO work for it.
+//
+//   frame --> [ socket filter: ours? ] --> this socket          the pair of programs judges alike: SteeringProgram's traffic
+//         \-> [ tc ingress: ours? dropped ] --> kernel's stack   half keeps from the kernel what this socket has got
+#pragma once
+
+#include <memory>
+
+#include "daemon/device/af_xdp/program.h"
+#include "daemon/device/frame_file.h"
+#include "daemon/device/interface_facts.h"
+
+namespace culvert::device {
+
+/// A packet socket on the program's interface, that receives what is ours. `program`: of attach_traffic(); it must outlive the
+/// device. Errors: ENETDOWN, ENOMEM, EPERM.
+Result<std::unique_ptr<FrameFile>> open_packet_socket(FramePool& pool, const SteeringProgram& program);
+
+}  // namespace culvert::device
