@@ -139,7 +139,7 @@ bool Connection::retransmit(const LossRecovery::Permit& permit, const wire::TcpO
     if (first < data_end) length = static_cast<std::uint32_t>(std::min<std::uint64_t>(data_end - first, room));
     const bool fin = fin_sent_ && first + length == queue_.end() && permit.range.end > queue_.end();
     wire::TcpFlags flags = wire::kAck;
-    if (first + length == queue_.end()) flags |= wire::kPsh;
+    if (length > 0 && first + length == queue_.end()) flags |= wire::kPsh;
     if (fin) flags |= wire::kFin;
     if (length > 0) {
         SendQueue::Reader reader = queue_.read(first, false);
