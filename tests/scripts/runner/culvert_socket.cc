@@ -315,8 +315,8 @@ Outcome CulvertSocket::send_datagram(const Call& call) {
     const auto socket = datagram_socket();
     if (!socket) return failed(socket.error().code);
     const std::span<const std::byte> piece(call.data);
-    const auto sent = all_.stack.send_datagram(**socket, *destination, Address::any(destination->address.family()),
-                                               stack::Payload(&piece, 1), static_cast<std::uint32_t>(call.length), 0, 0, all_.now);
+    const auto sent = all_.stack.send_datagram(**socket, *destination, stack::Payload(&piece, 1),
+                                               static_cast<std::uint32_t>(call.length), {}, all_.now);
     return sent ? done(static_cast<std::int64_t>(call.length)) : failed(sent.error().code);
 }
 
@@ -326,7 +326,7 @@ bool CulvertSocket::on_datagram(stack::udp::Socket&, const stack::udp::DatagramI
     datagrams_.push_back(std::move(whole));
     return true;
 }
-void CulvertSocket::on_error(stack::udp::Socket&, int error) { error_ = error; }
+void CulvertSocket::on_error(stack::udp::Socket&, const stack::udp::DatagramError& error) { error_ = error.error; }
 
 // --- options -----------------------------------------------------------------------------------------------------------
 
@@ -348,6 +348,8 @@ Outcome CulvertSocket::set_option(const Call& call) {
         const std::string_view name(reinterpret_cast<const char*>(call.data.data()), call.data.size());
         if (name == "reno") options_.congestion = stack::tcp::Congestion::kNewReno;
         else if (name == "cubic") options_.congestion = stack::tcp::Congestion::kCubic;
+        else if (name == "bbr") options_.congestion = stack::tcp::Congestion::kBbr;
+        else if (name == "dctcp") options_.congestion = stack::tcp::Congestion::kDctcp;
         else return failed(ENOENT);
         apply_options();
         return done(0);
@@ -452,7 +454,8 @@ std::optional<std::int64_t> CulvertSocket::info(std::string_view field) const {
     if (field == "tcpi_rcv_wscale") return info.receive_scale;
     if (field == "tcpi_snd_wnd") return info.send_window;
     if (field == "tcpi_options")
-        return (info.timestamps ? TCPI_OPT_TIMESTAMPS : 0) | (info.sack ? TCPI_OPT_SACK : 0) | (info.window_scaling ? TCPI_OPT_WSCALE : 0);
+        return (info.timestamps ? TCPI_OPT_TIMESTAMPS : 0) | (info.sack ? TCPI_OPT_SACK : 0) | (info.window_scaling ? TCPI_OPT_WSCALE : 0) |
+               (info.ecn ? TCPI_OPT_ECN : 0) | (info.ecn_seen ? TCPI_OPT_ECN_SEEN : 0);
     return std::nullopt;
 }
 

@@ -64,7 +64,7 @@ public:
     stack::tcp::ConnectionOwner* on_accept(stack::tcp::Connection& connection) override;
     bool on_datagram(stack::udp::Socket& socket, const stack::udp::DatagramInfo& info, stack::Payload payload,
                      std::uint32_t length) override;
-    void on_error(stack::udp::Socket& socket, int error) override;
+    void on_error(stack::udp::Socket& socket, const stack::udp::DatagramError& error) override;
 
 private:
     enum class Phase : std::uint8_t { kIdle, kConnecting, kConnected, kEnded };

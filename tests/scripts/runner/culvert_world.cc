@@ -40,7 +40,19 @@ void obey(const std::string& name, const std::string& value, stack::StackConfig&
     if (name == "net.ipv4.tcp_congestion_control") {
         if (value == "reno") config.congestion = stack::tcp::Congestion::kNewReno;
         else if (value == "cubic") config.congestion = stack::tcp::Congestion::kCubic;
+        else if (value == "bbr") config.congestion = stack::tcp::Congestion::kBbr;
+        else if (value == "dctcp") config.congestion = stack::tcp::Congestion::kDctcp;
         else throw Unsupported("Culvert has no congestion control called " + value);
+    } else if (name == "net.ipv4.tcp_ecn") {
+        // 2: only if asked; 1: also ask; 0: never. 3 and above are AccECN, which we have not.
+        if (number(value) > 2) throw Unsupported("Culvert has no AccECN (tcp_ecn=" + value + ")");
+        config.ecn = number(value) == 0   ? stack::tcp::EcnMode::kOff
+                     : number(value) == 1 ? stack::tcp::EcnMode::kOn
+                                          : stack::tcp::EcnMode::kPassive;
+    } else if (name == "net.ipv4.tcp_syncookies") {
+        config.syn_cookies = number(value) == 0   ? stack::tcp::SynCookiePolicy::kOff
+                             : number(value) == 1 ? stack::tcp::SynCookiePolicy::kAuto
+                                                  : stack::tcp::SynCookiePolicy::kAlways;
     } else if (name == "net.ipv4.tcp_fin_timeout") {
         config.fin_wait_2 = std::chrono::seconds(number(value));
     } else if (name == "net.ipv4.tcp_max_syn_backlog") {
