@@ -52,6 +52,8 @@ void Engine::add_device(std::unique_ptr<device::Device> device, stack::Interface
 
 void Engine::add_relay(std::uint32_t owner, stack::Interface interface) {
     CHECK(peers_ != nullptr);
+    interface.segmentation_limit = 0;  // what the other engine gets is a frame, and nothing is said about it
+    interface.offloads_checksum = false;
     add_device(std::make_unique<RelayDevice>(*peers_, counters_, owner, interface.index, interface.name), interface);
 }
 

@@ -25,7 +25,7 @@ bool EnginePeers::bound_elsewhere(Protocol protocol, const Endpoint& local) cons
 bool EnginePeers::pass_to_owner(const stack::IpPacket& packet, std::uint32_t hash, bool verified) {
     const EngineSet owner = exchange_.directory().owner(hash);
     if (owner == 0 && exchange_.directory().overflows() != 0) [[unlikely]]
-        return pass(packet, (EngineSet{2} << (exchange_.count() - 1)) - 1, verified);
+        return pass(packet, all(), verified);
     return pass(packet, owner, verified);
 }
 
@@ -39,18 +39,33 @@ bool EnginePeers::pass(const stack::IpPacket& packet, EngineSet candidates, bool
     const auto to = static_cast<std::uint32_t>(std::countr_zero(candidates));
     const HandOverNote note{
         .tried = tried_ | self_set(),
-        .interface = packet.interface.index,
+        // The frame is looked at anew from its first byte: of a VLAN, the interface that carries it.
+        .interface = packet.interface.vlan != 0 ? packet.interface.parent : packet.interface.index,
         // From outside nobody speaks with our address: IpInput has refused it.
         .kind = stack_->is_local(packet.source) ? HandOverNote::Kind::kOwn : HandOverNote::Kind::kReceived,
         .checksum = verified ? ChecksumState::kVerified : packet.packet.checksum,
         .segment_size = packet.packet.segment_size};
-    if (exchange_.ring(self_, to).push(note, packet.packet)) {
+    give(to, note, packet.packet);
+    return true;
+}
+
+void EnginePeers::give(std::uint32_t engine, const HandOverNote& note, const RxPacket& packet) {
+    if (exchange_.ring(self_, engine).push(note, packet)) {
         ++counters_.handed_over;
     } else {
         counters_.drop(Drop::kHandOverFull);
     }
-    to_wake_ |= EngineSet{1} << to;
-    return true;
+    to_wake_ |= EngineSet{1} << engine;
+}
+
+void EnginePeers::copy_to_all(const stack::Interface& interface, const RxPacket& packet, bool from_ourselves) {
+    const HandOverNote note{.tried = all(),
+                            .interface = interface.vlan != 0 ? interface.parent : interface.index,
+                            .kind = from_ourselves ? HandOverNote::Kind::kOwn : HandOverNote::Kind::kReceived,
+                            .checksum = packet.checksum,
+                            .segment_size = packet.segment_size};
+    for (EngineSet others = all() & ~(tried_ | self_set()); others != 0; others &= others - 1)
+        give(static_cast<std::uint32_t>(std::countr_zero(others)), note, packet);
 }
 
 bool EnginePeers::transmit_by(std::uint32_t engine, std::uint32_t interface, const RxPacket& packet) {

@@ -27,6 +27,7 @@ public:
     bool bound_elsewhere(Protocol protocol, const Endpoint& local) const override;
     bool pass_to_owner(const stack::IpPacket& packet, std::uint32_t hash, bool verified) override;
     bool pass_to_listener(const stack::IpPacket& packet, Protocol protocol, Port port, bool verified) override;
+    void copy_to_all(const stack::Interface& interface, const RxPacket& packet, bool from_ourselves) override;
     void look_again() override { tried_ = 0; }
 
     /// Tells whether a packet was sent by ourselves to ourselves: the stack's is_local().
@@ -68,6 +69,8 @@ private:
     static constexpr std::size_t kBurst = 32;
 
     EngineSet self_set() const { return EngineSet{1} << self_; }
+    EngineSet all() const { return (EngineSet{2} << (exchange_.count() - 1)) - 1; }
+    void give(std::uint32_t engine, const HandOverNote& note, const RxPacket& packet);
     bool pass(const stack::IpPacket& packet, EngineSet candidates, bool verified);
 
     Exchange& exchange_;

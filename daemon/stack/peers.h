@@ -10,6 +10,8 @@
 // A packet remembers which engines have had it, and none gets it twice: with N engines it moves N - 1 times at most, and
 // the last one that has it ends it. A stack without peers (the only engine) asks none of this.
 //
+// What is meant for many goes to all: each engine has its own members of a group and its own table of neighbours.
+//
 // Purity: a stack calls this on its engine's thread and learns only about the present; what is behind it (rings, a
 // directory) belongs to daemon/engine.
 #pragma once
@@ -50,6 +52,9 @@ public:
     virtual bool pass_to_owner(const IpPacket& packet, std::uint32_t hash, bool verified) = 0;
     /// The same, to an engine that has a socket bound to the port.
     virtual bool pass_to_listener(const IpPacket& packet, Protocol protocol, Port port, bool verified) = 0;
+    /// Gives a copy to every other engine that has not had the packet: it is meant for many (groups, broadcasts), or each
+    /// must know (ARP, neighbour discovery). Nobody passes a copy on. `from_ourselves` as for Stack::input_passed.
+    virtual void copy_to_all(const Interface& interface, const RxPacket& packet, bool from_ourselves) = 0;
     /// Something has ended because of the current packet (a TIME-WAIT that gives way): all may be asked once more.
     virtual void look_again() = 0;
 };

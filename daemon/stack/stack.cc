@@ -56,6 +56,8 @@ public:
 
     // --- the turn ----------------------------------------------------------------------------------------------------
     void input(Interface& interface, const RxPacket& packet, bool from_ourselves, Instant now) {
+        if (peers_ != nullptr && is_for_many(packet)) [[unlikely]]
+            peers_->copy_to_all(interface, packet, from_ourselves);
         const auto ip = ip_input_.accept(interface, packet, from_ourselves);
         if (!ip) [[unlikely]]
             return not_accepted(ip.error(), interface, packet, now);
@@ -84,10 +86,18 @@ public:
     [[gnu::cold]] void not_accepted(Drop drop, Interface& interface, const RxPacket& packet, Instant now) {
         if (drop == Drop::kEtherTypeUnknown && link_ != nullptr) {
             const auto frame = ip_input_.accept_link(interface, packet);
+            if (frame && frame->type == wire::EtherType::kArp && peers_ != nullptr && !is_for_many(packet))
+                peers_->copy_to_all(interface, packet, false);
             if (frame && frame->type == wire::EtherType::kArp)
                 return link_->arp(*frame->interface, packet, frame->offset, now);
         }
         counters_.drop(drop);
+    }
+    static bool is_for_many(const RxPacket& packet) { return (std::to_integer<unsigned>(packet.head[0]) & 1) != 0; }
+    /// A packet for one host that concerns each engine, or nobody knows which. One for many has been copied before.
+    void copy_to_each(const IpPacket& ip) {
+        if (peers_ == nullptr || is_for_many(ip.packet)) return;
+        peers_->copy_to_all(ip.interface, ip.packet, output_.is_local(ip.source));
     }
     void icmp_input(const IpPacket& ip, Instant now) {
         const Family family = ip.destination.family();
@@ -100,8 +110,14 @@ public:
                                              ip.destination, protocol))
             return counters_.drop(Drop::kIcmpChecksum);
         if (message->is_error()) return report(read_icmp_error(ip, output_.local_addresses()), &ip, now);
-        if (message->is_link_control() && link_ != nullptr) return link_->icmpv6(ip, message->type(), now);
-        if (message->is_echo_reply() && raw_ != nullptr && raw_->echo_reply(ip, now)) return;
+        if (message->is_link_control() && link_ != nullptr) {
+            copy_to_each(ip);
+            return link_->icmpv6(ip, message->type(), now);
+        }
+        if (message->is_echo_reply()) {
+            if (raw_ != nullptr && raw_->echo_reply(ip, now)) return;
+            copy_to_each(ip);  // a ping socket of another engine may wait for it
+        }
         counters_.drop(Drop::kIcmpIgnored);
     }
     void advance(Instant now) {

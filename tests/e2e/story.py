@@ -19,15 +19,16 @@ from netns import ON_KERNEL, Lab, until  # noqa: E402
 
 
 class Story(unittest.TestCase):
-    """One Lab for the whole class; set `mtu`, `links`, `config`, `daemon_host` in the class and start programs in `prepare`."""
+    """One Lab for the whole class; set `mtu`, `links`, `queues`, `config`, `daemon_host` in the class and start programs in `prepare`."""
     mtu = 1500
     links = 1
+    queues = 1
     config = ""
     daemon_host = "server"
 
     @classmethod
     def setUpClass(cls):
-        cls.lab = Lab(cls.mtu, cls.links).open()
+        cls.lab = Lab(cls.mtu, cls.links, cls.queues).open()
         cls.addClassCleanup(cls.lab.close)
         cls.culvert = cls.lab.daemon(cls.daemon_host, config=cls.config)
         cls.prepare()

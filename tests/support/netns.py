@@ -7,6 +7,8 @@ A `Lab` is the pair:
       veth0 10.77.0.1 fd77:1::1  ------------->  veth0 10.77.0.2 fd77:1::2
       veth1 10.77.1.1 fd77:2::1  ------------->  veth1 10.77.1.2 fd77:2::2      (only with links=2)
 
+With queues=2 each end has two receive queues; the kernel's hash of a flow chooses one of them.
+
 While a Lab is open, the process that opened it stands in the client's namespace: sockets that it makes, and programs that it
 starts without naming a host, are the client's. What the Lab started and made is gone when it closes, whatever happened inside;
 what a killed process left behind is swept away by the next Lab (its names carry the process's number).
@@ -252,9 +254,10 @@ class KernelDaemon:
 class Lab:
     """The two hosts. Use it in a `with`, or call open() and close()."""
 
-    def __init__(self, mtu=1500, links=1):
+    def __init__(self, mtu=1500, links=1, queues=1):
         self.mtu = mtu
         self.links = links
+        self.queues = queues  # receive and transmit queues at each end of each link
         self.programs = []
         self.directory = None
         self._home = None
@@ -289,8 +292,9 @@ class Lab:
             command("ip", "-n", name, "link", "set", "lo", "up")
         for link in range(self.links):
             device = f"veth{link}"
-            command("ip", "-n", self.server, "link", "add", device, "mtu", self.mtu, "type", "veth",
-                    "peer", "name", device, "mtu", self.mtu, "netns", self.client)
+            queues = ("numtxqueues", self.queues, "numrxqueues", self.queues)
+            command("ip", "-n", self.server, "link", "add", device, "mtu", self.mtu, *queues, "type", "veth",
+                    "peer", "name", device, "mtu", self.mtu, *queues, "netns", self.client)
             for name, host in ((self.server, 1), (self.client, 2)):
                 command("ip", "-n", name, "address", "add", f"10.77.{link}.{host}/24", "dev", device)
                 command("ip", "-n", name, "address", "add", f"fd77:{link + 1}::{host}/64", "dev", device, "nodad")
