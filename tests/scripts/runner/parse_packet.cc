@@ -109,11 +109,11 @@ TcpPacket parse_tcp(Cursor& cursor, bool inbound) {
         cursor.expected("TCP flags (of FSRP.UEW, or -), udp or icmp");
     parse_range(cursor, packet);
     if (cursor.accept_word("ack")) packet.ack = number32(cursor, "an acknowledgment number");
-    if (cursor.accept_word("win")) packet.window = static_cast<std::uint16_t>(cursor.number("a window", 65535));
-    if (cursor.accept_word("urg")) packet.urgent = static_cast<std::uint16_t>(cursor.number("an urgent pointer", 65535));
     const bool has_ack = (packet.flags & 0x10) != 0;
     if (has_ack && !packet.ack) cursor.expected("'ack NUMBER' (the packet has the flag '.')");
     if (!has_ack && packet.ack) cursor.complain("'ack' without the flag '.'");
+    if (cursor.accept_word("win")) packet.window = static_cast<std::uint16_t>(cursor.number("a window", 65535));
+    if (cursor.accept_word("urg")) packet.urgent = static_cast<std::uint16_t>(cursor.number("an urgent pointer", 65535));
     if (inbound && !packet.window && (packet.flags & 0x04) == 0) cursor.expected("'win NUMBER' of an inbound packet");
     if (!cursor.accept("<")) return packet;
     if (cursor.accept("...")) {
