@@ -26,7 +26,7 @@ struct InterfaceReport {
     std::uint32_t ifindex = 0;
     std::string name;
     std::function<std::string()> steering;                            // "native, bpf_link"
-    std::function<std::vector<device::Statistic>()> steering_counters;
+    std::function<std::vector<device::Statistic>()> steering_counters;  // verdicts, and how often each filter rule decided
 };
 
 class AdminService {

@@ -242,6 +242,59 @@ void read_tcp(TableReader& reader, const toml::table& table, TcpConfig& tcp) {
     at_most("send_buffer", tcp.send_buffer_bytes, tcp.send_buffer_max_bytes);
 }
 
+FilterAction filter_action(TableReader& reader, std::string_view key, FilterAction otherwise) {
+    std::string action = otherwise == FilterAction::kAllow ? "allow" : "deny";
+    reader.read(key, action, {"allow", "deny"});
+    return action == "allow" ? FilterAction::kAllow : FilterAction::kDeny;
+}
+
+/// A string that `parse` understands, or what it says is wrong with it.
+template <class Value, class Parse>
+void read_parsed(TableReader& reader, std::string_view key, Value& value, Parse parse) {
+    std::string text;
+    reader.read(key, text);
+    const toml::node* node = reader.find(key);
+    if (node == nullptr) return;
+    auto parsed = parse(text);
+    if (!parsed) refuse(*node, fmt::format("{}: {}", reader.full(key), parsed.error().what));
+    value = *parsed;
+}
+
+FilterConfig::Rule read_filter_rule(const toml::table& table) {
+    FilterConfig::Rule result;
+    TableReader reader(table, "filter.rule");
+    if (table.get("action") == nullptr) refuse(table, "[[filter.rule]] needs an action: \"allow\" or \"deny\"");
+    result.rule.action = filter_action(reader, "action", FilterAction::kAllow);
+    read_parsed(reader, "source", result.rule.source, Prefix::parse);
+    read_parsed(reader, "destination", result.rule.destination, Prefix::parse);
+    read_parsed(reader, "protocol", result.rule.protocol, parse_protocol);
+    read_parsed(reader, "source_ports", result.rule.source_ports, PortInterval::parse);
+    read_parsed(reader, "ports", result.rule.ports, PortInterval::parse);
+    reader.read("interface", result.interface);
+    reader.done();
+    return result;
+}
+
+void read_filter(TableReader& reader, FilterConfig& filter) {
+    filter.otherwise = filter_action(reader, "default", filter.otherwise);
+    const toml::node* node = reader.find("rule");
+    if (node == nullptr) return;
+    if (!node->is_array_of_tables()) reader.wrong_type(*node, "rule", "an array of tables: [[filter.rule]]");
+    for (const toml::node& element : *node->as_array()) filter.rules.push_back(read_filter_rule(*element.as_table()));
+    if (filter.rules.size() > kMostFilterRules)
+        refuse(*node, fmt::format("more than {} filter rules", kMostFilterRules));
+}
+
+/// A rule for an interface that is not served would silently protect nothing.
+void check_filter_interfaces(const toml::table& file, const Config& config) {
+    for (std::size_t i = 0; i < config.filter.rules.size(); ++i) {
+        const std::string& name = config.filter.rules[i].interface;
+        if (name.empty() || config.interfaces.empty()) continue;  // none: `--interface` names them
+        if (std::ranges::find(config.interfaces, name, &InterfaceConfig::name) != config.interfaces.end()) continue;
+        refuse(*file["filter"]["rule"][i]["interface"].node(), fmt::format("filter.rule.interface = \"{}\" is no [[interface]]", name));
+    }
+}
+
 Config read_config(const toml::table& file) {
     Config config;
     TableReader top(file, "");
@@ -265,6 +318,8 @@ Config read_config(const toml::table& file) {
         read_numbers(reader, "cpus", config.engine.cpus, 0, kMostCpus - 1);
         reader.read("frames", config.engine.frames, 1024, 1 << 20);
     });
+    read_table(top, "filter", [&](TableReader& reader, const toml::table&) { read_filter(reader, config.filter); });
+    check_filter_interfaces(file, config);
     top.done();
     return config;
 }
@@ -274,6 +329,13 @@ std::unexpected<Error> fail_at(const std::string& file, const toml::source_posit
 }
 
 }  // namespace
+
+std::vector<FilterRule> FilterConfig::rules_for(const std::string& interface) const {
+    std::vector<FilterRule> result;
+    for (const Rule& each : rules)
+        if (each.interface.empty() || each.interface == interface) result.push_back(each.rule);
+    return result;
+}
 
 const char* attach_mode_name(AttachMode mode) {
     switch (mode) {

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "daemon/wire/filter_rule.h"
 #include "shm/attach_protocol.h"
 #include "shm/base/error.h"
 
@@ -24,6 +25,8 @@ inline constexpr const char* kDefaultSocketPath = shm::kDefaultSocketPath;
 inline constexpr std::uint32_t kMostEngines = 64;
 inline constexpr std::uint32_t kMostQueues = 64;
 inline constexpr std::uint32_t kMostCpus = 1024;
+/// STEER_MAX_RULES, less the default.
+inline constexpr std::uint32_t kMostFilterRules = 255;
 
 /// How the XDP program is attached.
 enum class AttachMode : std::uint8_t { kAuto, kNative, kGeneric };
@@ -74,6 +77,19 @@ struct SocketConfig {
     std::vector<std::string> allow_groups;
 };
 
+/// Rules for what would come to Culvert, in order. One that names no interface is for all.
+struct FilterConfig {
+    struct Rule {
+        FilterRule rule;
+        std::string interface;
+    };
+    std::vector<Rule> rules;
+    FilterAction otherwise = FilterAction::kAllow;
+
+    /// Those that concern `interface`.
+    std::vector<FilterRule> rules_for(const std::string& interface) const;
+};
+
 struct Config {
     SocketConfig socket;
     std::string log_level = "info";
@@ -81,6 +97,7 @@ struct Config {
     LimitsConfig limits;
     TcpConfig tcp;
     EngineConfig engine;
+    FilterConfig filter;
 };
 
 /// Parses `text`. Errors: "FILE:LINE:COLUMN: what is wrong, what is allowed", code 0.

@@ -145,6 +145,12 @@ stack::Interface stack_interface(const device::InterfaceFacts& facts) {
     return interface;
 }
 
+std::vector<device::Statistic> steering_statistics(const device::SteeringProgram& program) {
+    std::vector<device::Statistic> numbers = program.counters();
+    for (device::Statistic& each : program.filter_statistics()) numbers.push_back(std::move(each));
+    return numbers;
+}
+
 /// Runs the engines until told to stop; ends them in order: connections first, then the loops.
 class EngineThreads {
 public:
@@ -211,6 +217,13 @@ Result<void> run_daemon(const Config& config, std::function<Result<Config>()> re
         served.push_back(TRY(open_interface(interface, config.engine)));
     }
 
+    const auto set_filter = [&served](const FilterConfig& filter) -> Result<void> {
+        for (const ServedInterface& each : served)
+            TRY_VOID(each.program->set_filter(filter.rules_for(each.program->interface()), filter.otherwise));
+        return {};
+    };
+    TRY_VOID(set_filter(config.filter));
+
     Mailbox mailbox;
     Steering steering(kernel_connections, ephemeral_ports());
     KernelFeed feed(*mirror, steering, mailbox);
@@ -222,12 +235,12 @@ Result<void> run_daemon(const Config& config, std::function<Result<Config>()> re
         steering.add_interface(program.ifindex(), *interface.maps);
         feed.add_interface(program.ifindex());
         reports.push_back({static_cast<std::uint32_t>(program.ifindex()), program.interface(),
-                           [&program] { return program.describe(); }, [&program] { return program.counters(); }});
+                           [&program] { return program.describe(); }, [&program] { return steering_statistics(program); }});
     }
 
     const std::unique_ptr<EventLoop> loop = TRY(EventLoop::create());
     const std::unique_ptr<Server> server =
-        TRY(Server::create({*loop, mailbox, engines, *mirror, feed, steering, std::move(reports), std::move(reload)}, config,
+        TRY(Server::create({*loop, mailbox, engines, *mirror, feed, steering, std::move(reports), std::move(reload), set_filter}, config,
                            std::move(socket), std::move(policy)));
     feed.start(engines);
     {

@@ -142,7 +142,10 @@ void Server::reload() {
     } else {
         policy_ = std::move(*policy);
         spdlog::set_level(spdlog::level::from_str(fresh->log_level));
-        spdlog::info("reloaded: log level {}, who may attach; everything else takes effect at the next start", fresh->log_level);
+        if (const Result<void> filter = parts_.set_filter(fresh->filter); !filter)
+            spdlog::error("filter rules not changed: {}", filter.error().message());
+        spdlog::info("reloaded: log level {}, who may attach, {} filter rules; everything else takes effect at the next start",
+                     fresh->log_level, fresh->filter.rules.size());
     }
     sd_notify(0, "READY=1");
 }

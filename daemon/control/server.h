@@ -35,6 +35,8 @@ public:
         std::vector<InterfaceReport> interfaces;
         /// The configuration as it is now, for SIGHUP.
         std::function<Result<Config>()> reload;
+        /// Puts the rules of a new configuration in force; on error the old ones stay where they could not be changed.
+        std::function<Result<void>(const FilterConfig&)> set_filter;
     };
 
     /// Blocks SIGTERM, SIGINT and SIGHUP in the calling thread and takes them as events from then on: call it before other

@@ -9,11 +9,6 @@
 namespace culvert::bpf_test {
 namespace {
 
-using device::FilterAction;
-using device::FilterRule;
-using device::PortRange;
-using device::Prefix;
-
 class Filter : public Steer {
 protected:
     void set(std::initializer_list<FilterRule> rules, FilterAction otherwise = FilterAction::kAllow) {
@@ -29,7 +24,7 @@ FilterRule rule(FilterAction action, const std::string& source, const std::strin
             .destination = *Prefix::parse(destination),
             .protocol = protocol,
             .source_ports = {},
-            .ports = *PortRange::parse(ports)};
+            .ports = *PortInterval::parse(ports)};
 }
 
 Bytes tcp(const Address& from, const Address& to, unsigned from_port, unsigned to_port) {
@@ -84,14 +79,6 @@ TEST_F(Filter, TooManyRulesAreRefusedAndTheOldOnesStay) {
     EXPECT_EQ(judge(tcp(kPeer4, kOurs4, 1, 80)), "filtered");
 }
 
-TEST(FilterText, BadNetworksAndPortsAreRefused) {
-    for (const char* text : {"", "10.0.0.0/33", "10.0.0.1/24", "fd00::/129", "10.0.0.0/", "10.0.0.0/8x", "host"})
-        EXPECT_FALSE(Prefix::parse(text)) << text;
-    for (const char* text : {"", "0", "65536", "5-4", "1-", "-5", "80,90"}) EXPECT_FALSE(PortRange::parse(text)) << text;
-    EXPECT_EQ(rule(FilterAction::kDeny, "10.0.0.0/8", "any", IPPROTO_TCP, "22").to_string(),
-              "deny tcp from 10.0.0.0/8 ports any to any ports 22");
-}
-
 // --- against a list ---------------------------------------------------------------------------------------------------
 
 struct Packet {
@@ -124,7 +111,7 @@ TEST_F(Filter, AgreesWithAListThatIsWalked) {
         prefix.address = Address::from_v6(raw);
         return prefix;
     };
-    const auto some_range = [&]() -> PortRange {
+    const auto some_range = [&]() -> PortInterval {
         if (rng.happens(0.4)) return {};
         const Port first = some_port();
         return {first, static_cast<Port>(first + rng.below(4))};

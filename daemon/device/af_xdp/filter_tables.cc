@@ -3,13 +3,11 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <linux/membarrier.h>
-#include <netinet/in.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <charconv>
 #include <cstring>
 #include <map>
 #include <set>
@@ -55,68 +53,7 @@ Result<void> put(int map, const void* key, const void* value, const char* what) 
     return {};
 }
 
-std::string protocol_name(int protocol) {
-    switch (protocol) {
-        case -1: return "any";
-        case IPPROTO_TCP: return "tcp";
-        case IPPROTO_UDP: return "udp";
-        case IPPROTO_ICMP: return "icmp";
-        case IPPROTO_ICMPV6: return "icmpv6";
-        default: return std::to_string(protocol);
-    }
-}
-
-template <class Number>
-bool parse_number(std::string_view text, Number& number) {
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-    return error == std::errc{} && end == text.data() + text.size();
-}
-
 }  // namespace
-
-Result<Prefix> Prefix::parse(const std::string& text) {
-    if (text == "any") return Prefix{};
-    const std::size_t slash = text.find('/');
-    const auto address = Address::parse(text.substr(0, slash));
-    if (!address) return fail(EINVAL, "\"" + text + "\" is no network");
-    Prefix prefix{*address, address->is_v4() ? 32u : 128u};
-    if (slash != std::string::npos) {
-        unsigned length = 0;
-        if (!parse_number(std::string_view(text).substr(slash + 1), length) || length > prefix.length)
-            return fail(EINVAL, "\"" + text + "\" is no network");
-        prefix.length = length;
-    }
-    for (unsigned bit = prefix.length; bit < (address->is_v4() ? 32u : 128u); ++bit)
-        if ((address->wire_bytes()[bit / 8] >> (7 - bit % 8) & 1) != 0)
-            return fail(EINVAL, "\"" + text + "\" has bits beyond its length");
-    return prefix;
-}
-
-std::string Prefix::to_string() const {
-    return everything() ? "any" : address.to_string() + "/" + std::to_string(length);
-}
-
-Result<PortRange> PortRange::parse(const std::string& text) {
-    if (text == "any") return PortRange{};
-    PortRange range;
-    const std::size_t dash = text.find('-');
-    bool good = parse_number(std::string_view(text).substr(0, dash), range.first);
-    range.last = range.first;
-    if (dash != std::string::npos) good = good && parse_number(std::string_view(text).substr(dash + 1), range.last);
-    if (!good || range.first == 0 || range.last < range.first) return fail(EINVAL, "\"" + text + "\" is no port or range of ports");
-    return range;
-}
-
-std::string PortRange::to_string() const {
-    if (everything()) return "any";
-    return first == last ? std::to_string(first) : std::to_string(first) + "-" + std::to_string(last);
-}
-
-std::string FilterRule::to_string() const {
-    return std::string(action == FilterAction::kAllow ? "allow " : "deny ") + protocol_name(protocol) + " from " +
-           source.to_string() + " ports " + source_ports.to_string() + " to " + destination.to_string() + " ports " +
-           ports.to_string();
-}
 
 Result<void> FilterTables::change(std::span<const FilterRule> rules, FilterAction otherwise) {
     if (rules.size() > STEER_MAX_RULES - 1)

@@ -10,56 +10,14 @@
 
 #include <cstdint>
 #include <span>
-#include <string>
 #include <vector>
 
-#include "daemon/wire/address.h"
+#include "daemon/wire/filter_rule.h"
 #include "shm/base/error.h"
 
 namespace culvert::device {
 
 enum class Protocol : std::uint8_t { kTcp = 6, kUdp = 17 };
-
-enum class FilterAction : std::uint8_t { kDeny = 0, kAllow = 1 };
-
-/// A network: IPv4 or IPv6. Length 0 of the unspecified IPv6 address: everything of both families.
-struct Prefix {
-    Address address = Address::any(Family::kIpv6);
-    unsigned length = 0;
-
-    /// "10.0.0.0/8", "fd00::/8", "192.0.2.1", "any". Errors: EINVAL, also for bits beyond the length.
-    static Result<Prefix> parse(const std::string& text);
-    bool everything() const { return length == 0 && !address.is_v4(); }
-    /// Of the 128-bit form that the tables use.
-    unsigned mapped_length() const { return address.is_v4() ? length + 96 : length; }
-    std::string to_string() const;
-    friend bool operator==(const Prefix&, const Prefix&) = default;
-};
-
-struct PortRange {
-    Port first = 0;
-    Port last = 65535;
-
-    /// "80", "1024-65535", "any". Errors: EINVAL.
-    static Result<PortRange> parse(const std::string& text);
-    bool everything() const { return first == 0 && last == 65535; }
-    std::string to_string() const;
-    friend bool operator==(const PortRange&, const PortRange&) = default;
-};
-
-/// Every field must fit. A packet without ports (ICMP, later fragments) fits port ranges only if they are everything.
-struct FilterRule {
-    FilterAction action = FilterAction::kAllow;
-    Prefix source;
-    Prefix destination;
-    int protocol = -1;  // IPPROTO_*; -1: any
-    PortRange source_ports;
-    PortRange ports;  // of the destination
-
-    /// "deny tcp from 10.0.0.0/8 ports any to any ports 22"
-    std::string to_string() const;
-    friend bool operator==(const FilterRule&, const FilterRule&) = default;
-};
 
 class FilterTables {
 public:
@@ -76,6 +34,8 @@ public:
     /// No rules and `otherwise` kAllow: the filter is off and costs nothing. On error the old rules stay in force.
     Result<void> change(std::span<const FilterRule> rules, FilterAction otherwise);
     std::vector<std::uint64_t> counts() const;
+    /// The rules in force, without the default; empty when the filter is off.
+    std::span<const FilterRule> rules() const { return rules_; }
 
 private:
     Result<void> write(unsigned generation, std::span<const FilterRule> rules, FilterAction otherwise);
@@ -90,8 +50,8 @@ private:
     std::uint64_t* in_use_ = nullptr;
     unsigned generation_ = 0;         // in use, or used last
     bool active_ = false;
-    std::vector<FilterRule> rules_;   // in use
-    std::vector<std::uint64_t> base_; // counts of former generations, the default's last
+    std::vector<FilterRule> rules_;    // in use
+    std::vector<std::uint64_t> base_;  // counts of former generations, the default's last
 };
 
 }  // namespace culvert::device

@@ -296,6 +296,18 @@ Result<void> SteeringProgram::set_filter(std::span<const FilterRule> rules, Filt
     return {};
 }
 
+std::vector<Statistic> SteeringProgram::filter_statistics() const {
+    const std::lock_guard lock(mutex_);
+    std::vector<Statistic> result;
+    const std::vector<std::uint64_t> counts = filter_.counts();
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+        const bool last = i + 1 == counts.size();
+        const std::string number = std::to_string(1001 + i).substr(1);  // of three digits: the names sort as the rules
+        result.push_back({last ? "filter_default" : "filter_" + number + " " + filter_.rules()[i].to_string(), counts[i]});
+    }
+    return result;
+}
+
 std::vector<std::uint64_t> SteeringProgram::filter_counts() const {
     const std::lock_guard lock(mutex_);
     return filter_.counts();

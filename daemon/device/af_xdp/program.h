@@ -80,6 +80,8 @@ public:
     Result<void> set_filter(std::span<const FilterRule> rules, FilterAction otherwise);
     /// How often each rule decided, in order, the default last; empty without a filter.
     std::vector<std::uint64_t> filter_counts() const;
+    /// The same with the rules' texts: "filter_001 deny tcp from ...", "filter_default".
+    std::vector<Statistic> filter_statistics() const;
 
     /// Packets to this address and port come to Culvert from now on. Counted: as many release_port calls undo it.
     /// Returns false when the address is not set (it takes effect as soon as it is). Wildcard sockets: the caller

@@ -141,7 +141,8 @@ protected:
         loop = std::move(*created);
         auto socket = ListeningSocket::open(config.socket);
         ASSERT_TRUE(socket) << socket.error().message();
-        auto made = Server::create({*loop, mailbox, *engines, *mirror, *feed, steering, {}, [this] { return config; }}, config,
+        auto made = Server::create({*loop, mailbox, *engines, *mirror, *feed, steering, {}, [this] { return config; },
+                                    [](const FilterConfig&) { return Result<void>{}; }}, config,
                                    std::move(*socket), *Policy::create(config.socket));
         ASSERT_TRUE(made) << made.error().message();
         server = std::move(*made);

@@ -93,6 +93,13 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{"[log]\nlevel = \"loud\"\n",
                 "c.toml:2:9: log.level = \"loud\" is not known: \"trace\", \"debug\", \"info\", \"warning\", \"error\" allowed"},
         Refused{"interface = \"eth0\"\n", "c.toml:1:13: interface is a string, must be an array of tables: [[interface]]"},
+        Refused{"[[filter.rule]]\nsource = \"any\"\n", "c.toml:1:1: [[filter.rule]] needs an action: \"allow\" or \"deny\""},
+        Refused{"[[filter.rule]]\naction = \"deny\"\nsource = \"10.0.0.1/8\"\n",
+                "c.toml:3:10: filter.rule.source: \"10.0.0.1/8\" has bits beyond its length"},
+        Refused{"[[filter.rule]]\naction = \"deny\"\nport = \"80\"\n",
+                "c.toml:3:1: unknown key 'port' in [filter.rule] (did you mean 'ports'?)"},
+        Refused{"[[interface]]\nname = \"a\"\n[[filter.rule]]\naction = \"deny\"\ninterface = \"b\"\n",
+                "c.toml:5:13: filter.rule.interface = \"b\" is no [[interface]]"},
         Refused{"[[interface]]\nmode = \"auto\"\n", "c.toml:1:1: [[interface]] needs a name, for example name = \"eth0\""},
         Refused{"[[interface]]\nname = \"eth0\"\nqueues = [0, 1, 0]\n", "c.toml:3:17: queues names 0 twice"},
         Refused{"[[interface]]\nname = \"eth0\"\nqueues = [64]\n",
@@ -120,6 +127,34 @@ TEST(Config, AbsentFileSaysWhy) {
     const Result<Config> config = load_config("/nonexistent/culvert.toml");
     ASSERT_FALSE(config);
     EXPECT_EQ(config.error().message(), "cannot read /nonexistent/culvert.toml: No such file or directory");
+}
+
+TEST(Config, FilterRulesKeepTheirOrderAndTheirInterface) {
+    const Result<Config> config = parse_config(R"(
+[[interface]]
+name = "eth0"
+[[interface]]
+name = "eth1"
+[filter]
+default = "deny"
+[[filter.rule]]
+action = "allow"
+source = "10.0.0.0/8"
+protocol = "tcp"
+ports = "80"
+[[filter.rule]]
+action = "deny"
+destination = "fd00::1"
+source_ports = "1-1023"
+interface = "eth1"
+)",
+                                               "c.toml");
+    ASSERT_TRUE(config) << config.error().message();
+    EXPECT_EQ(config->filter.otherwise, FilterAction::kDeny);
+    ASSERT_EQ(config->filter.rules_for("eth0").size(), 1u);
+    ASSERT_EQ(config->filter.rules_for("eth1").size(), 2u);
+    EXPECT_EQ(config->filter.rules_for("eth1")[0].to_string(), "allow tcp from 10.0.0.0/8 ports any to any ports 80");
+    EXPECT_EQ(config->filter.rules_for("eth1")[1].to_string(), "deny any from any ports 1-1023 to fd00::1/128 ports any");
 }
 
 // The annotated example documents every key with its default: it must parse, and change nothing.
@@ -151,6 +186,8 @@ TEST(Config, ExampleIsValidAndHoldsTheDefaults) {
     ASSERT_EQ(example->interfaces.size(), 1u);
     EXPECT_EQ(example->interfaces[0].queues, InterfaceConfig{}.queues);
     EXPECT_EQ(example->engine.frames, defaults.engine.frames);
+    EXPECT_TRUE(example->filter.rules.empty());
+    EXPECT_EQ(example->filter.otherwise, defaults.filter.otherwise);
 }
 
 }  // namespace
