@@ -46,6 +46,9 @@ namespace culvert {
     X(handed_over, "packets handed over to another engine")             \
     X(handed_in, "packets taken over from another engine")              \
     X(hand_over_wakeups, "wake-ups of other engines")                   \
+    X(icmp_out, "ICMP messages sent")                                   \
+    X(icmp_limited, "ICMP errors not sent because of a limit")          \
+    X(ip_reassembled, "IP packets put together from fragments")         \
     X(turns, "turns of the engine loop")                                \
     X(busy_turns, "turns that found work")                              \
     X(sleeps, "times the engine went to sleep")                         \

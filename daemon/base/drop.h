@@ -28,6 +28,15 @@ namespace culvert {
     X(kIpv6ExtensionHeader, "IPv6 extension header refused")                                  \
     X(kIpv6MappedAddress, "IPv4-mapped address in an IPv6 header")                            \
     X(kIpFragment, "fragment of a protocol we do not reassemble")                             \
+    X(kIpFragmentMalformed, "fragment of an impossible length")                               \
+    X(kIpFragmentTooLong, "fragment that ends beyond the longest packet")                     \
+    X(kIpFragmentTiny, "first fragment without the transport header")                         \
+    X(kIpFragmentOverlap, "fragments overlap (the whole packet is given up)")                 \
+    X(kIpFragmentDuplicate, "fragment received before")                                       \
+    X(kIpFragmentEcn, "fragments with contradicting congestion marks")                        \
+    X(kIpReassemblyStale, "identification used again before its packet was whole")            \
+    X(kIpReassemblyNoRoom, "unfinished packet gave way to a newer one")                       \
+    X(kIpReassemblyTimeout, "fragments of a packet did not all come in time")                 \
     X(kIpNotForUs, "destination address is not ours")                                         \
     X(kIpUnicastInBroadcast, "unicast packet in a link-layer broadcast or multicast")         \
     X(kIpGroupNotJoined, "multicast group that nobody has joined")                            \

@@ -95,6 +95,7 @@ void KernelFeed::send_routes() {
         route.metric = state.metric;
         route.source = state.preferred_source;
         route.type = route_type(state.type);
+        route.mtu = state.mtu;
         routes.push_back(route);
     }
     engines_->post_all([routes = std::move(routes)](engine::Engine& engine) { engine.stack().routes().replace(routes); });

@@ -87,6 +87,61 @@ std::expected<IpPacket, Drop> IpInput::accept_ip(const LinkFrame& frame, const R
                     .network_offset = frame.offset};
 }
 
+[[gnu::cold]] std::expected<FragmentPart, Drop> IpInput::read_fragment(const LinkFrame& frame,
+                                                                       const RxPacket& packet) const {
+    const auto head = packet.head.subspan(frame.offset);
+    const std::size_t available = packet.length - frame.offset;
+    FragmentPart part;
+    part.packet = &packet;
+    part.interface = frame.interface;
+    if (frame.type == wire::EtherType::kIpv4) {
+        const auto view = wire::Ipv4View::parse(head, available);
+        if (!view) return std::unexpected(view.error());
+        part.source = view->source();
+        part.destination = view->destination();
+        part.identification = view->identification();
+        part.offset = static_cast<std::uint32_t>(view->fragment_offset());
+        part.data_offset = static_cast<std::uint32_t>(frame.offset + view->header_length());
+        part.length = static_cast<std::uint32_t>(view->payload_length());
+        part.more = view->more_fragments();
+        part.protocol = static_cast<std::uint8_t>(view->protocol());
+        part.ttl = view->hop_limit();
+        part.tos = view->traffic_class();
+    } else {
+        const auto view = wire::Ipv6View::parse(head, available);
+        if (!view) return std::unexpected(view.error());
+        const std::size_t data = view->fragment_header() + wire::kIpv6FragmentHeaderLength;
+        part.source = view->source();
+        part.destination = view->destination();
+        part.identification = view->identification();
+        part.offset = static_cast<std::uint32_t>(view->fragment_offset());
+        part.data_offset = static_cast<std::uint32_t>(frame.offset + data);
+        part.length = static_cast<std::uint32_t>(view->total_length() - data);
+        part.more = view->more_fragments();
+        part.protocol = static_cast<std::uint8_t>(view->fragment_protocol());
+        part.ttl = view->hop_limit();
+        part.tos = view->traffic_class();
+        // [RFC7112 5] the whole chain and the upper-layer header
+        if (part.offset == 0 && view->payload_length() < 8) return std::unexpected(Drop::kIpFragmentTiny);
+    }
+    const Destination verdict = judge(*frame.interface, part.source, part.destination, frame.group, false);
+    part.dedicated = verdict.dedicated;
+    if (verdict.drop != Drop::kNone) return std::unexpected(verdict.drop);
+    return part;
+}
+
+[[gnu::cold]] IpInput::Destination IpInput::judge_header(const LinkFrame& frame, const RxPacket& packet) const {
+    const auto head = packet.head.subspan(frame.offset);
+    const std::byte* const at = head.data();
+    if (frame.type == wire::EtherType::kIpv4 && head.size() >= wire::kIpv4HeaderLength)
+        return judge(*frame.interface, Address::from_v4(std::span<const std::byte, 4>(at + 12, 4)),
+                     Address::from_v4(std::span<const std::byte, 4>(at + 16, 4)), frame.group, false);
+    if (frame.type == wire::EtherType::kIpv6 && head.size() >= wire::kIpv6HeaderLength)
+        return judge(*frame.interface, Address::from_v6(std::span<const std::byte, 16>(at + 8, 16)),
+                     Address::from_v6(std::span<const std::byte, 16>(at + 24, 16)), frame.group, false);
+    return refused(Drop::kIpNotForUs);
+}
+
 std::expected<LinkFrame, Drop> IpInput::accept_link(Interface& interface, const RxPacket& packet) const {
     const auto ethernet = wire::EthernetView::parse(packet.head);
     if (!ethernet) return std::unexpected(ethernet.error());

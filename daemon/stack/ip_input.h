@@ -17,6 +17,7 @@
 #include "daemon/stack/input_hooks.h"
 #include "daemon/stack/ip_packet.h"
 #include "daemon/stack/local_addresses.h"
+#include "daemon/stack/reassembly.h"
 #include "daemon/wire/ethernet.h"
 
 namespace culvert::stack {
@@ -45,6 +46,9 @@ public:
     /// The link's part of it.
     std::expected<LinkFrame, Drop> accept_link(Interface& interface, const RxPacket& packet) const;
 
+    /// A frame that accept() has called a fragment, as the reassembly wants it.
+    std::expected<FragmentPart, Drop> read_fragment(const LinkFrame& frame, const RxPacket& packet) const;
+
     /// What has been decided about an address, and for IPv4 and IPv6 alike.
     struct Destination {
         Drop drop = Drop::kNone;
@@ -54,6 +58,9 @@ public:
     /// Whether `destination` is one of ours, and `source` one that may speak to it.
     Destination judge(const Interface& interface, const Address& source, const Address& destination, bool link_group,
                       bool from_ourselves) const;
+
+    /// The same for a packet whose IP header is known to be whole and nothing more (kIpNotForUs if it is not even that).
+    Destination judge_header(const LinkFrame& frame, const RxPacket& packet) const;
 
 private:
     template <class View>

@@ -1,6 +1,7 @@
 #include "daemon/stack/ip_output.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "daemon/wire/ethernet.h"
 #include "daemon/wire/ipv4.h"
@@ -84,7 +85,7 @@ Result<Hop> IpOutput::find_hop(const Address& source, const Address& destination
     }
     Interface* const interface = interface_by_index(route->interface);
     if (!serves(interface)) return fail(ENETUNREACH, "not served");
-    return Hop{interface, route->gateway.value_or(destination), route->source, false};
+    return Hop{interface, route->gateway.value_or(destination), route->source, false, route->mtu};
 }
 
 bool IpOutput::is_directed_broadcast(const Interface& interface, const Address& address) const {
@@ -101,7 +102,13 @@ Result<Path> IpOutput::find_path(const Address& source, const Address& destinati
     path.local = hop.local;
     path.tagged = !hop.local && hop.interface->vlan != 0;
     path.route_generation = routes_.generation();
-    path.mtu = hop.local ? std::max(kLocalMtu, hop.interface->mtu) : hop.interface->mtu;
+    path.mtu = hop.interface->mtu;
+    if (hop.local) {
+        path.mtu = std::max(kLocalMtu, path.mtu);
+    } else {
+        if (hop.mtu != 0) path.mtu = std::min(path.mtu, hop.mtu);
+        path.mtu = std::min(path.mtu, path_mtus_.find(destination, now));
+    }
 
     const Address& target = hop.next_hop;
     if (hop.local) {
@@ -242,6 +249,47 @@ void IpOutput::end(Path& path, TxPacket& packet, Instant now) {
         wire::store_mac(packet.fragments[0].data(), path.mac);
     }
     path.interface->tx->commit(packet);
+}
+
+void IpOutput::learn_path_mtu(const Address& destination, std::uint32_t mtu, Instant now) {
+    const auto hop = find_hop(Address::any(destination.family()), destination);
+    if (!hop || hop->local || mtu >= hop->interface->mtu) return;
+    if (path_mtus_.learn(destination, mtu, now)) routes_.touch();
+}
+
+bool IpOutput::send_message(Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
+                            std::uint8_t tos, std::uint8_t ttl, std::uint32_t identification,
+                            std::span<const std::byte> message, Instant now) {
+    const bool v4 = destination.is_v4();
+    const auto headers = static_cast<std::uint32_t>(v4 ? wire::kIpv4HeaderLength : wire::kIpv6HeaderLength);
+    const auto total = static_cast<std::uint32_t>(message.size());
+    std::uint32_t step = total;
+    if (!path.local && headers + total > path.mtu) {
+        // [RFC791 3.2] [RFC8200 4.5] every fragment but the last carries a multiple of 8 bytes
+        const auto used = headers + static_cast<std::uint32_t>(v4 ? 0 : wire::kIpv6FragmentHeaderLength);
+        if (path.mtu < used + 8) {
+            counters_.drop(Drop::kPacketTooBig);
+            return false;
+        }
+        step = (path.mtu - used) & ~7u;
+    }
+    for (std::uint32_t sent = 0; sent < total; sent += step) {
+        const std::uint32_t here = std::min(step, total - sent);
+        TxPacket packet;
+        std::uint32_t offset = 0;
+        if (!begin_fragment(path, source, destination, protocol, tos, ttl, {identification, sent, sent + here < total},
+                            here, packet, offset))
+            return false;
+        PacketWriter writer(packet, offset);
+        for (auto rest = message.subspan(sent, here); !rest.empty();) {
+            const std::size_t fits = std::min(rest.size(), writer.room().size());
+            std::memcpy(writer.room().data(), rest.data(), fits);
+            writer.advance(fits);
+            rest = rest.subspan(fits);
+        }
+        end(path, packet, now);
+    }
+    return true;
 }
 
 }  // namespace culvert::stack

@@ -17,6 +17,7 @@
 #include "daemon/stack/interface.h"
 #include "daemon/stack/local_addresses.h"
 #include "daemon/stack/neighbor.h"
+#include "daemon/stack/path_mtu_cache.h"
 #include "daemon/stack/route_table.h"
 #include "shm/base/error.h"
 
@@ -70,6 +71,7 @@ struct Hop {
     Address next_hop;
     std::optional<Address> preferred_source;  // of the route
     bool local = false;                       // an address of our own
+    std::uint32_t mtu = 0;                    // of the route; 0: the interface's
 };
 
 /// A part of an IP packet that is sent in pieces.
@@ -115,6 +117,19 @@ public:
                         std::uint8_t tos, std::uint8_t ttl, const Fragment& fragment, std::uint32_t fragment_length,
                         TxPacket& packet, std::uint32_t& transport_offset);
     void end(Path& path, TxPacket& packet, Instant now);
+    /// A transport message that lies in one piece, in as many packets as the path needs; routers may cut them further.
+    /// False: no memory (counted); the fragments sent by then are lost.
+    bool send_message(Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
+                      std::uint8_t tos, std::uint8_t ttl, std::uint32_t identification,
+                      std::span<const std::byte> message, Instant now);
+
+    /// A router's word about the path to `destination`, which the transport believes: its next packets are no larger.
+    void learn_path_mtu(const Address& destination, std::uint32_t mtu, Instant now);
+    /// Lets what was learned grow old.
+    void advance(Instant now) {
+        if (path_mtus_.forget(now)) routes_.touch();
+    }
+    Instant next_deadline() const { return path_mtus_.next_deadline(); }
 
     /// Packets sent to ourselves, in order; the Stack feeds them back to its input. Bounded.
     struct LocalPacket {
@@ -135,6 +150,7 @@ private:
     Counters& counters_;
     std::vector<Interface*> interfaces_;
     LocalAddresses local_addresses_;
+    PathMtuCache path_mtus_;
     std::vector<LocalPacket> local_packets_;
 };
 

@@ -21,6 +21,7 @@ struct Route {
     std::uint32_t metric = 0;
     std::optional<Address> source = std::nullopt;  // preferred source
     enum class Type : std::uint8_t { kUnicast, kLocal, kUnreachable } type = Type::kUnicast;
+    std::uint32_t mtu = 0;  // of packets that go this way (RTAX_MTU); 0: the interface's
 
     friend bool operator==(const Route&, const Route&) = default;
 };

@@ -7,19 +7,23 @@
 #include <vector>
 
 #include "daemon/stack/icmp.h"
+#include "daemon/stack/icmp_output.h"
 #include "daemon/stack/ip_input.h"
 #include "daemon/stack/ip_output.h"
 #include "daemon/stack/peers.h"
+#include "daemon/stack/reassembly.h"
 #include "daemon/stack/source_address.h"
 #include "daemon/stack/tcp/tcp.h"
 #include "daemon/stack/udp.h"
 #include "daemon/wire/checksum.h"
 #include "daemon/wire/icmp.h"
+#include "daemon/wire/ipv4.h"
+#include "daemon/wire/ipv6.h"
 
 namespace culvert::stack {
 
 /// The modules and how they are joined. Members are made in the order in which they need each other.
-class StackImpl final : public UnresolvedObserver {
+class StackImpl final : public UnresolvedObserver, public Reassembly::Observer {
 public:
     StackImpl(const StackConfig& config, NeighborResolver& resolver, PortOwner& ports, Counters& counters, Rng& rng,
               Peers* peers)
@@ -28,6 +32,9 @@ public:
           neighbors_(resolver, counters),
           output_(routes_, neighbors_, counters),
           ip_input_(output_.local_addresses()),
+          icmp_output_(output_, counters, rng, config.secret),
+          reassembly_({.datagrams = config.max_ip_reassemblies, .chunks = config.ip_reassembly_chunks}, config.secret,
+                      counters),
           tcp_(config, output_, ports, counters, rng, peers),
           udp_(config, output_, ports, counters, rng, peers) {
         neighbors_.set_observer(this);
@@ -73,24 +80,38 @@ public:
                 if (ip.cast != Cast::kUnicast) [[unlikely]]
                     return counters_.drop(Drop::kTcpNotUnicast);
                 return tcp_.input(ip, now);
-            case wire::IpProtocol::kUdp: udp_.input(ip, now); return;
+            case wire::IpProtocol::kUdp:
+                if (!udp_.input(ip, now)) icmp_output_.port_unreachable(ip, now);  // for dedicated addresses
+                return;
             case wire::IpProtocol::kIcmp:
             case wire::IpProtocol::kIcmpv6: return icmp_input(ip, now);
             case wire::IpProtocol::kIgmp:
                 if (link_ != nullptr && ip.destination.is_v4()) return link_->igmp(ip, now);
                 [[fallthrough]];
-            default: return counters_.drop(Drop::kIpProtocolUnknown);
+            default:
+                // [RFC1122 3.2.2.1] a raw socket may be what speaks the protocol
+                if (raw_ == nullptr || !raw_->wanted[ip.protocol]) icmp_output_.protocol_unreachable(ip, now);
+                return counters_.drop(Drop::kIpProtocolUnknown);
         }
     }
     /// Frames that are no whole IP packet for us: some of them are somebody's all the same.
     [[gnu::cold]] void not_accepted(Drop drop, Interface& interface, const RxPacket& packet, Instant now) {
-        if (drop == Drop::kEtherTypeUnknown && link_ != nullptr) {
-            const auto frame = ip_input_.accept_link(interface, packet);
-            if (frame && frame->type == wire::EtherType::kArp && peers_ != nullptr && !is_for_many(packet))
-                peers_->copy_to_all(interface, packet, false);
-            if (frame && frame->type == wire::EtherType::kArp)
-                return link_->arp(*frame->interface, packet, frame->offset, now);
+        switch (drop) {
+            case Drop::kEtherTypeUnknown:
+            case Drop::kIpFragment:
+            case Drop::kIpv4Options:
+            case Drop::kIpv6ExtensionHeader:
+            case Drop::kIpv6Truncated: break;
+            default: return counters_.drop(drop);
         }
+        const auto frame = ip_input_.accept_link(interface, packet);
+        if (!frame) return counters_.drop(drop);
+        if (drop == Drop::kIpFragment) return fragment(*frame, packet, now);
+        if (frame->type == wire::EtherType::kArp && link_ != nullptr) {
+            if (peers_ != nullptr && !is_for_many(packet)) peers_->copy_to_all(interface, packet, false);
+            return link_->arp(*frame->interface, packet, frame->offset, now);
+        }
+        if (drop != Drop::kEtherTypeUnknown) tell_header_problem(*frame, packet, now);
         counters_.drop(drop);
     }
     static bool is_for_many(const RxPacket& packet) { return (std::to_integer<unsigned>(packet.head[0]) & 1) != 0; }
@@ -98,6 +119,68 @@ public:
     void copy_to_each(const IpPacket& ip) {
         if (peers_ == nullptr || is_for_many(ip.packet)) return;
         peers_->copy_to_all(ip.interface, ip.packet, output_.is_local(ip.source));
+    }
+    void fragment(const LinkFrame& frame, const RxPacket& packet, Instant now) {
+        const auto part = ip_input_.read_fragment(frame, packet);
+        if (!part) return counters_.drop(part.error());
+        const auto whole = reassembly_.add(*part, now);
+        if (!whole) {
+            if (part->dedicated && !part->destination.is_v4()) tell_fragment_problem(frame, packet, *part, whole.error(), now);
+            return counters_.drop(whole.error());
+        }
+        if (*whole == nullptr) return;
+        ++counters_.ip_reassembled;
+        input(*part->interface, **whole, false, now);
+        reassembly_.release();
+    }
+    /// [RFC8200 4.5] the sender of an impossible fragment is told which field is wrong.
+    void tell_fragment_problem(const LinkFrame& frame, const RxPacket& packet, const FragmentPart& part, Drop drop,
+                               Instant now) {
+        std::uint32_t pointer = 0;
+        if (drop == Drop::kIpFragmentMalformed) {
+            pointer = 4;  // the payload length
+        } else if (drop == Drop::kIpFragmentTooLong) {
+            const auto header = static_cast<std::uint32_t>(wire::kIpv6FragmentHeaderLength);
+            pointer = part.data_offset - frame.offset - header + 2;  // the fragment offset
+        } else {
+            return;
+        }
+        icmp_output_.error(packet, frame.offset, part.destination,
+                           {wire::icmp_v6::kParameterProblem, wire::icmp_v6::kHeaderField, pointer}, now);
+    }
+    /// Options and extension headers that were refused, of packets for addresses that are ours alone.
+    void tell_header_problem(const LinkFrame& frame, const RxPacket& packet, Instant now) {
+        const auto verdict = ip_input_.judge_header(frame, packet);
+        if (verdict.drop != Drop::kNone || !verdict.dedicated) return;
+        const auto head = packet.head.subspan(frame.offset);
+        if (frame.type == wire::EtherType::kIpv6) {
+            const auto problem = wire::find_ipv6_problem(head, packet.length - frame.offset);
+            if (!problem.tell || (verdict.cast != Cast::kUnicast && !problem.even_group)) return;
+            return icmp_output_.error(packet, frame.offset, Address::any(Family::kIpv6),
+                                      {wire::icmp_v6::kParameterProblem, problem.code, problem.pointer}, now);
+        }
+        const std::size_t header = std::size_t{wire::load_8(head.data()) & 0x0fu} * 4;
+        if (header > head.size() || verdict.cast != Cast::kUnicast) return;
+        std::size_t at = 0;
+        const auto options = head.subspan(wire::kIpv4HeaderLength, header - wire::kIpv4HeaderLength);
+        wire::check_ipv4_options(options, &at);
+        const std::uint8_t kind = wire::load_8(options.data() + at);
+        // [RFC1122 3.2.2.5] [RFC792] the pointer says where the options are malformed
+        wire::IcmpHeader answer{wire::icmp_v4::kParameterProblem, 0,
+                                static_cast<std::uint32_t>(wire::kIpv4HeaderLength + at) << 24};
+        if (kind == wire::kLooseSourceRoute || kind == wire::kStrictSourceRoute)
+            answer = {wire::icmp_v4::kDestinationUnreachable, wire::icmp_v4::kSourceRouteFailed, 0};  // [RFC7126 4.3, 4.4]
+        icmp_output_.error(packet, frame.offset, Address::any(Family::kIpv4), answer, now);
+    }
+    void on_timeout(Interface&, bool dedicated, std::span<const std::byte> quote, Instant now) override {
+        // [RFC792] [RFC1122 3.3.2 MUST] [RFC4443 3.3] only who has seen the first fragment can be answered
+        if (!dedicated || quote.empty()) return;
+        const RxPacket packet{.head = quote, .rest = {}, .length = static_cast<std::uint32_t>(quote.size())};
+        const bool v4 = (wire::load_8(quote.data()) >> 4) == 4;
+        icmp_output_.error(packet, 0, Address::any(v4 ? Family::kIpv4 : Family::kIpv6),
+                           {v4 ? wire::icmp_v4::kTimeExceeded : wire::icmp_v6::kTimeExceeded,
+                            v4 ? wire::icmp_v4::kReassemblyTimeExceeded : wire::icmp_v6::kReassemblyTimeExceeded, 0},
+                           now);
     }
     void icmp_input(const IpPacket& ip, Instant now) {
         const Family family = ip.destination.family();
@@ -118,11 +201,15 @@ public:
             if (raw_ != nullptr && raw_->echo_reply(ip, now)) return;
             copy_to_each(ip);  // a ping socket of another engine may wait for it
         }
+        if (message->is_echo_request() && ip.dedicated) return icmp_output_.echo_reply(ip, now);
+        // [RFC1122 3.2.2.2] redirects are not followed: routes are the kernel's, and it hears them itself
         counters_.drop(Drop::kIcmpIgnored);
     }
     void advance(Instant now) {
         now_ = now;
         neighbors_.advance(now);
+        reassembly_.advance(now, *this);
+        output_.advance(now);
         tcp_.advance(now);
         deliver_local(now);
     }
@@ -138,7 +225,8 @@ public:
     }
     Instant next_deadline() const {
         if (!output_.local_packets().empty()) return Instant::min();
-        return std::min(tcp_.next_deadline(), neighbors_.next_deadline());
+        return std::min({tcp_.next_deadline(), neighbors_.next_deadline(), reassembly_.next_deadline(),
+                         output_.next_deadline()});
     }
 
     void on_unresolved(std::span<const std::byte> ip_packet) override {
@@ -166,9 +254,14 @@ private:
 
     void report(const std::expected<IcmpError, Drop>& error, const IpPacket* message, Instant now) {
         if (!error) return counters_.drop(error.error());
-        if (error->protocol == wire::IpProtocol::kUdp) return udp_.icmp_error(*error, message, now);
-        const int code = error->next_hop_mtu != 0 ? 0 : error->error;
-        tcp_.icmp_error(error->local, error->remote, error->sequence, code, error->next_hop_mtu, now, message);
+        bool believed = false;
+        if (error->protocol == wire::IpProtocol::kUdp) {
+            believed = udp_.icmp_error(*error, message, now);
+        } else {
+            const int code = error->next_hop_mtu != 0 ? 0 : error->error;
+            believed = tcp_.icmp_error(error->local, error->remote, error->sequence, code, error->next_hop_mtu, now, message);
+        }
+        if (believed && error->next_hop_mtu != 0) output_.learn_path_mtu(error->remote.address, error->next_hop_mtu, now);
     }
 
     /// Feeds what we sent to ourselves back in, oldest first. Answers go to the end of the same queue, which never grows
@@ -197,6 +290,8 @@ private:
     NeighborTable neighbors_;
     IpOutput output_;
     IpInput ip_input_;
+    IcmpOutput icmp_output_;
+    Reassembly reassembly_;
     tcp::Tcp tcp_;
     udp::Udp udp_;
     LinkProtocols* link_ = nullptr;  // null: the kernel does all of that

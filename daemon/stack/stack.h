@@ -97,6 +97,8 @@ struct StackConfig {
     std::uint32_t max_listeners = 1024;
     std::uint32_t max_udp_sockets = 4096;
     std::uint32_t reassembly_chunks = 4096;           // 2 KiB each, for out-of-order data of all connections
+    std::uint32_t max_ip_reassemblies = 512;          // packets of which some fragments have come
+    std::uint32_t ip_reassembly_chunks = 1024;        // 4 KiB each, for fragments of all of them
     std::uint32_t default_receive_buffer = 256 * 1024;  // bytes
     std::uint32_t max_receive_buffer = 4 * 1024 * 1024;
     Duration min_rto = std::chrono::milliseconds(200);

@@ -87,7 +87,8 @@ public:
     /// An ICMP error about a datagram of ours: told to the connected socket that sent it if the error is hard, to one that
     /// wants errors in any case. "Packet too big" makes the socket cut smaller.
     /// `message`: the packet that brought it, for the engine that it concerns; null when it came from ourselves.
-    void icmp_error(const IcmpError& error, const IpPacket* message, Instant now);
+    /// True if it speaks of a path that one of our sockets uses, and the socket believes it.
+    bool icmp_error(const IcmpError& error, const IpPacket* message, Instant now);
     /// True if a datagram from `remote` to `local` would find a socket.
     bool would_receive(const Endpoint& local, const Endpoint& remote) const;
 

@@ -148,26 +148,28 @@ void Udp::learn_mtu(Socket& socket, const IcmpError& error, Instant now) {
     socket.narrow_until_ = now + kPathMtuLife;
 }
 
-void Udp::icmp_error(const IcmpError& error, const IpPacket* message, Instant now) {
+bool Udp::icmp_error(const IcmpError& error, const IpPacket* message, Instant now) {
     const Interface* const own = output_.local_addresses().owner(error.local.address);
     Socket* const socket = find(error.local, error.remote, own != nullptr ? own->index : 0);
     // [RFC1122 4.1.3.3] errors go up; without IP_RECVERR only a connected socket can tell which of its datagrams is meant
     const bool too_big = error.next_hop_mtu != 0;
     if (socket == nullptr || (!too_big && !socket->options_.errors && !socket->remote_)) {
         if (!passed_on(error, message)) counters_.drop(Drop::kIcmpUnmatched);
-        return;
+        return false;
     }
     const SocketOptions& options = socket->options_;
     ++counters_.icmp_in;
     bool hard = error.hard;
     if (too_big) {
-        if (options.path_mtu == PathMtu::kProbe || options.path_mtu == PathMtu::kLink)
-            return counters_.drop(Drop::kUdpPathDisbelieved);
+        if (options.path_mtu == PathMtu::kProbe || options.path_mtu == PathMtu::kLink) {
+            counters_.drop(Drop::kUdpPathDisbelieved);
+            return false;
+        }
         learn_mtu(*socket, error, now);
-        if (options.path_mtu != PathMtu::kObey && !options.errors) return;  // it cuts smaller: nothing has gone wrong
+        if (options.path_mtu != PathMtu::kObey && !options.errors) return true;  // it cuts smaller: nothing has gone wrong
         hard = true;
     }
-    if (!options.errors && !(hard && socket->remote_)) return;
+    if (!options.errors && !(hard && socket->remote_)) return true;
     socket->owner_->on_error(*socket, {.error = error.error,
                                        .queued = options.errors,
                                        .by_icmp = error.by_icmp,
@@ -177,6 +179,7 @@ void Udp::icmp_error(const IcmpError& error, const IpPacket* message, Instant no
                                        .remote = error.remote,
                                        .offender = error.offender,
                                        .payload = error.payload});
+    return true;
 }
 
 }  // namespace culvert::stack::udp

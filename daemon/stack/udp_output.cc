@@ -66,7 +66,8 @@ std::uint32_t Udp::mtu_of(const Socket& socket, PathMtu rule, Instant now) {
     if (believes && socket.narrow_mtu_ != 0 && socket.narrow_destination_ == socket.path_destination_ &&
         now < socket.narrow_until_)
         return std::min(socket.path_.mtu, socket.narrow_mtu_);
-    return socket.path_.mtu;
+    // Who does not believe routers must not learn from what others were told either.
+    return believes || socket.path_.local ? socket.path_.mtu : socket.path_.interface->mtu;
 }
 
 std::uint32_t Udp::path_mtu(Socket& socket, const Endpoint& remote, std::uint32_t interface, Instant now) {

@@ -59,6 +59,16 @@ constexpr std::uint16_t fold(PartialSum sum) {
 /// The value of a checksum field that covers what `sum` covers, in host order.
 constexpr std::uint16_t checksum(PartialSum sum) { return static_cast<std::uint16_t>(~fold(sum)); }
 
+/// [RFC1624 3] The checksum after one 16-bit word has changed: HC' = ~(~HC + ~m + m').
+constexpr std::uint16_t updated_checksum(std::uint16_t old_checksum, std::uint16_t old_word, std::uint16_t new_word) {
+    std::uint32_t sum = static_cast<std::uint16_t>(~old_checksum);
+    sum += static_cast<std::uint16_t>(~old_word);
+    sum += new_word;
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    return static_cast<std::uint16_t>(~sum);
+}
+
 /// One 16-bit word of a header, given in host order.
 constexpr PartialSum sum_word(std::uint16_t word) { return PartialSum(swap_be16(word)); }
 

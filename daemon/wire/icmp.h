@@ -25,6 +25,7 @@ inline constexpr std::size_t kIcmpHeaderLength = 8;
 namespace icmp_v4 {
 inline constexpr std::uint8_t kEchoReply = 0;
 inline constexpr std::uint8_t kDestinationUnreachable = 3;
+inline constexpr std::uint8_t kRedirect = 5;
 inline constexpr std::uint8_t kEchoRequest = 8;
 inline constexpr std::uint8_t kTimeExceeded = 11;
 inline constexpr std::uint8_t kParameterProblem = 12;
@@ -34,7 +35,11 @@ inline constexpr std::uint8_t kHostUnreachable = 1;
 inline constexpr std::uint8_t kProtocolUnreachable = 2;
 inline constexpr std::uint8_t kPortUnreachable = 3;
 inline constexpr std::uint8_t kFragmentationNeeded = 4;
+inline constexpr std::uint8_t kSourceRouteFailed = 5;
 inline constexpr std::uint8_t kAdminProhibited = 13;
+// codes of kTimeExceeded
+inline constexpr std::uint8_t kTtlExceeded = 0;
+inline constexpr std::uint8_t kReassemblyTimeExceeded = 1;
 }  // namespace icmp_v4
 
 namespace icmp_v6 {
@@ -44,11 +49,21 @@ inline constexpr std::uint8_t kTimeExceeded = 3;
 inline constexpr std::uint8_t kParameterProblem = 4;
 inline constexpr std::uint8_t kEchoRequest = 128;
 inline constexpr std::uint8_t kEchoReply = 129;
+inline constexpr std::uint8_t kRedirect = 137;
 // codes of kDestinationUnreachable
 inline constexpr std::uint8_t kNoRoute = 0;
 inline constexpr std::uint8_t kAdminProhibited = 1;
 inline constexpr std::uint8_t kAddressUnreachable = 3;
 inline constexpr std::uint8_t kPortUnreachable = 4;
+inline constexpr std::uint8_t kBeyondScope = 2;
+// codes of kTimeExceeded
+inline constexpr std::uint8_t kHopLimitExceeded = 0;
+inline constexpr std::uint8_t kReassemblyTimeExceeded = 1;
+// codes of kParameterProblem
+inline constexpr std::uint8_t kHeaderField = 0;
+inline constexpr std::uint8_t kUnknownNextHeader = 1;
+inline constexpr std::uint8_t kUnknownOption = 2;
+inline constexpr std::uint8_t kIncompleteFirstFragment = 3;  // RFC 7112
 }  // namespace icmp_v6
 
 class IcmpView {

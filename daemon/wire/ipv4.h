@@ -28,9 +28,15 @@ namespace culvert::wire {
 
 inline constexpr std::size_t kIpv4HeaderLength = 20;  // what we send: no options
 
+inline constexpr std::uint8_t kLooseSourceRoute = 131;
+inline constexpr std::uint8_t kStrictSourceRoute = 137;
+
 /// kNone if the option list is one we accept (and then ignore): well-formed, no source route.
 /// [RFC7126 4.3, 4.4] source-routed packets are dropped.
-Drop check_ipv4_options(std::span<const std::byte> options);
+/// `offset`: of the option that was refused.
+Drop check_ipv4_options(std::span<const std::byte> options, std::size_t* offset = nullptr);
+/// [RFC2113] True if the options ask routers to look at the packet.
+bool has_router_alert(std::span<const std::byte> options);
 
 class Ipv4View {
 public:
@@ -67,6 +73,8 @@ public:
     /// The payload as far as it lies in `head`, without padding.
     std::span<const std::byte> payload_in_head() const { return head_.subspan(header_length()); }
 
+    std::span<const std::byte> options() const { return head_.subspan(kIpv4HeaderLength, header_length() - kIpv4HeaderLength); }
+    bool router_alert() const { return has_router_alert(options()); }
     std::uint8_t traffic_class() const { return load_8(at(1)); }
     Ecn ecn() const { return static_cast<Ecn>(traffic_class() & 3); }
     std::uint16_t identification() const { return load_be16(at(4)); }

@@ -26,12 +26,35 @@ namespace culvert::wire {
 
 inline constexpr std::size_t kIpv6HeaderLength = 40;
 inline constexpr std::size_t kIpv6FragmentHeaderLength = 8;
+inline constexpr int kMaxExtensionHeaders = 8;  // more than any honest sender uses
+
+/// What to tell the sender of a packet whose extension headers were refused (ICMPv6 parameter problem).
+struct Ipv6Problem {
+    bool tell = false;
+    bool even_group = false;    // also if the packet was sent to a group
+    std::uint8_t code = 0;
+    std::uint32_t pointer = 0;  // bytes from the IPv6 header to what was wrong
+};
+/// Looks again at the extension headers of a packet that Ipv6View has refused. Cold. `head` as for Ipv6View::parse.
+Ipv6Problem find_ipv6_problem(std::span<const std::byte> head, std::size_t available);
 
 class Ipv6View {
 public:
     /// `head` starts at the IP header; `available` counts the bytes from there to the end of the packet.
     /// Accepts iff all headers before the upper layer lie in `head` and all of the packet is there.
     static std::expected<Ipv6View, Drop> parse(std::span<const std::byte> head, std::size_t available) {
+        auto view = parse_fixed(head, available);
+        if (view && is_extension(view->protocol_)) [[unlikely]] {
+            const Drop drop = view->walk_extensions(nullptr);
+            if (drop != Drop::kNone) return std::unexpected(drop);
+        }
+        return view;
+    }
+    static std::expected<Ipv6View, Drop> parse(std::span<const std::byte> packet) {
+        return parse(packet, packet.size());
+    }
+    /// The fixed header alone, as a router reads it: protocol() is its next header field, whatever that is.
+    static std::expected<Ipv6View, Drop> parse_fixed(std::span<const std::byte> head, std::size_t available) {
         if (head.size() < kIpv6HeaderLength) return std::unexpected(Drop::kIpv6Truncated);
         if ((load_8(head.data()) >> 4) != 6) return std::unexpected(Drop::kIpv6Version);
         const std::size_t total_length = kIpv6HeaderLength + load_be16(head.data() + 4);
@@ -40,14 +63,7 @@ public:
         // address.h: the mapped form means IPv4 inside the stack, so it must not come in by this door
         if (view.source().is_v4() || view.destination().is_v4()) return std::unexpected(Drop::kIpv6MappedAddress);
         view.protocol_ = static_cast<IpProtocol>(load_8(head.data() + 6));
-        if (is_extension(view.protocol_)) [[unlikely]] {
-            const Drop drop = view.walk_extensions();
-            if (drop != Drop::kNone) return std::unexpected(drop);
-        }
         return view;
-    }
-    static std::expected<Ipv6View, Drop> parse(std::span<const std::byte> packet) {
-        return parse(packet, packet.size());
     }
 
     /// The fixed header and the extension headers: where the upper layer starts.
@@ -72,6 +88,13 @@ public:
     std::size_t fragment_offset() const { return fragment_ & 0xfff8; }
     bool more_fragments() const { return (fragment_ & 1) != 0; }
     std::uint32_t identification() const { return identification_; }
+    /// Of a packet with a fragment header: where that stands, and what it says comes next.
+    std::size_t fragment_header() const { return fragment_at_; }
+    IpProtocol fragment_protocol() const { return static_cast<IpProtocol>(load_8(at(fragment_at_))); }
+    /// Where the number stands that protocol() is.
+    std::uint32_t protocol_field() const { return protocol_field_; }
+    /// [RFC2711] the hop-by-hop option that makes routers look.
+    bool router_alert() const { return router_alert_; }
 
 private:
     explicit Ipv6View(std::span<const std::byte> head) : head_(head) {}
@@ -79,13 +102,18 @@ private:
         return protocol == IpProtocol::kHopByHop || protocol == IpProtocol::kRouting ||
                protocol == IpProtocol::kFragment || protocol == IpProtocol::kDestinationOptions;
     }
-    Drop walk_extensions();
+    friend Ipv6Problem find_ipv6_problem(std::span<const std::byte> head, std::size_t available);
+    Drop walk_extensions(Ipv6Problem* problem);
+    Drop walk_options(std::size_t begin, std::size_t end, Ipv6Problem* problem);
     const std::byte* at(std::size_t offset) const { return head_.data() + offset; }
 
     std::span<const std::byte> head_;
     std::uint32_t identification_ = 0;  // of the fragment header
     std::uint16_t header_length_ = kIpv6HeaderLength;
-    std::uint16_t fragment_ = 0;  // offset and M flag as on the wire
+    std::uint16_t fragment_ = 0;     // offset and M flag as on the wire
+    std::uint16_t fragment_at_ = 0;  // of the fragment header; 0: there is none
+    std::uint16_t protocol_field_ = 6;
+    bool router_alert_ = false;
     IpProtocol protocol_ = IpProtocol::kNoNextHeader;
 };
 

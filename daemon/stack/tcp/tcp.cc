@@ -17,7 +17,7 @@ public:
     ~TcpImpl();
 
     void input(const IpPacket& packet, Instant now);
-    void icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
+    bool icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
                     std::uint32_t next_hop_mtu, Instant now, const IpPacket* message);
     void advance(Instant now);
     void flush(Instant now);
@@ -145,20 +145,22 @@ void TcpImpl::input_unmatched(const Segment& segment, std::uint32_t hash, std::o
     shared_.output.send_reset(segment, now);
 }
 
-void TcpImpl::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
+bool TcpImpl::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
                          std::uint32_t next_hop_mtu, Instant now, const IpPacket* message) {
     shared_.now = now;
     const std::uint32_t hash = flow_hash(local, remote);
     const FlowRef flow = find(hash, local, remote);
     if (!flow && shared_.peers != nullptr && message != nullptr &&
         shared_.peers->pass_to_owner(*message, hash, false))
-        return;
+        return false;
     if (flow.kind != FlowRef::Kind::kConnection) {
         // A half-open connection's SYN-ACK is repeated, TIME-WAIT has nothing in flight.
         shared_.counters.drop(Drop::kIcmpUnmatched);
-        return;
+        return false;
     }
+    const std::uint64_t believed = shared_.counters.icmp_in;
     connection(flow.index).on_icmp_error(sequence, error, next_hop_mtu, now);
+    return shared_.counters.icmp_in != believed;
 }
 
 void TcpImpl::advance(Instant now) {
@@ -243,9 +245,9 @@ Tcp::Tcp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters
     : impl_(std::make_unique<TcpImpl>(config, output, ports, counters, rng, peers)) {}
 Tcp::~Tcp() = default;
 void Tcp::input(const IpPacket& packet, Instant now) { impl_->input(packet, now); }
-void Tcp::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
+bool Tcp::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
                      std::uint32_t next_hop_mtu, Instant now, const IpPacket* message) {
-    impl_->icmp_error(local, remote, sequence, error, next_hop_mtu, now, message);
+    return impl_->icmp_error(local, remote, sequence, error, next_hop_mtu, now, message);
 }
 void Tcp::advance(Instant now) { impl_->advance(now); }
 void Tcp::flush(Instant now) { impl_->flush(now); }
