@@ -11,7 +11,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
+#include <iterator>
 
 #include "preload/fail.h"
 #include "preload/libc.h"
@@ -96,12 +98,55 @@ timeval to_timeval(std::int64_t ns) noexcept {
     return {static_cast<time_t>(ns / 1'000'000'000), static_cast<suseconds_t>(ns % 1'000'000'000 / 1000)};
 }
 
+/// As SocketOptions::congestion numbers them.
+constexpr const char* kCongestionNames[] = {"", "reno", "cubic", "bbr", "dctcp"};
+constexpr socklen_t kCongestionNameMax = 16;  // TCP_CA_NAME_MAX (linux/tcp.h)
+
+/// 0: not a controller of Culvert's.
 std::uint8_t congestion_number(const char* name, socklen_t length) noexcept {
-    const std::size_t size = ::strnlen(name, length);
+    const std::size_t size = ::strnlen(name, std::min<socklen_t>(length, kCongestionNameMax - 1));
     const auto is = [&](const char* text) { return std::strlen(text) == size && std::memcmp(text, name, size) == 0; };
-    if (is("reno") || is("newreno")) return 1;
-    return is("cubic") ? 2 : 0;
+    if (is("newreno")) return 1;
+    for (std::uint8_t number = 1; number < std::size(kCongestionNames); ++number)
+        if (is(kCongestionNames[number])) return number;
+    return 0;
 }
+
+int give_congestion(std::uint8_t number, void* value, socklen_t* length) noexcept {
+    char text[kCongestionNameMax] = {};
+    std::strncpy(text, kCongestionNames[number < std::size(kCongestionNames) ? number : 0], sizeof text - 1);
+    return give(text, sizeof text, value, length);
+}
+
+/// SO_MAX_PACING_RATE comes as a long or, from older programs, as an int of which ~0 is "none". False: too short.
+bool read_pacing_rate(const void* value, socklen_t length, std::uint64_t& rate) noexcept {
+    if (value == nullptr || length < sizeof(std::uint32_t)) return false;
+    if (length >= sizeof(std::uint64_t)) {
+        std::memcpy(&rate, value, sizeof rate);
+        if (rate == UINT64_MAX) rate = 0;
+        return true;
+    }
+    std::uint32_t narrow = 0;
+    std::memcpy(&narrow, value, sizeof narrow);
+    rate = narrow == UINT32_MAX ? 0 : narrow;
+    return true;
+}
+
+/// What getsockopt says: "none" is ~0, and what does not fit into an int is ~0, too, as in the kernel.
+int give_pacing_rate(std::uint64_t rate, void* value, socklen_t* length) noexcept {
+    const std::uint64_t wide = rate == 0 ? UINT64_MAX : rate;
+    if (length != nullptr && *length >= sizeof wide) return give(&wide, sizeof wide, value, length);
+    const auto narrow = static_cast<std::uint32_t>(std::min<std::uint64_t>(wide, UINT32_MAX));
+    return give(&narrow, sizeof narrow, value, length);
+}
+
+/// What linux/tcp.h appends to the tcp_info of <netinet/tcp.h>; the two headers cannot be included together.
+struct LongTcpInfo {
+    tcp_info base;
+    std::uint64_t pacing_rate, max_pacing_rate, bytes_acked, bytes_received;
+    std::uint32_t segs_out, segs_in, notsent_bytes, min_rtt;
+};
+static_assert(offsetof(LongTcpInfo, pacing_rate) == 104 && offsetof(LongTcpInfo, min_rtt) == 148);
 
 }  // namespace
 
@@ -127,6 +172,11 @@ void Socket::keep_option(int level, int name, const void* value, socklen_t lengt
     if (level == IPPROTO_TCP && name == TCP_CONGESTION) {
         const std::uint8_t chosen = congestion_number(static_cast<const char*>(value), length);
         return change_options([&](shm::SocketOptions& options) { options.congestion = chosen; });
+    }
+    if (level == SOL_SOCKET && name == SO_MAX_PACING_RATE) {
+        std::uint64_t rate = 0;
+        if (!read_pacing_rate(value, length, rate)) return;
+        return change_options([&](shm::SocketOptions& options) { options.max_pacing_rate = rate; });
     }
     // IP options take a single byte, too.
     if ((level == IPPROTO_IP || level == IPPROTO_IPV6) && length == 1) {
@@ -168,6 +218,9 @@ int Socket::set_shared_option(int level, int name, const void* value, socklen_t 
     } else if (level == IPPROTO_TCP && name == TCP_CONGESTION) {
         if (length < 1) return fail(EINVAL);
         if (congestion_number(static_cast<const char*>(value), length) == 0) return fail(ENOENT);
+    } else if (level == SOL_SOCKET && name == SO_MAX_PACING_RATE) {
+        std::uint64_t rate = 0;
+        if (!read_pacing_rate(value, length, rate)) return fail(EINVAL);
     } else if (const IntOption* option = find_option(level, name)) {
         if (!read_int(value, length, number)) return fail(EINVAL);
         if (name == IPV6_V6ONLY && level == IPPROTO_IPV6) return fail(EINVAL);  // only before bind
@@ -193,9 +246,14 @@ int Socket::set_option(int fd, int level, int name, const void* value, socklen_t
         return keep.pass(set_shared_option(level, name, value, length));
     }
     const int result = libc::setsockopt(fd, level, name, value, length);
-    if (result == 0 && value != nullptr) {
+    // A controller that only we have (its module is not loaded, or is kept from unprivileged programs) is no error: should
+    // the connection turn out to be the kernel's, it runs with the kernel's default.
+    const bool only_ours = result != 0 && level == IPPROTO_TCP && name == TCP_CONGESTION && value != nullptr &&
+                           (errno == ENOENT || errno == EPERM) &&
+                           congestion_number(static_cast<const char*>(value), length) != 0;
+    if ((result == 0 || only_ours) && value != nullptr) {
         keep_option(level, name, value, length);
-        return 0;
+        return keep.pass(0);
     }
     return keep.pass(result);
 }
@@ -203,8 +261,10 @@ int Socket::set_option(int fd, int level, int name, const void* value, socklen_t
 int Socket::copy_info(void* value, socklen_t* length) noexcept {
     if (operate(*client_, record(), shm::Operation::kRefreshInfo, 0, {}, {}) != 0) return fail(ENETDOWN);
     const shm::SocketInfo info = shared().info;
-    tcp_info out{};
+    LongTcpInfo all{};
+    tcp_info& out = all.base;
     out.tcpi_state = static_cast<std::uint8_t>(info.tcp_state);
+    out.tcpi_ca_state = info.ca_state;
     out.tcpi_options = static_cast<std::uint8_t>(info.options);
     out.tcpi_snd_wscale = info.send_scale & 0xf;
     out.tcpi_rcv_wscale = info.receive_scale & 0xf;
@@ -220,7 +280,10 @@ int Socket::copy_info(void* value, socklen_t* length) noexcept {
     out.tcpi_advmss = info.mss;
     out.tcpi_rcv_space = info.receive_space;
     out.tcpi_total_retrans = info.total_retransmits;
-    return give(&out, sizeof out, value, length);
+    all.pacing_rate = info.pacing_rate != 0 ? info.pacing_rate : UINT64_MAX;  // as the kernel says "not paced"
+    all.max_pacing_rate = shared().options.max_pacing_rate != 0 ? shared().options.max_pacing_rate : UINT64_MAX;
+    all.min_rtt = info.min_rtt_us;
+    return give(&all, sizeof all, value, length);
 }
 
 /// An accepted connection.
@@ -251,13 +314,9 @@ int Socket::get_shared_option(int level, int name, void* value, socklen_t* lengt
             case SO_RCVBUF:
                 return give_int(options.receive_buffer != 0 ? static_cast<int>(options.receive_buffer * 2) : 131072,
                                 value, length);
+            case SO_MAX_PACING_RATE: return give_pacing_rate(options.max_pacing_rate, value, length);
             default: return -2;
         }
-    }
-    if (level == IPPROTO_TCP && name == TCP_CONGESTION) {
-        char text[16] = {};
-        std::strncpy(text, options.congestion == 1 ? "reno" : "cubic", sizeof text - 1);
-        return give(text, sizeof text, value, length);
     }
     if ((level == IPPROTO_IP && name == IP_TOS) || (level == IPPROTO_IPV6 && name == IPV6_TCLASS))
         return give_int(options.tos, value, length);
@@ -277,6 +336,10 @@ int Socket::get_option(int fd, int level, int name, void* value, socklen_t* leng
         }
         if (path == Path::kConnection && level == IPPROTO_TCP && name == TCP_INFO)
             return keep.pass(copy_info(value, length));
+        // The controller that the daemon really runs: with no choice made it is the daemon's default, not the kernel's.
+        if (path == Path::kConnection && level == IPPROTO_TCP && name == TCP_CONGESTION && !record_lost() &&
+            operate(*client_, record(), shm::Operation::kRefreshInfo, 0, {}, {}) == 0 && shared().info.congestion != 0)
+            return keep.pass(give_congestion(shared().info.congestion, value, length));
         // The segment size in use; the kernel's socket, which was never connected, would say its default.
         if (path == Path::kConnection && level == IPPROTO_TCP && name == TCP_MAXSEG && !record_lost() &&
             operate(*client_, record(), shm::Operation::kRefreshInfo, 0, {}, {}) == 0 && shared().info.mss != 0)

@@ -116,12 +116,13 @@ struct SocketOptions {
     std::uint32_t user_timeout_ms;
     std::uint32_t defer_accept_s;
     std::uint32_t max_segment;       // TCP_MAXSEG, 0 = from the MTU
-    std::uint8_t congestion;         // 0 = default, 1 = newreno, 2 = cubic
+    std::uint8_t congestion;         // 0 = default, 1 = newreno, 2 = cubic, 3 = bbr, 4 = dctcp
     std::uint8_t tos;
     std::uint8_t ttl;                // 0 = default
-    std::uint8_t reserved;
+    std::uint8_t reserved[5];
+    std::uint64_t max_pacing_rate;   // SO_MAX_PACING_RATE, bytes a second, 0 = none
 };
-static_assert(sizeof(SocketOptions) == 44);
+static_assert(sizeof(SocketOptions) == 56);
 
 /// What TCP_INFO needs; filled by kRefreshInfo.
 struct SocketInfo {
@@ -131,7 +132,10 @@ struct SocketInfo {
     std::uint32_t unacked_segments, retransmits, total_retransmits;
     std::uint32_t receive_space;
     std::uint32_t options;  // TCPI_OPT_* bits
-    std::uint8_t send_scale, receive_scale, reserved[2];
+    std::uint8_t send_scale, receive_scale;
+    std::uint8_t congestion;  // in use, numbered as in SocketOptions; 0: no connection
+    std::uint8_t ca_state;    // TCP_CA_Open = 0, Disorder, CWR, Recovery, Loss
+    std::uint64_t pacing_rate;  // bytes a second, 0: not paced
 };
 
 struct alignas(kCacheLine) SocketRecord {

@@ -37,6 +37,7 @@ namespace culvert {
     X(tcp_syn_cookies_failed, "TCP ACKs whose SYN cookie was forged or too old") \
     X(tcp_ecn_connections, "TCP connections that negotiated ECN")       \
     X(tcp_ecn_fallbacks, "TCP SYNs repeated without asking for ECN")    \
+    X(tcp_bbr_refused, "TCP connections that got CUBIC because no memory was left for BBR") \
     X(tcp_ce_in, "TCP data segments received with a congestion mark")   \
     X(tcp_ecn_reductions, "TCP windows reduced for echoed congestion marks") \
     X(tcp_time_wait, "TCP connections in TIME-WAIT now")                \

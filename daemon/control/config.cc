@@ -223,7 +223,7 @@ void read_interfaces(TableReader& top, std::vector<InterfaceConfig>& interfaces)
 void read_tcp(TableReader& reader, const toml::table& table, TcpConfig& tcp) {
     constexpr std::int64_t kLowest = 4096;
     constexpr std::int64_t kHighest = 64 << 20;
-    reader.read("congestion", tcp.congestion, {"cubic", "newreno"});
+    reader.read("congestion", tcp.congestion, {"cubic", "newreno", "reno", "bbr", "dctcp"});
     reader.read("ecn", tcp.ecn, {"off", "passive", "on"});
     reader.read("receive_buffer", tcp.receive_buffer_bytes, kLowest, kHighest);
     reader.read("receive_buffer_max", tcp.receive_buffer_max_bytes, kLowest, kHighest);

@@ -50,7 +50,7 @@ struct LimitsConfig {
 };
 
 struct TcpConfig {
-    std::string congestion = "cubic";
+    std::string congestion = "cubic";  // a name that tcp::parse_algorithm knows
     std::string ecn = "passive";  // stack::tcp::EcnMode
     std::uint32_t receive_buffer_bytes = 256 * 1024;
     std::uint32_t receive_buffer_max_bytes = 6 * 1024 * 1024;

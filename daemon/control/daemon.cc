@@ -46,6 +46,13 @@ stack::tcp::SynCookiePolicy syn_cookie_policy(const std::string& name) {
     return name == "off" ? Policy::kOff : name == "always" ? Policy::kAlways : Policy::kAuto;
 }
 
+/// The name has been checked by config.cc.
+stack::tcp::Congestion congestion_of(std::string_view name) {
+    if (name == "bbr") return stack::tcp::Congestion::kBbr;
+    if (name == "dctcp") return stack::tcp::Congestion::kDctcp;
+    return name == "cubic" ? stack::tcp::Congestion::kCubic : stack::tcp::Congestion::kNewReno;
+}
+
 engine::EngineConfig engine_config(const Config& config) {
     engine::EngineConfig engine;
     engine.spin = config.engine.spin;
@@ -56,7 +63,7 @@ engine::EngineConfig engine_config(const Config& config) {
     stack.max_receive_buffer = config.tcp.receive_buffer_max_bytes;
     stack.min_rto = config.tcp.min_rto;
     stack.time_wait = config.tcp.time_wait;
-    stack.congestion = config.tcp.congestion == "newreno" ? stack::tcp::Congestion::kNewReno : stack::tcp::Congestion::kCubic;
+    stack.congestion = congestion_of(config.tcp.congestion);
     stack.syn_cookies = syn_cookie_policy(config.tcp.syn_cookies);
     stack.ecn = config.tcp.ecn == "on"    ? stack::tcp::EcnMode::kOn
                 : config.tcp.ecn == "off" ? stack::tcp::EcnMode::kOff

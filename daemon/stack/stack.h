@@ -74,6 +74,9 @@ enum class State : std::uint8_t {
     kClosing
 };
 
+/// What the sender is busy with: the values of enum tcp_ca_state (linux/tcp.h).
+enum class CaState : std::uint8_t { kOpen, kDisorder, kReduced, kRecovery, kLoss };
+
 /// What TCP_INFO and `culvert ss` show.
 struct Info {
     State state = State::kClosed;
@@ -82,6 +85,9 @@ struct Info {
     std::uint32_t total_retransmits = 0, backoffs = 0, receive_window = 0, send_window = 0;
     std::uint8_t send_scale = 0, receive_scale = 0;
     bool timestamps = false, sack = false, window_scaling = false;
+    Congestion congestion = Congestion::kDefault;  // in use; kDefault: no connection
+    CaState ca_state = CaState::kOpen;
+    std::uint64_t pacing_rate = 0;  // bytes a second, 0: not paced
     bool ecn = false, ecn_seen = false;  // negotiated; the peer's data was ECN-capable
 };
 }  // namespace tcp
@@ -96,6 +102,7 @@ struct StackConfig {
     std::uint32_t max_time_wait = 65536;
     std::uint32_t max_listeners = 1024;
     std::uint32_t max_udp_sockets = 4096;
+    std::uint32_t max_bbr = 65536;                    // connections with BBR; further ones get CUBIC
     std::uint32_t reassembly_chunks = 4096;           // 2 KiB each, for out-of-order data of all connections
     std::uint32_t max_ip_reassemblies = 512;          // packets of which some fragments have come
     std::uint32_t ip_reassembly_chunks = 1024;        // 4 KiB each, for fragments of all of them

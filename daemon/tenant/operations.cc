@@ -149,7 +149,8 @@ stack::tcp::Options Tenant::read_options(std::uint32_t index) {
     options.receive_buffer = raw.receive_buffer;
     options.send_buffer = raw.send_buffer;
     options.max_segment = static_cast<std::uint16_t>(std::min(raw.max_segment, 65535u));
-    if (raw.congestion <= 2) options.congestion = static_cast<stack::tcp::Congestion>(raw.congestion);
+    if (raw.congestion < stack::tcp::kCongestionCount) options.congestion = static_cast<stack::tcp::Congestion>(raw.congestion);
+    options.max_pacing_rate = raw.max_pacing_rate;
     options.tos = raw.tos;
     options.ttl = raw.ttl;
     slots_[index].linger_zero = (raw.flags & shm::kOptionLinger) != 0 && raw.linger_s == 0;
@@ -179,8 +180,12 @@ void Tenant::refresh_info(std::uint32_t index) {
         info.retransmits = from.backoffs;
         info.total_retransmits = from.total_retransmits;
         info.receive_space = from.receive_window;
-        // TCPI_OPT_TIMESTAMPS 1, TCPI_OPT_SACK 2, TCPI_OPT_WSCALE 4 (linux/tcp.h)
-        info.options = (from.timestamps ? 1u : 0u) | (from.sack ? 2u : 0u) | (from.window_scaling ? 4u : 0u);
+        // TCPI_OPT_TIMESTAMPS 1, TCPI_OPT_SACK 2, TCPI_OPT_WSCALE 4, TCPI_OPT_ECN 8, TCPI_OPT_ECN_SEEN 16 (linux/tcp.h)
+        info.options = (from.timestamps ? 1u : 0u) | (from.sack ? 2u : 0u) | (from.window_scaling ? 4u : 0u) |
+                       (from.ecn ? 8u : 0u) | (from.ecn_seen ? 16u : 0u);
+        info.congestion = static_cast<std::uint8_t>(from.congestion);
+        info.ca_state = static_cast<std::uint8_t>(from.ca_state);
+        info.pacing_rate = from.pacing_rate;
         info.send_scale = from.send_scale;
         info.receive_scale = from.receive_scale;
     }

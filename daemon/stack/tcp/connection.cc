@@ -10,8 +10,20 @@ namespace {
 Algorithm algorithm_of(Congestion wanted, Congestion fallback) {
     switch (chosen_congestion(wanted, fallback)) {
         case Congestion::kNewReno: return Algorithm::kNewReno;
+        case Congestion::kBbr: return Algorithm::kBbr;
+        case Congestion::kDctcp: return Algorithm::kDctcp;
         default: return Algorithm::kCubic;
     }
+}
+
+Congestion congestion_of(Algorithm algorithm) {
+    switch (algorithm) {
+        case Algorithm::kNewReno: return Congestion::kNewReno;
+        case Algorithm::kCubic: return Congestion::kCubic;
+        case Algorithm::kBbr: return Congestion::kBbr;
+        case Algorithm::kDctcp: return Congestion::kDctcp;
+    }
+    return Congestion::kDefault;
 }
 
 /// The drawing in connection.h.
@@ -41,7 +53,7 @@ Connection::Connection(Shared& shared, const Endpoint& local, const Endpoint& re
     : TimerNode(kConnectionTimer),
       shared_(shared),
       rtt_(shared.config.min_rto),
-      congestion_(algorithm_of(options.congestion, shared.config.congestion), kDefaultMss),
+      congestion_(algorithm_of(options.congestion, shared.config.congestion), kDefaultMss, &shared.bbr_models),
       local_(local),
       remote_(remote),
       hash_(flow_hash),
@@ -52,6 +64,8 @@ Connection::Connection(Shared& shared, const Endpoint& local, const Endpoint& re
     receive_buffer_ = std::max(receive_buffer_, 2048u);
     ts_offset_ = shared.timestamp_offset(local, remote);
     last_received_ = shared.now;
+    if (congestion_->algorithm() != algorithm_of(options.congestion, shared.config.congestion))
+        ++shared.counters.tcp_bbr_refused;
 }
 
 void Connection::set_state(State state) {
@@ -130,8 +144,9 @@ void Connection::set_options(const Options& options) {
         return;
     }
     const Options before = std::exchange(options_, options);
-    if (options.congestion != before.congestion)
-        congestion_.change(algorithm_of(options.congestion, shared_.config.congestion));
+    if (options.congestion != before.congestion &&
+        !congestion_.change(algorithm_of(options.congestion, shared_.config.congestion), &shared_.bbr_models))
+        ++shared_.counters.tcp_bbr_refused;
     if (options.receive_buffer != before.receive_buffer && options.receive_buffer != 0) {
         fixed_buffer_ = true;
         receive_buffer_ = std::clamp(options.receive_buffer, 2048u, shared_.config.max_receive_buffer);
@@ -168,6 +183,19 @@ Info Connection::info() const {
     info.timestamps = timestamps_;
     info.sack = sack_;
     info.window_scaling = scaling_;
+    info.congestion = congestion_of(congestion_->algorithm());
+    info.pacing_rate = congestion_->pacing_rate();
+    if (options_.max_pacing_rate != 0 && (info.pacing_rate == 0 || info.pacing_rate > options_.max_pacing_rate))
+        info.pacing_rate = options_.max_pacing_rate;
+    switch (recovery_.state()) {
+        case LossRecovery::State::kOpen:
+            info.ca_state = ecn_reduced_                      ? CaState::kReduced
+                            : recovery_.duplicate_acks() > 0 ? CaState::kDisorder
+                                                             : CaState::kOpen;
+            break;
+        case LossRecovery::State::kRecovery: info.ca_state = CaState::kRecovery; break;
+        case LossRecovery::State::kLoss: info.ca_state = CaState::kLoss; break;
+    }
     info.ecn = ecn_ && established_once_;
     info.ecn_seen = ect_seen_;
     return info;
@@ -196,6 +224,7 @@ void Connection::discard() {
     retransmit_at_ = idle_at_ = kNever;
     reassembler_.clear(shared_.reassembly);
     recovery_.release(shared_.sacks);
+    congestion_.release(shared_.bbr_models);
     mark();
 }
 

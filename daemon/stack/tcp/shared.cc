@@ -18,6 +18,7 @@ Shared::Shared(const StackConfig& stack_config, IpOutput& ip_output, PortOwner& 
       // One connection may hold a quarter of the memory for out-of-order data.
       reassembly(config.reassembly_chunks, std::max(config.reassembly_chunks / 4, 8u)),
       sacks(std::max(config.max_connections / 8, 64u)),
+      bbr_models(config.max_bbr, engine_rng),
       isn(sip_key(config.secret)),
       syn_cookies(sip_key(config.secret)),
       time_wait(config.max_time_wait, config.time_wait, flows, wheel, output, engine_counters, kTimeWaitTimer) {

@@ -10,6 +10,7 @@
 #include "daemon/base/timer_wheel.h"
 #include "daemon/stack/ip_output.h"
 #include "daemon/stack/stack.h"
+#include "daemon/stack/tcp/congestion/bbr.h"
 #include "daemon/stack/tcp/flow_table.h"
 #include "daemon/stack/tcp/isn.h"
 #include "daemon/stack/tcp/port_table.h"
@@ -41,6 +42,7 @@ struct Shared {
     LazyPool connections;
     ReassemblyPool reassembly;
     SackPool sacks;
+    BbrPool bbr_models;
     IsnGenerator isn;
     SynCookies syn_cookies;
     TimeWaitTable time_wait;

@@ -34,6 +34,7 @@ public:
                 .flows = shared_.flows.size(),
                 .reassembly_pieces = shared_.reassembly.used(),
                 .sack_boards = shared_.sacks.used(),
+                .bbr_models = shared_.bbr_models.used(),
                 .ports = static_cast<std::uint32_t>(shared_.ports.size())};
     }
 

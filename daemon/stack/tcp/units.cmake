@@ -10,4 +10,7 @@ set(CULVERT_TCP_UNITS
   tcp/congestion/controller.cc
   tcp/congestion/new_reno.cc
   tcp/congestion/hystart.cc
-  tcp/congestion/cubic.cc)
+  tcp/congestion/cubic.cc
+  tcp/congestion/dctcp.cc
+  tcp/congestion/bbr.cc
+  tcp/congestion/bbr_states.cc)

@@ -234,7 +234,10 @@ TEST(CongestionState, ChangesAlgorithmWithTheSameWindow) {
     EXPECT_EQ(path.cc->ssthresh(), cwnd);
     EXPECT_EQ(parse_algorithm("cubic"), Algorithm::kCubic);
     EXPECT_EQ(parse_algorithm("reno"), Algorithm::kNewReno);
-    EXPECT_EQ(parse_algorithm("bbr"), std::nullopt);
+    EXPECT_EQ(parse_algorithm("newreno"), Algorithm::kNewReno);
+    EXPECT_EQ(parse_algorithm("bbr"), Algorithm::kBbr);
+    EXPECT_EQ(parse_algorithm("dctcp"), Algorithm::kDctcp);
+    EXPECT_EQ(parse_algorithm("vegas"), std::nullopt);
 }
 
 }  // namespace

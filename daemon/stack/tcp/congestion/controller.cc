@@ -3,17 +3,29 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "daemon/stack/tcp/congestion/bbr.h"
 #include "daemon/stack/tcp/congestion/cubic.h"
+#include "daemon/stack/tcp/congestion/dctcp.h"
 #include "daemon/stack/tcp/congestion/new_reno.h"
 #include "shm/base/check.h"
 
 namespace culvert::stack::tcp {
 
-std::string_view algorithm_name(Algorithm algorithm) { return algorithm == Algorithm::kCubic ? "cubic" : "reno"; }
+std::string_view algorithm_name(Algorithm algorithm) {
+    switch (algorithm) {
+        case Algorithm::kNewReno: return "reno";
+        case Algorithm::kCubic: return "cubic";
+        case Algorithm::kBbr: return "bbr";
+        case Algorithm::kDctcp: return "dctcp";
+    }
+    return "?";
+}
 
 std::optional<Algorithm> parse_algorithm(std::string_view name) {
     if (name == "cubic") return Algorithm::kCubic;
-    if (name == "reno") return Algorithm::kNewReno;
+    if (name == "reno" || name == "newreno") return Algorithm::kNewReno;
+    if (name == "bbr") return Algorithm::kBbr;
+    if (name == "dctcp") return Algorithm::kDctcp;
     return std::nullopt;
 }
 
@@ -56,27 +68,43 @@ void CongestionController::grow(std::uint64_t bytes) {
     cwnd_ = static_cast<std::uint32_t>(std::max<std::uint64_t>(cwnd_, std::min(cwnd_ + bytes, kMaxWindow)));
 }
 
-template <typename Controller>
-void CongestionState::emplace(std::uint32_t mss) {
+template <typename Controller, typename... More>
+void CongestionState::emplace(std::uint32_t mss, More&... more) {
     static_assert(sizeof(Controller) <= kBytes && alignof(Controller) <= 8);
     static_assert(std::is_trivially_destructible_v<Controller>);
-    auto* const controller = new (storage_) Controller(mss);
+    auto* const controller = new (storage_) Controller(mss, more...);
     DCHECK(static_cast<void*>(static_cast<CongestionController*>(controller)) == static_cast<void*>(storage_));
 }
 
-void CongestionState::create(Algorithm algorithm, std::uint32_t mss) {
+void CongestionState::create(Algorithm algorithm, std::uint32_t mss, BbrPool* models) {
     switch (algorithm) {
         case Algorithm::kNewReno: return emplace<NewReno>(mss);
         case Algorithm::kCubic: return emplace<Cubic>(mss);
+        case Algorithm::kDctcp: return emplace<Dctcp>(mss);
+        case Algorithm::kBbr:
+            if (BbrModel* const model = models != nullptr ? models->create() : nullptr) return emplace<Bbr>(mss, *model);
+            return emplace<Cubic>(mss);
     }
     CHECK(false);
 }
 
-void CongestionState::change(Algorithm algorithm) {
-    if (get()->algorithm() == algorithm) return;
+bool CongestionState::change(Algorithm algorithm, BbrPool* models) {
+    if (get()->algorithm() == algorithm) return true;
+    if (models != nullptr) release(*models);
     const std::uint32_t cwnd = get()->cwnd();
     const std::uint32_t ssthresh = get()->ssthresh();
-    create(algorithm, get()->mss());
+    create(algorithm, get()->mss(), models);
+    get()->adopt(cwnd, ssthresh);
+    return get()->algorithm() == algorithm;
+}
+
+void CongestionState::release(BbrPool& models) {
+    if (get()->algorithm() != Algorithm::kBbr) return;
+    const std::uint32_t cwnd = get()->cwnd();
+    const std::uint32_t ssthresh = get()->ssthresh();
+    const std::uint32_t mss = get()->mss();
+    models.destroy(&static_cast<Bbr*>(get())->model());
+    emplace<NewReno>(mss);
     get()->adopt(cwnd, ssthresh);
 }
 

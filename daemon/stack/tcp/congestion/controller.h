@@ -18,9 +18,9 @@
 
 namespace culvert::stack::tcp {
 
-enum class Algorithm : std::uint8_t { kNewReno, kCubic };
+enum class Algorithm : std::uint8_t { kNewReno, kCubic, kBbr, kDctcp };
 
-/// "reno", "cubic": the names of TCP_CONGESTION.
+/// "reno", "cubic", "bbr", "dctcp": the names of TCP_CONGESTION. "newreno" is parsed, too.
 std::string_view algorithm_name(Algorithm algorithm);
 std::optional<Algorithm> parse_algorithm(std::string_view name);
 
@@ -69,7 +69,7 @@ public:
     /// Every ACK that delivers something or echoes a mark, also in recovery; before on_ack and on_enter_recovery.
     virtual void on_delivery(const DeliveryEvent&) {}
     /// ECE of RFC 3168, at most once a window: a reduction as for a loss, with nothing to repair. [RFC3168 6.1.2]
-    /// DCTCP does nothing here: it counts marks in on_delivery.
+    /// DCTCP shrinks by the fraction of marks that it has counted in on_delivery.
     virtual void on_congestion_echo(Instant now, std::uint64_t in_flight) { on_enter_recovery(now, in_flight); }
     /// Loss detected by duplicate ACKs or SACK, or ECN echo. Sets ssthresh, and cwnd to it.
     /// `in_flight`: FlightSize, everything sent and not cumulatively acknowledged.
@@ -119,15 +119,20 @@ protected:
     std::uint64_t pacing_rate_ = 0;
 };
 
-/// The storage of a connection's controller.
+class BbrPool;
+
+/// The storage of a connection's controller. What does not fit comes from a pool: `models` is BBR's, and without one, or
+/// when it is spent, CUBIC takes its place (as algorithm() then says).
 class CongestionState {
 public:
-    CongestionState(Algorithm algorithm, std::uint32_t mss) { create(algorithm, mss); }
+    CongestionState(Algorithm algorithm, std::uint32_t mss, BbrPool* models = nullptr) { create(algorithm, mss, models); }
     CongestionState(const CongestionState&) = delete;
     CongestionState& operator=(const CongestionState&) = delete;
 
-    /// Another algorithm takes over with the same window.
-    void change(Algorithm algorithm);
+    /// Another algorithm takes over with the same window. False: CUBIC does, there was no memory for it.
+    bool change(Algorithm algorithm, BbrPool* models = nullptr);
+    /// Gives back what came from a pool; the window stays readable. Must be called before a connection with BBR dies.
+    void release(BbrPool& models);
 
     CongestionController* operator->() { return get(); }
     const CongestionController* operator->() const { return get(); }
@@ -137,9 +142,9 @@ public:
 private:
     static constexpr std::size_t kBytes = 112;
 
-    template <typename Controller>
-    void emplace(std::uint32_t mss);
-    void create(Algorithm algorithm, std::uint32_t mss);
+    template <typename Controller, typename... More>
+    void emplace(std::uint32_t mss, More&... more);
+    void create(Algorithm algorithm, std::uint32_t mss, BbrPool* models);
     // Every controller begins with its CongestionController (checked in emplace).
     CongestionController* get() { return std::launder(reinterpret_cast<CongestionController*>(storage_)); }
     const CongestionController* get() const {

@@ -4,7 +4,7 @@
 
 namespace culvert::stack::tcp {
 
-void NewReno::on_ack(const AckEvent& event) {
+void RenoBase::on_ack(const AckEvent& event) {
     if (!may_grow(event)) return;
     std::uint64_t acked = event.acked_bytes;
     if (in_slow_start()) {
@@ -24,7 +24,7 @@ void NewReno::on_ack(const AckEvent& event) {
     bytes_acked_ = static_cast<std::uint32_t>(credit);
 }
 
-void NewReno::on_enter_recovery(Instant, std::uint64_t in_flight) {
+void RenoBase::on_enter_recovery(Instant, std::uint64_t in_flight) {
     prior_cwnd_ = cwnd_;
     prior_ssthresh_ = ssthresh_;
     ssthresh_ = std::max(flight_size(in_flight) / 2, 2 * mss_);  // [RFC5681 3.1] equation (4)
@@ -32,20 +32,24 @@ void NewReno::on_enter_recovery(Instant, std::uint64_t in_flight) {
     bytes_acked_ = 0;
 }
 
-void NewReno::on_congestion_echo(Instant, std::uint64_t in_flight) {
-    // [RFC8511 3.1] beta_ecn = 0.8: a mark says that a queue began to grow, a loss that it was full.
-    ssthresh_ = std::max(static_cast<std::uint32_t>(std::uint64_t{flight_size(in_flight)} * 4 / 5), 2 * mss_);
+void RenoBase::shrink_for_mark(std::uint32_t bytes) {
+    ssthresh_ = std::max(bytes, 2 * mss_);
     cwnd_ = ssthresh_;
     bytes_acked_ = 0;
-    prior_cwnd_ = 0;  // a mark is never spurious: a later undo of a loss must not give this back
+    prior_cwnd_ = 0;
 }
 
-void NewReno::on_exit_recovery(Instant) {
+void RenoBase::on_congestion_echo(Instant, std::uint64_t in_flight) {
+    // [RFC8511 3.1] beta_ecn = 0.8: a mark says that a queue began to grow, a loss that it was full.
+    shrink_for_mark(static_cast<std::uint32_t>(std::uint64_t{flight_size(in_flight)} * 4 / 5));
+}
+
+void RenoBase::on_exit_recovery(Instant) {
     // [RFC6582 3.2 step 3 (2)]. What undo needs stays: a D-SACK often arrives just after the end of recovery.
     cwnd_ = std::max(ssthresh_, mss_);
 }
 
-void NewReno::on_rto(Instant, std::uint64_t in_flight, bool first) {
+void RenoBase::on_rto(Instant, std::uint64_t in_flight, bool first) {
     if (first) {
         prior_cwnd_ = cwnd_;
         prior_ssthresh_ = ssthresh_;
@@ -55,7 +59,7 @@ void NewReno::on_rto(Instant, std::uint64_t in_flight, bool first) {
     bytes_acked_ = 0;
 }
 
-void NewReno::undo() {
+void RenoBase::undo() {
     if (prior_cwnd_ == 0) return;
     cwnd_ = std::max(cwnd_, prior_cwnd_);
     ssthresh_ = std::max(ssthresh_, prior_ssthresh_);
