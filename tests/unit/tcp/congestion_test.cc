@@ -2,8 +2,10 @@
 
 #include <cmath>
 
+#include "daemon/stack/tcp/congestion/bbr.h"
 #include "daemon/stack/tcp/congestion/controller.h"
 #include "daemon/stack/tcp/congestion/cubic.h"
+#include "daemon/stack/tcp/congestion/dctcp.h"
 #include "daemon/stack/tcp/congestion/hystart.h"
 
 namespace culvert::stack::tcp {
@@ -238,6 +240,60 @@ TEST(CongestionState, ChangesAlgorithmWithTheSameWindow) {
     EXPECT_EQ(parse_algorithm("bbr"), Algorithm::kBbr);
     EXPECT_EQ(parse_algorithm("dctcp"), Algorithm::kDctcp);
     EXPECT_EQ(parse_algorithm("vegas"), std::nullopt);
+}
+
+TEST(CongestionState, BbrWithoutMemoryIsCubic) {
+    Rng rng(1);
+    BbrPool models(1, rng);
+    CongestionState first(Algorithm::kBbr, kMss, &models);
+    EXPECT_EQ(first->algorithm(), Algorithm::kBbr);
+    EXPECT_EQ(models.used(), 1u);
+    CongestionState second(Algorithm::kBbr, kMss, &models);
+    EXPECT_EQ(second->algorithm(), Algorithm::kCubic);
+    EXPECT_TRUE(first.change(Algorithm::kDctcp, &models));
+    EXPECT_EQ(models.used(), 0u);
+    EXPECT_TRUE(second.change(Algorithm::kBbr, &models));
+    EXPECT_FALSE(first.change(Algorithm::kBbr, &models));
+    second.release(models);
+    EXPECT_EQ(models.used(), 0u);
+}
+
+TEST(Dctcp, AlphaFollowsTheMarkedFraction) {  // [RFC8257 3.3]
+    Dctcp cc(kMss);
+    EXPECT_TRUE(cc.wants_exact_echo());
+    EXPECT_FLOAT_EQ(cc.alpha(), 1.0f);
+    Position una = initial_position(0);
+    const auto window = [&](unsigned marked) {  // of eight segments
+        const Position end = una + 8 * kMss;
+        for (unsigned i = 0; i < 8; ++i) {
+            una += kMss;
+            cc.on_delivery({.now = {}, .snd_una = una, .snd_nxt = std::max(end, una) + kMss, .newly_delivered = kMss,
+                            .echo = i < marked});
+        }
+    };
+    cc.on_delivery({.now = {}, .snd_una = una += kMss, .snd_nxt = una + 8 * kMss, .newly_delivered = kMss});
+    EXPECT_FLOAT_EQ(cc.alpha(), 15.0f / 16);  // nothing marked: 1 * (1 - 1/16)
+    for (int i = 0; i < 200; ++i) window(0);
+    EXPECT_LT(cc.alpha(), 0.001f);
+    for (int i = 0; i < 200; ++i) window(8);
+    EXPECT_NEAR(cc.alpha(), 1.0f, 0.001f);
+    cc.on_congestion_echo(Instant{} + 1s, 10'000);
+    EXPECT_NEAR(cc.cwnd(), 5'000u, 10);  // 10 segments * (1 - alpha / 2)
+    EXPECT_EQ(cc.cwnd(), cc.ssthresh());
+    cc.adopt(10'000, 10'000);
+    cc.on_enter_recovery(Instant{} + 1s, 10'000);
+    EXPECT_EQ(cc.cwnd(), 5'000u);  // [RFC8257 3.4] loss: as NewReno
+}
+
+TEST(Ecn, AMarkShrinksLessThanALoss) {  // [RFC8511 3.1]
+    for (const auto& [algorithm, kept] : {std::pair{Algorithm::kNewReno, 8'000u}, std::pair{Algorithm::kCubic, 8'500u}}) {
+        CongestionState cc(algorithm, kMss);
+        cc->on_congestion_echo(Instant{} + 1s, 10'000);
+        EXPECT_EQ(cc->cwnd(), kept);
+        EXPECT_EQ(cc->ssthresh(), kept);
+        cc->undo();  // a mark is never spurious
+        EXPECT_EQ(cc->cwnd(), kept);
+    }
 }
 
 }  // namespace
