@@ -42,6 +42,10 @@ namespace culvert {
     X(kIpGroupNotJoined, "multicast group that nobody has joined")                            \
     X(kIpSourceInvalid, "source address is multicast, broadcast or unspecified")              \
     X(kIpProtocolUnknown, "IP protocol we do not speak")                                      \
+    X(kForwardHopLimit, "packet to be forwarded had no hop left (time exceeded)")             \
+    X(kForwardNotServed, "route leads through an interface that Culvert does not serve")      \
+    X(kForwardReversePath, "source is not reached by the way its packet came")                \
+    X(kForwardMerged, "merged packet cannot be forwarded")                                    \
     X(kIpNoRoute, "no route to the destination")                                              \
     X(kNeighborUnresolved, "neighbour did not answer")                                        \
     X(kNeighborQueueFull, "too many packets wait for a neighbour")                            \

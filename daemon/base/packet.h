@@ -33,6 +33,11 @@ struct RxPacket {
     std::uint32_t length = 0;                                    // of all fragments together
     ChecksumState checksum = ChecksumState::kUnverified;
     std::uint16_t segment_size = 0;  // a merged packet: payload bytes of the segments it was made from; 0: it is one
+    /// Where the device keeps the number of the chunk of `pool` that `head` lies in, from the chunk's first byte on. Who
+    /// writes kNoChunk there before the device's next receive() owns the chunk: so a packet is passed on without a copy.
+    /// Null: the memory cannot be taken.
+    ChunkIndex* loan = nullptr;
+    FramePool* pool = nullptr;
 };
 
 /// An array whose items have no value until they are written: filling eighteen spans with zeros for a packet that uses one
@@ -85,6 +90,10 @@ public:
     bool reserve(std::uint32_t length, TxPacket& packet);
     /// Hands the packet over. `packet` is empty afterwards.
     void commit(TxPacket& packet);
+    /// A packet that lies whole in a chunk of this queue's pool, which is the queue's from now on.
+    void commit_chunk(ChunkIndex chunk, std::uint32_t length) {
+        pending_.push_back({.chunk = chunk, .length = length, .segment_size = 0, .transport_offset = 0, .more = false});
+    }
     /// Gives the room back unsent.
     void abandon(TxPacket& packet);
 

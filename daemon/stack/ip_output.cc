@@ -155,71 +155,63 @@ bool IpOutput::reserve(const Path& path, bool v4, std::uint32_t ip_header_length
     return true;
 }
 
-bool IpOutput::begin(const Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
-                     std::uint8_t tos, std::uint8_t ttl, std::uint32_t transport_length, TxPacket& packet,
-                     std::uint32_t& transport_offset) {
+/// Both begin() and begin_fragment(): inlined into each, where `fragment` is known to be null or not.
+[[gnu::always_inline]] inline bool IpOutput::write_headers(const Path& path, const Address& source,
+                                                           const Address& destination, std::uint8_t protocol,
+                                                           std::uint8_t tos, std::uint8_t ttl, const Fragment* fragment,
+                                                           std::uint32_t length, TxPacket& packet,
+                                                           std::uint32_t& transport_offset) {
     const bool v4 = destination.is_v4();
-    const std::size_t header_length = v4 ? wire::kIpv4HeaderLength : wire::kIpv6HeaderLength;
-    if (!reserve(path, v4, static_cast<std::uint32_t>(header_length), transport_length, packet)) return false;
+    const bool fragment_header = !v4 && fragment != nullptr && (fragment->offset != 0 || fragment->more);
+    std::uint32_t header_length = static_cast<std::uint32_t>(v4 ? wire::kIpv4HeaderLength : wire::kIpv6HeaderLength);
+    if (fragment_header) header_length += static_cast<std::uint32_t>(wire::kIpv6FragmentHeaderLength);
+    if (!reserve(path, v4, header_length, length, packet)) return false;
     const auto out = packet.fragments[0].subspan(link_header_length(path));
     if (v4) {
-        // [RFC6864 4.1] DF is set, so nobody will cut the packet and its identification means nothing
-        wire::emit(wire::Ipv4Header{.source = source,
-                                    .destination = destination,
-                                    .protocol = static_cast<wire::IpProtocol>(protocol),
-                                    .hop_limit = ttl_for(ttl, destination),
-                                    .traffic_class = tos},
-                   transport_length, out);
+        // [RFC6864 4.1] with DF set nobody will cut the packet, and its identification means nothing
+        wire::Ipv4Header header{.source = source,
+                                .destination = destination,
+                                .protocol = static_cast<wire::IpProtocol>(protocol),
+                                .hop_limit = ttl_for(ttl, destination),
+                                .traffic_class = tos};
+        if (fragment != nullptr) {
+            header.identification = static_cast<std::uint16_t>(fragment->identification);
+            header.dont_fragment = false;
+            header.more_fragments = fragment->more;
+            header.fragment_offset = static_cast<std::uint16_t>(fragment->offset);
+        }
+        wire::emit(header, length, out);
     } else {
         wire::emit(wire::Ipv6Header{.source = source,
                                     .destination = destination,
-                                    .protocol = static_cast<wire::IpProtocol>(protocol),
+                                    .protocol = fragment_header ? wire::IpProtocol::kFragment
+                                                                : static_cast<wire::IpProtocol>(protocol),
                                     .hop_limit = ttl_for(ttl, destination),
                                     .traffic_class = tos},
-                   transport_length, out);
+                   header_length - wire::kIpv6HeaderLength + length, out);
+        if (fragment_header) {
+            // [RFC8200 4.5] next header, reserved, offset in units of 8 with M in the lowest bit, identification
+            std::byte* const to = out.data() + wire::kIpv6HeaderLength;
+            wire::store_8(to, protocol);
+            wire::store_8(to + 1, 0);
+            wire::store_be16(to + 2, static_cast<std::uint16_t>(fragment->offset | (fragment->more ? 1u : 0u)));
+            wire::store_be32(to + 4, fragment->identification);
+        }
     }
-    transport_offset = link_header_length(path) + static_cast<std::uint32_t>(header_length);
+    transport_offset = link_header_length(path) + header_length;
     return true;
+}
+
+bool IpOutput::begin(const Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
+                     std::uint8_t tos, std::uint8_t ttl, std::uint32_t transport_length, TxPacket& packet,
+                     std::uint32_t& transport_offset) {
+    return write_headers(path, source, destination, protocol, tos, ttl, nullptr, transport_length, packet, transport_offset);
 }
 
 bool IpOutput::begin_fragment(const Path& path, const Address& source, const Address& destination,
                               std::uint8_t protocol, std::uint8_t tos, std::uint8_t ttl, const Fragment& fragment,
                               std::uint32_t fragment_length, TxPacket& packet, std::uint32_t& transport_offset) {
-    const bool whole = fragment.offset == 0 && !fragment.more;
-    const bool v4 = destination.is_v4();
-    if (!v4 && whole)
-        return begin(path, source, destination, protocol, tos, ttl, fragment_length, packet, transport_offset);
-    const std::size_t header_length =
-        v4 ? wire::kIpv4HeaderLength : wire::kIpv6HeaderLength + wire::kIpv6FragmentHeaderLength;
-    if (!reserve(path, v4, static_cast<std::uint32_t>(header_length), fragment_length, packet)) return false;
-    const auto out = packet.fragments[0].subspan(link_header_length(path));
-    if (v4) {
-        wire::emit(wire::Ipv4Header{.source = source,
-                                    .destination = destination,
-                                    .protocol = static_cast<wire::IpProtocol>(protocol),
-                                    .hop_limit = ttl_for(ttl, destination),
-                                    .traffic_class = tos,
-                                    .identification = static_cast<std::uint16_t>(fragment.identification),
-                                    .dont_fragment = false,
-                                    .more_fragments = fragment.more,
-                                    .fragment_offset = static_cast<std::uint16_t>(fragment.offset)},
-                   fragment_length, out);
-    } else {
-        wire::emit(wire::Ipv6Header{.source = source,
-                                    .destination = destination,
-                                    .protocol = wire::IpProtocol::kFragment,
-                                    .hop_limit = ttl_for(ttl, destination),
-                                    .traffic_class = tos},
-                   wire::kIpv6FragmentHeaderLength + fragment_length, out);
-        // [RFC8200 4.5] next header, reserved, offset in units of 8 with M in the lowest bit, identification
-        std::byte* const to = out.data() + wire::kIpv6HeaderLength;
-        wire::store_8(to, protocol);
-        wire::store_8(to + 1, 0);
-        wire::store_be16(to + 2, static_cast<std::uint16_t>(fragment.offset | (fragment.more ? 1u : 0u)));
-        wire::store_be32(to + 4, fragment.identification);
-    }
-    transport_offset = link_header_length(path) + static_cast<std::uint32_t>(header_length);
-    return true;
+    return write_headers(path, source, destination, protocol, tos, ttl, &fragment, fragment_length, packet, transport_offset);
 }
 
 void IpOutput::end(Path& path, TxPacket& packet, Instant now) {

@@ -142,6 +142,9 @@ public:
 private:
     bool is_directed_broadcast(const Interface& interface, const Address& address) const;
     Interface* interface_for_unrouted(const Address& source) const;
+    bool write_headers(const Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
+                       std::uint8_t tos, std::uint8_t ttl, const Fragment* fragment, std::uint32_t length,
+                       TxPacket& packet, std::uint32_t& transport_offset);
     bool reserve(const Path& path, bool v4, std::uint32_t ip_header_length, std::uint32_t payload_length,
                  TxPacket& packet);
 

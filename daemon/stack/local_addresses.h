@@ -36,6 +36,7 @@ public:
     void assign(std::span<Interface* const> interfaces) {
         entries_.clear();
         broadcasts_.clear();
+        own_ = to_all_ = {};
         last_ = 0;
         for (Interface* interface : interfaces) {
             for (const InterfaceAddress& own : interface->addresses) {
@@ -46,6 +47,8 @@ public:
             }
         }
         const auto by_address = [](const LocalAddress& a, const LocalAddress& b) { return a.address < b.address; };
+        for (const LocalAddress& entry : entries_) own_.add(entry.address);
+        for (const LocalAddress& entry : broadcasts_) to_all_.add(entry.address);
         std::stable_sort(entries_.begin(), entries_.end(), by_address);
         std::stable_sort(broadcasts_.begin(), broadcasts_.end(), by_address);
     }
@@ -53,7 +56,7 @@ public:
     /// Our entry for the address; nullptr if it is not ours. Remembers the answer.
     const LocalAddress* match(const Address& address) const {
         if (last_ < entries_.size() && entries_[last_].address == address) [[likely]] return &entries_[last_];
-        const LocalAddress* const found = find(entries_, address);
+        const LocalAddress* const found = own_.may_have(address) ? find(entries_, address) : nullptr;
         if (found != nullptr) last_ = static_cast<std::size_t>(found - entries_.data());
         return found;
     }
@@ -63,11 +66,25 @@ public:
         return found != nullptr ? found->interface : nullptr;
     }
     /// The same without remembering: for addresses that are usually not ours, such as a packet's source.
-    bool contains(const Address& address) const { return find(entries_, address) != nullptr; }
+    bool contains(const Address& address) const { return own_.may_have(address) && find(entries_, address) != nullptr; }
     /// The directed broadcast address of a network that one of our interfaces is in; nullptr if it is none.
-    const LocalAddress* directed_broadcast_of(const Address& address) const { return find(broadcasts_, address); }
+    const LocalAddress* directed_broadcast_of(const Address& address) const {
+        return to_all_.may_have(address) ? find(broadcasts_, address) : nullptr;
+    }
 
 private:
+    /// Most addresses that are asked for are not ours, and one bit says so: a set of hashes, without false negatives.
+    struct Filter {
+        std::uint64_t bits[4] = {};
+        static unsigned hash(const Address& address) {
+            const auto bytes = address.bytes();
+            return (bytes[15] + 37u * bytes[14] + 101u * bytes[13]) & 255;
+        }
+        void add(const Address& address) { bits[hash(address) / 64] |= std::uint64_t{1} << (hash(address) % 64); }
+        bool may_have(const Address& address) const {
+            return (bits[hash(address) / 64] >> (hash(address) % 64) & 1) != 0;
+        }
+    };
     static const LocalAddress* find(const std::vector<LocalAddress>& in, const Address& address) {
         const auto found = std::lower_bound(in.begin(), in.end(), address,
                                             [](const LocalAddress& entry, const Address& a) { return entry.address < a; });
@@ -76,6 +93,7 @@ private:
 
     std::vector<LocalAddress> entries_;     // sorted by address
     std::vector<LocalAddress> broadcasts_;  // the same
+    Filter own_, to_all_;                   // of the two
     mutable std::size_t last_ = 0;          // index of the last answer of match()
 };
 

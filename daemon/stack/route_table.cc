@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <map>
 #include <tuple>
+#include <utility>
 
 #include "shm/base/check.h"
 
@@ -21,6 +23,9 @@ Address network_of(const Address& address, unsigned prefix_length) {
     return Address::from_v6(bytes);
 }
 
+using HopKey = std::tuple<std::uint32_t, std::optional<Address>, Route::Type, std::uint32_t>;
+HopKey key_of(const Route& route) { return {route.interface, route.gateway, route.type, route.mtu}; }
+
 }  // namespace
 
 void RouteTable::replace(std::vector<Route> routes) {
@@ -30,34 +35,33 @@ void RouteTable::replace(std::vector<Route> routes) {
     }
     // Stable: of two equal routes the first one given wins, as the kernel lists the preferred one first.
     std::stable_sort(routes.begin(), routes.end(), [](const Route& a, const Route& b) {
-        return std::make_tuple(b.prefix_length, a.destination, a.metric) <
-               std::make_tuple(a.prefix_length, b.destination, b.metric);
+        return std::tie(a.destination, a.prefix_length, a.metric) < std::tie(b.destination, b.prefix_length, b.metric);
     });
     routes_ = std::move(routes);
+    hops_.clear();
+    hop_of_.clear();
 
-    lengths_.clear();
+    // Sorted by bytes, IPv4 lies in one block inside IPv6 as its mapped form does; each family has an index of its own.
+    std::map<HopKey, std::uint32_t> numbers;
+    std::vector<RangeIndex<std::uint32_t>::Prefix> v4;
+    std::vector<RangeIndex<Wide>::Prefix> v6;
     for (std::uint32_t i = 0; i < routes_.size(); ++i) {
-        if (lengths_.empty() || lengths_.back().prefix_length != routes_[i].prefix_length)
-            lengths_.push_back({routes_[i].prefix_length, i, i});
-        lengths_.back().end = i + 1;
+        const Route& route = routes_[i];
+        const auto [found, is_new] = numbers.emplace(key_of(route), static_cast<std::uint32_t>(hops_.size()));
+        if (is_new) hops_.push_back({route.interface, route.gateway, route.type, route.mtu});
+        hop_of_.push_back(found->second);
+        const bool is_best = i == 0 || routes_[i - 1].destination != route.destination ||
+                             routes_[i - 1].prefix_length != route.prefix_length;
+        if (!is_best) continue;  // another way to the same network, with a higher metric
+        if (route.destination.is_v4()) {
+            v4.push_back({key_v4(route.destination), route.prefix_length, i});
+        } else {
+            v6.push_back({key_v6(route.destination), route.prefix_length, i});
+        }
     }
+    ranges_v4_.build(v4);
+    ranges_v6_.build(v6);
     ++generation_;
-}
-
-const Route* RouteTable::lookup(const Address& destination) const {
-    const bool v4 = destination.is_v4();
-    for (const Length& length : lengths_) {
-        if (v4 && length.prefix_length > 32) continue;
-        const Address network = network_of(destination, length.prefix_length);
-        const auto first = routes_.begin() + length.begin;
-        const auto last = routes_.begin() + length.end;
-        const auto found = std::lower_bound(first, last, network, [](const Route& route, const Address& wanted) {
-            return route.destination < wanted;
-        });
-        // "::/0" and "0.0.0.0/0" differ as addresses, so a match is always of the right family.
-        if (found != last && found->destination == network) return &*found;
-    }
-    return nullptr;
 }
 
 }  // namespace culvert::stack

@@ -1,14 +1,20 @@
 // Where a destination goes: longest-prefix match over a mirror of the kernel's routes.
 //
-// Written by commands of the control thread (on the engine's thread), read per connection and cached there; a
-// generation number tells a connection that its cached answer is old.
+// Written by commands of the control thread (on the engine's thread). Connections read it once and keep the answer; a
+// generation number tells them that it is old. Forwarding asks for every packet: range_index.h makes that a few steps.
+//
+//   replace(routes) --> routes_ (sorted)  --> ranges --> lookup(): Route
+//                                                   \--> next_hop_index(): number of its NextHop, few for many routes
 #pragma once
 
+#include <bit>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "daemon/stack/range_index.h"
 #include "daemon/wire/address.h"
 
 namespace culvert::stack {
@@ -26,28 +32,66 @@ struct Route {
     friend bool operator==(const Route&, const Route&) = default;
 };
 
+/// What routes to the same neighbour have in common.
+struct NextHop {
+    std::uint32_t interface = 0;
+    std::optional<Address> gateway;  // none: the destination is on the link
+    Route::Type type = Route::Type::kUnicast;
+    std::uint32_t mtu = 0;
+
+    friend bool operator==(const NextHop&, const NextHop&) = default;
+};
+
 class RouteTable {
 public:
-    /// Replaces everything. Cold.
+    static constexpr std::uint32_t kNoHop = UINT32_MAX;
+
+    /// Replaces everything. Cold: O(n log n).
     void replace(std::vector<Route> routes);
     /// The best route: longest prefix, then lowest metric. Null when there is none.
-    const Route* lookup(const Address& destination) const;
+    const Route* lookup(const Address& destination) const {
+        const std::uint32_t index = find(destination);
+        return index != kNoHop ? &routes_[index] : nullptr;
+    }
+    /// The same route's next hop, 0 .. next_hops() - 1; kNoHop when there is none.
+    std::uint32_t next_hop_index(const Address& destination) const {
+        const std::uint32_t index = find(destination);
+        return index != kNoHop ? hop_of_[index] : kNoHop;
+    }
+    const NextHop& next_hop(std::uint32_t index) const { return hops_[index]; }
+    std::size_t next_hops() const { return hops_.size(); }
     /// Changes with every replace() and touch().
     std::uint32_t generation() const { return generation_; }
     /// An interface or its addresses have changed: what was found here must be looked up again.
     void touch() { ++generation_; }
     std::span<const Route> routes() const { return routes_; }
+    /// Memory of what lookups read.
+    std::size_t index_bytes() const { return ranges_v4_.bytes() + ranges_v6_.bytes() + hop_of_.capacity() * 4; }
 
 private:
-    /// The routes of one prefix length: [begin, end) of routes_.
-    struct Length {
-        unsigned prefix_length;
-        std::uint32_t begin;
-        std::uint32_t end;
-    };
+    __extension__ using Wide = unsigned __int128;
 
-    std::vector<Route> routes_;    // sorted: longest prefix first, then network, then metric
-    std::vector<Length> lengths_;  // longest first; a lookup is one binary search for each
+    static std::uint32_t key_v4(const Address& address) {
+        std::uint32_t number;
+        std::memcpy(&number, address.bytes().data() + 12, sizeof number);
+        return std::endian::native == std::endian::little ? std::byteswap(number) : number;
+    }
+    static Wide key_v6(const Address& address) {
+        std::uint64_t half[2];
+        std::memcpy(half, address.bytes().data(), sizeof half);
+        if constexpr (std::endian::native == std::endian::little)
+            for (std::uint64_t& each : half) each = std::byteswap(each);
+        return static_cast<Wide>(half[0]) << 64 | half[1];
+    }
+    std::uint32_t find(const Address& destination) const {
+        return destination.is_v4() ? ranges_v4_.find(key_v4(destination)) : ranges_v6_.find(key_v6(destination));
+    }
+
+    std::vector<Route> routes_;          // sorted by network, then shortest prefix, then metric
+    std::vector<std::uint32_t> hop_of_;  // the next hop of each
+    std::vector<NextHop> hops_;
+    RangeIndex<std::uint32_t> ranges_v4_;
+    RangeIndex<Wide> ranges_v6_;
     std::uint32_t generation_ = 1;
 };
 

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "daemon/stack/forward.h"
 #include "daemon/stack/icmp.h"
 #include "daemon/stack/icmp_output.h"
 #include "daemon/stack/ip_input.h"
@@ -35,6 +36,7 @@ public:
           icmp_output_(output_, counters, rng, config.secret),
           reassembly_({.datagrams = config.max_ip_reassemblies, .chunks = config.ip_reassembly_chunks}, config.secret,
                       counters),
+          forwarder_(output_, routes_, neighbors_, icmp_output_, counters),
           tcp_(config, output_, ports, counters, rng, peers),
           udp_(config, output_, ports, counters, rng, peers) {
         neighbors_.set_observer(this);
@@ -65,6 +67,9 @@ public:
     void input(Interface& interface, const RxPacket& packet, bool from_ourselves, Instant now) {
         if (peers_ != nullptr && is_for_many(packet)) [[unlikely]]
             peers_->copy_to_all(interface, packet, from_ourselves);
+        if (forwarder_.enabled() && !from_ourselves) [[unlikely]] {
+            if (forwarder_.forward(interface, packet, now)) return;
+        }
         const auto ip = ip_input_.accept(interface, packet, from_ourselves);
         if (!ip) [[unlikely]]
             return not_accepted(ip.error(), interface, packet, now);
@@ -230,6 +235,7 @@ public:
     }
 
     void on_unresolved(std::span<const std::byte> ip_packet) override {
+        if (forwarder_.enabled() && forwarder_.tell_unresolved(ip_packet, now_)) return;
         report(unresolved_error(ip_packet), nullptr, now_);
     }
 
@@ -292,6 +298,7 @@ private:
     IpInput ip_input_;
     IcmpOutput icmp_output_;
     Reassembly reassembly_;
+    Forwarder forwarder_;
     tcp::Tcp tcp_;
     udp::Udp udp_;
     LinkProtocols* link_ = nullptr;  // null: the kernel does all of that
@@ -330,6 +337,7 @@ void Stack::set_link_protocols(LinkProtocols* link) {
     impl_->link_ = link;
     impl_->ip_input_.set_link_protocols(link);
 }
+void Stack::set_forwarding(bool on, bool reverse_path_check) { impl_->forwarder_.enable(on, reverse_path_check); }
 void Stack::set_raw_receiver(RawReceiver* receiver) { impl_->raw_ = receiver; }
 
 RouteTable& Stack::routes() { return impl_->routes_; }

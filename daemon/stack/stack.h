@@ -150,6 +150,9 @@ public:
     /// stack, or be taken out before they go.
     void set_link_protocols(LinkProtocols* link);
     void set_raw_receiver(RawReceiver* receiver);
+    /// Packets for others go on to them (forward.h), off to start with. `reverse_path_check`: only from sources that would
+    /// be reached through the interface by which they came.
+    void set_forwarding(bool on, bool reverse_path_check);
     RouteTable& routes();
     NeighborTable& neighbors();
     /// True if the address is one of Culvert's interfaces' own.

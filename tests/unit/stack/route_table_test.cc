@@ -106,5 +106,83 @@ TEST(RouteTable, AgreesWithAnOracleOnRandomTables) {
     }
 }
 
+/// What the table is compared with: every route looked at.
+const Route* naive_lookup(const std::vector<Route>& routes, const Address& destination) {
+    const Route* best = nullptr;
+    for (const Route& route : routes) {
+        if (route.destination.is_v4() != destination.is_v4() || !destination.in(route.destination, route.prefix_length)) continue;
+        if (best == nullptr || route.prefix_length > best->prefix_length ||
+            (route.prefix_length == best->prefix_length && route.metric < best->metric))
+            best = &route;
+    }
+    return best;
+}
+
+Address random_address(Rng& rng, bool v4, unsigned spread) {
+    std::array<std::byte, 16> bytes{};
+    for (std::size_t i = v4 ? 12 : 0; i < 16; ++i) bytes[i] = static_cast<std::byte>(rng.below(spread));
+    if (v4) return Address::from_v4(std::span<const std::byte, 4>(bytes.data() + 12, 4));
+    bytes[0] = std::byte{0x20};
+    return Address::from_v6(bytes);
+}
+
+TEST(RouteTable, AgreesWithLookingAtEveryRoute) {
+    for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+        Rng rng(seed);
+        const unsigned spread = seed % 3 == 0 ? 256 : 4;  // crowded tables find more mistakes
+        std::vector<Route> routes;
+        const std::size_t count = seed % 10 == 0 ? 2000 : rng.below(150);
+        for (std::size_t i = 0; i < count; ++i) {
+            const bool v4 = rng.below(2) == 0;
+            Route route;
+            route.destination = random_address(rng, v4, spread);
+            route.prefix_length = static_cast<unsigned>(rng.below(v4 ? 33 : 129));
+            route.metric = static_cast<std::uint32_t>(rng.below(4));
+            route.interface = static_cast<std::uint32_t>(i + 1);
+            if (rng.below(2) == 0) route.gateway = random_address(rng, v4, 256);
+            routes.push_back(route);
+        }
+        RouteTable table;
+        table.replace(routes);
+        for (int i = 0; i < 600; ++i) {
+            Address wanted = random_address(rng, rng.below(2) == 0, spread);
+            if (!routes.empty() && i % 3 == 0) wanted = routes[rng.below(routes.size())].destination;
+            const Route* const expected = naive_lookup(routes, wanted);
+            const Route* const got = table.lookup(wanted);
+            ASSERT_EQ(got == nullptr, expected == nullptr) << "seed " << seed << " " << wanted.to_string();
+            const std::uint32_t hop = table.next_hop_index(wanted);
+            ASSERT_EQ(hop == RouteTable::kNoHop, expected == nullptr);
+            if (expected == nullptr) continue;
+            ASSERT_EQ(got->interface, expected->interface) << "seed " << seed << " " << wanted.to_string();
+            ASSERT_EQ(table.next_hop(hop).interface, expected->interface);
+            ASSERT_EQ(table.next_hop(hop).gateway, expected->gateway);
+        }
+    }
+}
+
+TEST(RouteTable, HoldsAHundredThousandRoutesOfEachFamily) {
+    for (const bool v4 : {true, false}) {
+        Rng rng(v4 ? 4 : 6);
+        std::vector<Route> routes;
+        for (std::uint32_t i = 0; i < 100000; ++i) {
+            const unsigned length = static_cast<unsigned>(v4 ? 8 + rng.below(25) : 16 + rng.below(113));
+            routes.push_back({.destination = random_address(rng, v4, 256), .prefix_length = length, .interface = i % 8 + 1});
+        }
+        RouteTable table;
+        table.replace(routes);
+        EXPECT_LE(table.next_hops(), 8u);
+        EXPECT_LT(table.index_bytes(), 16u << 20);
+        for (int i = 0; i < 40; ++i) {
+            Address wanted = random_address(rng, v4, 256);
+            if (i % 2 == 0) wanted = routes[rng.below(routes.size())].destination;
+            const Route* const expected = naive_lookup(routes, wanted);
+            const Route* const got = table.lookup(wanted);
+            ASSERT_EQ(got == nullptr, expected == nullptr) << wanted.to_string();
+            if (got == nullptr) continue;
+            ASSERT_EQ(got->prefix_length, expected->prefix_length) << wanted.to_string();
+        }
+    }
+}
+
 }  // namespace
 }  // namespace culvert::stack
