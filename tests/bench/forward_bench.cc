@@ -5,6 +5,7 @@
 // The goal is 14.88 million packets a second, what 10 Gbit/s Ethernet carries. "Destinations" is to how many places the
 // packets go, "routes" how many the table has.
 #include <benchmark/benchmark.h>
+#include <time.h>
 
 #include <array>
 #include <memory>
@@ -126,14 +127,21 @@ private:
     Instant now_{std::chrono::hours(1)};
 };
 
+/// Time that this thread has run: what else runs on the machine does not count.
+std::chrono::nanoseconds cpu_time() {
+    timespec now{};
+    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec);
+}
+
 void Forward(benchmark::State& state, bool v4) {
     const auto router = std::make_unique<Router>(v4, static_cast<std::size_t>(state.range(0)), static_cast<std::size_t>(state.range(1)));
     std::chrono::nanoseconds spent{};
     for (auto _ : state) {
         router->arrive();
-        const auto begin = std::chrono::steady_clock::now();
+        const auto begin = cpu_time();
         router->forward();
-        spent += std::chrono::steady_clock::now() - begin;
+        spent += cpu_time() - begin;
         router->sent();
     }
     const auto packets = static_cast<double>(router->forwarded());
