@@ -36,21 +36,26 @@ Directory::~Directory() { ::munmap(sets_, set_count_ * sizeof(Set)); }
 
 // --- flows ------------------------------------------------------------------------------------------------------------
 
-bool Directory::flow_began(std::uint32_t engine, std::uint32_t hash) {
+bool Directory::flow_began(std::uint32_t engine, std::uint32_t hash, bool share) {
     const std::lock_guard lock(lock_of(hash));
     const std::uint64_t key = key_of(engine, hash);
     Word* empty = nullptr;
+    bool elsewhere = false;
     for (Word& word : set_of(hash).words) {
         const std::uint64_t value = word.load(std::memory_order_relaxed);
         if (value == 0) {
             if (empty == nullptr) empty = &word;
         } else if (hash_of(value) == hash) {
-            if ((value & ~kUsesMask) != key) return false;
+            if ((value & ~kUsesMask) != key) {
+                elsewhere = true;
+                continue;
+            }
             DCHECK((value & kUsesMask) != kUsesMask);
             word.store(value + 1, std::memory_order_relaxed);  // two flows of one hash
             return true;
         }
     }
+    if (elsewhere && !share) return false;
     if (empty != nullptr) {
         // Release: whoever finds the engine here finds the flow there, when it looks through the ring's order.
         empty->store(key + 1, std::memory_order_release);
@@ -79,11 +84,12 @@ void Directory::flow_ended(std::uint32_t engine, std::uint32_t hash) {
 }
 
 EngineSet Directory::owner(std::uint32_t hash) const {
+    EngineSet owners = 0;
     for (const Word& word : set_of(hash).words) {
         const std::uint64_t value = word.load(std::memory_order_acquire);
-        if (value != 0 && hash_of(value) == hash) return EngineSet{1} << engine_of(value);
+        if (value != 0 && hash_of(value) == hash) owners |= EngineSet{1} << engine_of(value);
     }
-    return 0;
+    return owners;
 }
 
 // --- ports ------------------------------------------------------------------------------------------------------------

@@ -37,10 +37,10 @@ public:
     Directory(const Directory&) = delete;
     Directory& operator=(const Directory&) = delete;
 
-    /// False: another engine has a flow with this hash.
-    bool flow_began(std::uint32_t engine, std::uint32_t hash);
+    /// False: another engine has a flow with this hash, and `share` does not say that it is another flow.
+    bool flow_began(std::uint32_t engine, std::uint32_t hash, bool share);
     void flow_ended(std::uint32_t engine, std::uint32_t hash);
-    /// The engine that has a flow with this hash, as a set (empty or one). Lock-free.
+    /// The engines that have a flow with this hash: hardly ever more than one. Lock-free.
     EngineSet owner(std::uint32_t hash) const;
     /// Flows that found no place, now: while there are any, owner() may not know a flow that lives.
     std::uint64_t overflows() const { return overflows_.load(std::memory_order_relaxed); }

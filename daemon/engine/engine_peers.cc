@@ -25,20 +25,23 @@ bool EnginePeers::bound_elsewhere(Protocol protocol, const Endpoint& local) cons
 bool EnginePeers::pass_to_owner(const stack::IpPacket& packet, std::uint32_t hash, bool verified) {
     const EngineSet owner = exchange_.directory().owner(hash);
     if (owner == 0 && exchange_.directory().overflows() != 0) [[unlikely]]
-        return pass(packet, all(), verified);
-    return pass(packet, owner, verified);
+        return pass(packet, all(), tried_ | self_set(), verified);
+    // Who has it from the device may get it back from an owner that does not know the flow: it is not among those who have
+    // had it.
+    return pass(packet, owner, handed_ ? tried_ | self_set() : 0, verified);
 }
 
 bool EnginePeers::pass_to_listener(const stack::IpPacket& packet, Protocol protocol, Port port, bool verified) {
-    return pass(packet, exchange_.directory().bound_to(protocol, port), verified);
+    return pass(packet, exchange_.directory().bound_to(protocol, port), tried_ | self_set(), verified);
 }
 
-bool EnginePeers::pass(const stack::IpPacket& packet, EngineSet candidates, bool verified) {
+/// `had`: who will have had the packet by then.
+bool EnginePeers::pass(const stack::IpPacket& packet, EngineSet candidates, EngineSet had, bool verified) {
     candidates &= ~(tried_ | self_set());
     if (candidates == 0) return false;
     const auto to = static_cast<std::uint32_t>(std::countr_zero(candidates));
     const HandOverNote note{
-        .tried = tried_ | self_set(),
+        .tried = had,
         // The frame is looked at anew from its first byte: of a VLAN, the interface that carries it.
         .interface = packet.interface.vlan != 0 ? packet.interface.parent : packet.interface.index,
         // From outside nobody speaks with our address: IpInput has refused it.

@@ -19,7 +19,9 @@ public:
         : exchange_(exchange), self_(self), counters_(counters) {}
 
     // --- stack::Peers -------------------------------------------------------------------------------------------------
-    bool flow_began(std::uint32_t hash) override { return exchange_.directory().flow_began(self_, hash); }
+    bool flow_began(std::uint32_t hash, bool share) override {
+        return exchange_.directory().flow_began(self_, hash, share);
+    }
     void flow_ended(std::uint32_t hash) override { exchange_.directory().flow_ended(self_, hash); }
     void bound(Protocol protocol, const Endpoint& local, bool dual) override;
     void unbound(Protocol protocol, const Endpoint& local, bool dual) override;
@@ -44,6 +46,7 @@ public:
             HandOverRing& ring = exchange_.ring(from, self_);
             const std::size_t count = ring.take(burst_);
             if (count == 0) continue;
+            handed_ = true;
             for (std::size_t i = 0; i < count; ++i) {
                 tried_ = burst_[i].note.tried;
                 visit(burst_[i]);
@@ -52,6 +55,7 @@ public:
             found += count;
         }
         tried_ = 0;
+        handed_ = false;
         counters_.handed_in += found;
         return found;
     }
@@ -71,13 +75,14 @@ private:
     EngineSet self_set() const { return EngineSet{1} << self_; }
     EngineSet all() const { return (EngineSet{2} << (exchange_.count() - 1)) - 1; }
     void give(std::uint32_t engine, const HandOverNote& note, const RxPacket& packet);
-    bool pass(const stack::IpPacket& packet, EngineSet candidates, bool verified);
+    bool pass(const stack::IpPacket& packet, EngineSet candidates, EngineSet had, bool verified);
 
     Exchange& exchange_;
     const std::uint32_t self_;
     Counters& counters_;
     const stack::Stack* stack_ = nullptr;
     EngineSet tried_ = 0;   // engines that have had the packet that is being processed
+    bool handed_ = false;   // it came from another engine
     EngineSet to_wake_ = 0;
     std::array<HandedOver, kBurst> burst_{};
 };

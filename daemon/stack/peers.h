@@ -7,8 +7,8 @@
 //                +--> another engine has such a socket?           pass_to_listener
 //                +--> nobody: reset or drop, here
 //
-// A packet remembers which engines have had it, and none gets it twice: with N engines it moves N - 1 times at most, and
-// the last one that has it ends it. A stack without peers (the only engine) asks none of this.
+// A packet remembers which engines have had it: with N engines it moves N times at most, and the last one that has it ends
+// it. A stack without peers (the only engine) asks none of this.
 //
 // What is meant for many goes to all: each engine has its own members of a group and its own table of neighbours.
 //
@@ -33,8 +33,9 @@ public:
     // --- what this engine has, told before the first packet for it can come (cold) ----------------------------------
     /// A flow with this hash is this engine's from now on. The hash is keyed with StackConfig::secret, which all engines
     /// share. False: another engine has one already (the flow itself, or one of four billion with the same hash); then
-    /// nothing is remembered and flow_ended() must not be called for it.
-    virtual bool flow_began(std::uint32_t hash) = 0;
+    /// nothing is remembered and flow_ended() must not be called for it. `share`: it is known that the other's is another
+    /// flow; then both have the hash, and the answer is true.
+    virtual bool flow_began(std::uint32_t hash, bool share) = 0;
     virtual void flow_ended(std::uint32_t hash) = 0;
     /// A listener or a UDP socket; `dual`: bound to [::] for both families. One call each for each socket.
     virtual void bound(Protocol protocol, const Endpoint& local, bool dual) = 0;
@@ -48,7 +49,8 @@ public:
 
     // --- packets ------------------------------------------------------------------------------------------------------
     /// Gives a copy of the packet to the engine that has a flow with this hash. True: it is gone (or lost on the way and
-    /// counted there); false: no engine that has not had it yet owns such a flow. `verified`: its checksum has been proved.
+    /// counted there); false: no engine that has not had it yet owns such a flow. An owner that does not know the flow (its
+    /// own has the same hash, or has just ended) may give it back, once. `verified`: its checksum has been proved.
     virtual bool pass_to_owner(const IpPacket& packet, std::uint32_t hash, bool verified) = 0;
     /// The same, to an engine that has a socket bound to the port.
     virtual bool pass_to_listener(const IpPacket& packet, Protocol protocol, Port port, bool verified) = 0;

@@ -181,7 +181,7 @@ void Udp::connect(Socket& socket, const Endpoint* remote, std::uint32_t interfac
     Socket*& head = connected_[connected_bucket(socket.local_.port, *to)];
     socket.next_connected_ = std::exchange(head, &socket);
     if (peers_ != nullptr && source)
-        socket.flow_told_ = peers_->flow_began(static_cast<std::uint32_t>(flow_hash(socket.local_, *to)));
+        socket.flow_told_ = peers_->flow_began(static_cast<std::uint32_t>(flow_hash(socket.local_, *to)), true);
 }
 
 void Udp::close(Socket& socket) {

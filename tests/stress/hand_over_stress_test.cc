@@ -122,7 +122,7 @@ TEST(HandOverStress, AFlowHasOneOwner) {
             const std::uint32_t hash = which * 0x03f00001u;
             const EngineSet seen = directory.owner(hash);  // may be out of date, never impossible
             EXPECT_EQ(seen & ~EngineSet{7}, 0u);
-            if (!directory.flow_began(engine, hash)) continue;
+            if (!directory.flow_began(engine, hash, false)) continue;
             EXPECT_EQ(owners[which].fetch_add(1), 0);
             EXPECT_EQ(directory.owner(hash), EngineSet{1} << engine);
             owners[which].fetch_sub(1);

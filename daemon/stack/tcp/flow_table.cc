@@ -25,9 +25,9 @@ FlowTable::~FlowTable() {
     ::munmap(slots_, (std::size_t{mask_} + 1) * sizeof(Slot));
 }
 
-FlowTable::Inserted FlowTable::insert(std::uint32_t hash, FlowRef ref) {
+FlowTable::Inserted FlowTable::insert(std::uint32_t hash, FlowRef ref, bool share_hash) {
     if (size_ == limit_) return Inserted::kFull;
-    if (peers_ != nullptr && !peers_->flow_began(hash)) return Inserted::kElsewhere;
+    if (peers_ != nullptr && !peers_->flow_began(hash, share_hash)) return Inserted::kElsewhere;
     std::uint32_t slot = hash & mask_;
     while (slots_[slot].what != 0) slot = (slot + 1) & mask_;
     slots_[slot] = {hash, pack(ref)};

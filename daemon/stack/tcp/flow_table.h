@@ -82,8 +82,8 @@ public:
         }
         return {};
     }
-    /// Requires: not in the table yet.
-    [[nodiscard]] Inserted insert(std::uint32_t hash, FlowRef ref);
+    /// Requires: not in the table yet. `share_hash`: as Peers::flow_began.
+    [[nodiscard]] Inserted insert(std::uint32_t hash, FlowRef ref, bool share_hash = false);
     /// Requires: in the table.
     void erase(std::uint32_t hash, FlowRef ref);
     /// The flow goes on as something else. Requires: `from` is in the table.

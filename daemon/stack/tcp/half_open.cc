@@ -59,13 +59,16 @@ void SynQueue::on_syn(const Segment& segment, std::uint32_t hash, Listener& list
     half_open.sack = segment.options.sack_permitted;
     half_open.ecn = grants_ecn(shared_.config.ecn, listener_congestion(listener), segment);
     half_open.sent_at = now;
-    if (const auto inserted = shared_.flows.insert(hash, {FlowRef::Kind::kHalfOpen, index});
-        inserted != FlowTable::Inserted::kYes) {
+    auto inserted = shared_.flows.insert(hash, {FlowRef::Kind::kHalfOpen, index});
+    // Elsewhere: the same SYN reached another engine in this very moment (a copy on another queue); or that engine has
+    // said that its flow is another, of the same hash.
+    const bool passed = inserted == FlowTable::Inserted::kElsewhere && shared_.peers->pass_to_owner(segment.ip, hash, true);
+    if (inserted == FlowTable::Inserted::kElsewhere && !passed)
+        inserted = shared_.flows.insert(hash, {FlowRef::Kind::kHalfOpen, index}, true);
+    if (inserted != FlowTable::Inserted::kYes) {
         half_open.~HalfOpen();
         pool_.release(index);
-        // Elsewhere: the same SYN reached another engine in this very moment (a copy on another queue).
-        if (inserted == FlowTable::Inserted::kFull || !shared_.peers->pass_to_owner(segment.ip, hash, true))
-            shared_.counters.drop(Drop::kTcpConnectionLimit);
+        if (!passed) shared_.counters.drop(Drop::kTcpConnectionLimit);
         return;
     }
     half_open.older = newest_;

@@ -398,6 +398,34 @@ TEST_F(AttachTest, AdministratorsAreAnswered) {
     EXPECT_EQ(ask(R"({"request": 7})")["error"], "no request in the message");
 }
 
+TEST_F(AttachTest, ProgramsAreSpreadOverTheEnginesAndTheirNumbersAreSummed) {
+    engine_count = 3;
+    start();
+    std::vector<std::optional<Client>> programs(4);
+    for (auto& program : programs) program = attached("worker");
+    const auto spread = [](const nlohmann::json& now) {
+        std::vector<int> tenants;
+        for (const auto& engine : now["engines"]) tenants.push_back(engine["tenants"]);
+        return tenants;
+    };
+    EXPECT_TRUE(eventually([&](const auto& now) { return spread(now) == std::vector<int>{2, 1, 1} && now["tenants"] == 4; }));
+    programs[2].reset();  // the next one takes its place, not its turn
+    EXPECT_TRUE(eventually([&](const auto& now) { return spread(now) == std::vector<int>{2, 1, 0}; }));
+    programs[2] = attached("late");
+    EXPECT_TRUE(eventually([&](const auto& now) { return spread(now) == std::vector<int>{2, 1, 1}; }));
+    // Each answers its own program: an event queue is made on the engine that has it.
+    const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
+    for (auto& program : programs) {
+        program->say(shm::AddQueue{}, event.get());
+        EXPECT_EQ(program->hear_message<shm::Answer>().error, 0);
+    }
+    const nlohmann::json now = stat();
+    std::uint64_t turns = 0;
+    for (const auto& engine : now["engines"]) turns += engine["counters"]["turns"].get<std::uint64_t>();
+    EXPECT_EQ(now["counters"]["turns"], turns);
+    EXPECT_TRUE(ask(R"({"request": "ss"})")["sockets"].empty());
+}
+
 TEST_F(AttachTest, KernelPathSocketsAreShownWithTheirReason) {
     start();
     shm::Welcome welcome;

@@ -223,6 +223,16 @@ TEST(Tables, SocketsAndStatistics) {
               "  rx_frames  1  frames received\n"
               "  tx_frames  5  frames sent\n");
     EXPECT_NE(format_statistics(before, true).find("  tcp_checksum  0  TCP checksum wrong\n"), std::string::npos);
+    after["engines"] = {{{"engine", 0}, {"tenants", 2}, {"sockets", 7}, {"counters", {{"rx_frames", 1}}}, {"drops", {{"tcp_checksum", 3}}}},
+                        {{"engine", 1}, {"tenants", 0}, {"sockets", 0}, {"counters", {{"rx_frames", 3}}}, {"drops", {{"tcp_checksum", 0}}}}};
+    EXPECT_EQ(format_statistics(after, false, true),
+              "culvertd 1, pid 1, up 2 s, 0 tenants, 0 sockets\n"
+              "engine 0: 2 tenants, 7 sockets, counters\n"
+              "  rx_frames  1  frames received\n"
+              "engine 0: 2 tenants, 7 sockets, drops\n"
+              "  tcp_checksum  3  TCP checksum wrong\n"
+              "engine 1: 0 tenants, 0 sockets, counters\n"
+              "  rx_frames  3  frames received\n");
     EXPECT_EQ(format_difference(before, after), "counters\n  rx_frames  3  frames received\n");
 }
 

@@ -16,16 +16,24 @@ using Protocol = Directory::Protocol;
 TEST(Directory, AFlowBelongsToWhoCameFirst) {
     Directory directory(1024);
     EXPECT_EQ(directory.owner(5), 0u);
-    EXPECT_TRUE(directory.flow_began(2, 5));
+    EXPECT_TRUE(directory.flow_began(2, 5, false));
     EXPECT_EQ(directory.owner(5), EngineSet{1} << 2);
-    EXPECT_FALSE(directory.flow_began(0, 5));
-    EXPECT_TRUE(directory.flow_began(2, 5));  // another flow with the same hash
+    EXPECT_FALSE(directory.flow_began(0, 5, false));
+    EXPECT_TRUE(directory.flow_began(2, 5, false));  // another flow with the same hash
     directory.flow_ended(2, 5);
     EXPECT_EQ(directory.owner(5), EngineSet{1} << 2);
     directory.flow_ended(2, 5);
     EXPECT_EQ(directory.owner(5), 0u);
-    EXPECT_TRUE(directory.flow_began(0, 5));
+    EXPECT_TRUE(directory.flow_began(0, 5, false));
     EXPECT_EQ(directory.owner(5), EngineSet{1});
+    // Another flow with that hash, and it is known to be another.
+    EXPECT_FALSE(directory.flow_began(3, 5, false));
+    EXPECT_TRUE(directory.flow_began(3, 5, true));
+    EXPECT_TRUE(directory.flow_began(0, 5, false));
+    EXPECT_EQ(directory.owner(5), EngineSet{9});
+    directory.flow_ended(0, 5);
+    directory.flow_ended(0, 5);
+    EXPECT_EQ(directory.owner(5), EngineSet{8});
 }
 
 TEST(Directory, AgreesWithAMapAndSaysWhenItCannotKnow) {
@@ -39,13 +47,13 @@ TEST(Directory, AgreesWithAMapAndSaysWhenItCannotKnow) {
         const auto at = oracle.find(hash);
         if (at == oracle.end()) {
             if (oracle.size() > 1500) continue;
-            ASSERT_TRUE(directory.flow_began(engine, hash));
+            ASSERT_TRUE(directory.flow_began(engine, hash, false));
             oracle[hash] = {engine, 1};
         } else if (rng.below(2) == 0) {
             directory.flow_ended(at->second.first, hash);
             if (--at->second.second == 0) oracle.erase(at);
         } else if (directory.owner(hash) != 0) {
-            ASSERT_EQ(directory.flow_began(engine, hash), engine == at->second.first);
+            ASSERT_EQ(directory.flow_began(engine, hash, false), engine == at->second.first);
             if (engine == at->second.first) ++at->second.second;
         }
         if (step % 500 != 0) continue;

@@ -12,6 +12,7 @@
 #include "daemon/engine/engine_peers.h"
 #include "daemon/stack/stack.h"
 #include "daemon/stack/tcp/connection.h"
+#include "daemon/stack/tcp/flow_table.h"
 #include "daemon/wire/ethernet.h"
 #include "daemon/wire/icmp.h"
 #include "daemon/wire/ipv4.h"
@@ -370,6 +371,31 @@ TEST_P(EnginePair, TheSameFlowCannotBeOnTwoEngines) {
     talk(**client, app, *peer.accepted[0].connection, *peer.accepted[0].app, 1000);
     peer.stack.close(**listener);
     expect_nothing_left();
+}
+
+// Two flows of one 32-bit hash, each on its own engine: the packets of one are shown to the other's engine, which gives
+// them back.
+TEST_P(EnginePair, FlowsOfOneHashDoNotDisturbEachOther) {
+    const stack::tcp::FlowHash hash(small_stack_config().secret);
+    const auto listener = two.stack.listen(ours(80), false, {}, two);
+    ASSERT_TRUE(listener);
+    // Whatever engine 0 has under the hash of the coming connection, it does not know the connection.
+    const auto shared_hash = static_cast<std::uint32_t>(hash(ours(80), peers_end(40000)));
+    ASSERT_TRUE(one.peers->flow_began(shared_hash, false));
+    App app;
+    auto client = peer.stack.connect(peers_end(40000), ours(80), {}, app, now);
+    ASSERT_TRUE(client);
+    Node::Accepted* server = accepted_of(1);
+    ASSERT_NE(server, nullptr);
+    EXPECT_EQ(one.accepted.size(), 0u);
+    EXPECT_EQ(exchange.directory().owner(shared_hash), engine::EngineSet{3});
+    talk(**client, app, *server->connection, *server->app, 100'000);
+    EXPECT_EQ(resets(), 0u);
+    EXPECT_EQ(two.counters.dropped(Drop::kTcpConnectionLimit), 0u);
+    two.stack.close(**listener);
+    expect_nothing_left();
+    EXPECT_EQ(exchange.directory().owner(shared_hash), engine::EngineSet{1});
+    one.peers->flow_ended(shared_hash);
 }
 
 TEST_P(EnginePair, ADatagramFindsItsSocketAndTheConnectedOneFirst) {
