@@ -27,6 +27,10 @@ namespace culvert {
     X(tcp_retransmits, "TCP segments sent again")                       \
     X(tcp_fast_retransmits, "TCP loss recoveries entered by SACK or duplicate ACKs") \
     X(tcp_timeouts, "TCP retransmission timeouts")                      \
+    X(tcp_loss_probes, "TCP tail loss probes sent")                     \
+    X(tcp_loss_probe_repairs, "TCP losses that a tail loss probe repaired") \
+    X(tcp_spurious_recoveries, "TCP loss recoveries and timeouts that proved needless and were undone") \
+    X(tcp_no_flight_memory, "TCP flights without memory for RACK: recovered by RFC 6675") \
     X(tcp_zero_window_probes, "TCP zero-window probes sent")            \
     X(tcp_keepalive_probes, "TCP keepalive probes sent")                \
     X(tcp_out_of_order, "TCP segments received out of order")           \

@@ -295,6 +295,7 @@ public:
             EXPECT_EQ(usage.flows, 0u);
             EXPECT_EQ(usage.reassembly_pieces, 0u);
             EXPECT_EQ(usage.sack_boards, 0u);
+            EXPECT_EQ(usage.flight_pieces, 0u);
             EXPECT_EQ(usage.ports, 0u);
             EXPECT_TRUE(host->ports.held.empty());
             EXPECT_EQ(host->tcp.next_deadline(), kNever);

@@ -288,6 +288,7 @@ public:
     StackTest& established(stack::tcp::Options options = {}, Seg answer = syn_ack().mss(1460).sack_ok()) {
         connect(options);
         expect(syn().seq(0));
+        if (round_trip > Duration::zero()) after(round_trip);
         inject(answer.seq(0).ack(1));
         expect(ack().seq(1).ack(1));
         EXPECT_TRUE(app.established) << transcript();
@@ -317,6 +318,7 @@ public:
     Endpoint local;
     Endpoint remote{Address::v4(10, 0, 0, 2), 80};
     stack::tcp::Connection* connection = nullptr;
+    Duration round_trip{0};  // of the handshake in established()
     const Instant start{1h};
     Instant now{1h};
     std::uint32_t our_iss = 0;

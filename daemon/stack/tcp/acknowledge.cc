@@ -53,6 +53,7 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
     // [RFC5681 2]
     const bool duplicate = ack == snd_una_ && segment.payload_length == 0 && !segment.flags.fin() &&
                            snd_wnd_ == window_before;
+    const bool echo = segment.flags.ece() && ecn_ && ack >= snd_una_;
     LossRecovery::Verdict verdict;
     if (moved || duplicate || segment.options.sack_count > 0) {
         std::array<Range, wire::kMaxSackBlocks> sacks;
@@ -68,8 +69,12 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
                        .snd_nxt = snd_nxt_,
                        .sack_permitted = sack_,
                        .duplicate = duplicate,
+                       .echo = echo,
                        .sack = {sacks.data(), count},
                        .ts_echo = {},
+                       .ts_offset = ts_offset_,
+                       .srtt = rtt_.srtt(),
+                       .min_rtt = rtt_.min_rtt(),
                        .now = now};
         if (timestamps_ && segment.options.timestamps) facts.ts_echo = segment.options.timestamps->echo;
         verdict = recovery_.on_ack(facts, *congestion_, shared_.sacks);
@@ -77,9 +82,13 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
             ++shared_.counters.tcp_fast_retransmits;
             note_reduction();
         }
+        if (verdict.undone) ++shared_.counters.tcp_spurious_recoveries;
+        if (verdict.repaired) {
+            ++shared_.counters.tcp_loss_probe_repairs;
+            note_reduction();
+        }
         if (recovery_.state() != LossRecovery::State::kOpen || verdict.delivered > 0) mark();
     }
-    const bool echo = segment.flags.ece() && ecn_ && ack >= snd_una_;
     if (echo) hear_echo(now);
     if (!moved) return;
 
@@ -104,9 +113,18 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
 void Connection::advance_una(Position before, Instant now) {
     rtt_.reset_backoff();
     retries_ = 0;
-    progress_at_ = now;
     probing_ = false;
-    retransmit_at_ = snd_una_ == snd_nxt_ ? kNever : now + rtt_.rto();  // [RFC6298 5.2, 5.3]
+    if (snd_una_ == snd_nxt_) {
+        retransmit_at_ = kNever;
+        recovery_.on_flight_empty(now);
+    } else {
+        retransmit_at_ = now + rtt_.rto();  // [RFC6298 5.2, 5.3]
+        // [RFC5482 1] since the oldest byte was sent, if that is still known
+        Flight* const flight = recovery_.flight();
+        const SentRun* const oldest = flight == nullptr ? nullptr : flight->log.front();
+        progress_at_ = oldest != nullptr && !oldest->again && oldest->range.contains(snd_una_) ? oldest->sent_at : now;
+        arm_loss_probe(now);
+    }
     if (queue_.end() > snd_nxt_ || (shutdown_ && !fin_sent_)) mark();
 
     const Position data_end = queue_.end();
@@ -136,6 +154,7 @@ void Connection::measure_round_trip(const Segment& segment, Position ack, Instan
     if (timing_) {
         if (ack < timed_end_) return;
         timing_ = false;
+        measured_ = true;
         rtt_.sample(now - timed_at_, now);
         return;
     }
@@ -143,6 +162,7 @@ void Connection::measure_round_trip(const Segment& segment, Position ack, Instan
     if (!ambiguous || !timestamps_ || !segment.options.timestamps) return;
     const std::uint32_t ticks = now_stamp(now) - segment.options.timestamps->echo;
     if (ticks > 60'000) return;  // not an echo of ours
+    measured_ = true;
     rtt_.sample(std::chrono::milliseconds(std::max(ticks, 1u)), now);
 }
 

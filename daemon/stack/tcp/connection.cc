@@ -225,6 +225,7 @@ void Connection::discard() {
     reassembler_.clear(shared_.reassembly);
     recovery_.release(shared_.sacks);
     congestion_.release(shared_.bbr_models);
+    recovery_.release_flight();
     mark();
 }
 

@@ -172,6 +172,13 @@ private:
     void send_reset(Instant now);
     wire::TcpOptions segment_options(Instant now) const;
     bool refresh_path(Instant now);
+    bool transmit_new(const Sendable& next, const wire::TcpOptions& options, std::uint32_t room, Instant now);
+    bool send_probe(const wire::TcpOptions& options, std::uint32_t room, Instant now);
+    void log_sent(Range range, bool again, Instant now);
+    std::uint64_t pacing_rate() const;
+    bool departs(Instant now);
+    bool fits_quantum(std::uint64_t rate, std::uint32_t room, Instant now);
+    void arm_loss_probe(Instant now);
     void arm_retransmission(Instant now);
     void update_mss();
     std::uint32_t advertised_mss() const;
@@ -182,6 +189,8 @@ private:
     void on_retransmission_timer(Instant now);
     void on_syn_timer(Instant now);
     void on_probe_timer(Instant now);
+    void on_flight_timer(Instant now);
+    RoundTrip round_trip() const { return {rtt_.srtt(), rtt_.min_rtt()}; }
     void on_idle_timer(Instant now);
     void start_idle_timer(Instant now);
     bool give_up(unsigned retries, unsigned limit, Instant now);
@@ -231,6 +240,7 @@ private:
     bool probe_due_ : 1 = false;        // a segment that makes the peer answer (window probe, keepalive)
     bool window_limited_ : 1 = false;   // the sender last stopped for cwnd
     bool timing_ : 1 = false;           // a round trip is being measured
+    bool measured_ : 1 = false;         // one was, since the last loss probe
     bool established_once_ : 1 = false;
     bool counted_ : 1 = false;          // in Counters::tcp_established
     bool fixed_buffer_ : 1 = false;     // the application chose the receive buffer's size
@@ -261,7 +271,7 @@ private:
     Position timed_end_ = 0;            // the ACK of this ends the measured round trip
     Instant timed_at_{};
     Instant last_sent_{};               // data
-    Instant progress_at_{};             // SND.UNA moved, or the first byte in flight left
+    Instant progress_at_{};             // when the oldest byte in flight left, or a wait for the peer's window began
     LossRecovery recovery_;
     RttEstimator rtt_;
     CongestionState congestion_;

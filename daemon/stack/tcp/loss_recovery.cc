@@ -15,7 +15,12 @@ std::uint32_t saturate(std::uint64_t bytes) {
 }
 }  // namespace
 
-LossRecovery::~LossRecovery() { DCHECK(board_ == nullptr); }
+LossRecovery::~LossRecovery() { DCHECK(board_ == nullptr && flight_ == nullptr); }
+
+void LossRecovery::release_flight() {
+    if (flight_ != nullptr) flight_->destroy();
+    flight_ = nullptr;
+}
 
 void LossRecovery::release(SackPool& pool) {
     if (board_ != nullptr) pool.destroy(board_);
@@ -26,17 +31,14 @@ Position LossRecovery::loss_edge() const {
     return std::max(lost_below_, board_ == nullptr ? Position{0} : board_->loss_edge());
 }
 
-std::uint64_t LossRecovery::unsacked(Range range) const {
-    if (range.empty()) return 0;
-    return range.size() - (board_ == nullptr ? 0 : board_->sacked_in(range));
-}
+std::uint64_t LossRecovery::unsacked(Range range) const { return tcp::unsacked(range, board_); }
 
 Range LossRecovery::next_hole(Range within) const {
     if (within.empty()) return {within.first, within.first};
     return board_ == nullptr ? within : board_->next_hole(within);
 }
 
-std::uint64_t LossRecovery::pipe(Position snd_una, Position snd_nxt) const {
+std::uint64_t LossRecovery::pipe_by_sack(Position snd_una, Position snd_nxt) const {
     const Position edge = std::clamp(loss_edge(), snd_una, std::max(snd_una, snd_nxt));
     const Position resent = std::clamp(high_rxt_, snd_una, std::max(snd_una, snd_nxt));
     // [RFC6675 4] (a) not lost and not SACKed, (b) sent again and not SACKed
@@ -51,9 +53,12 @@ LossRecovery::Verdict LossRecovery::on_ack(const AckFacts& facts, CongestionCont
     verdict.dsack = find_dsack(facts.sack, facts.ack, facts.snd_nxt);
     if (verdict.newly_acked > 0) timed_out_ = false;
 
+    Delivery arrived;
+    if (flight_ != nullptr) arrived = flight_->deliver(facts, board_, high_rxt_);
     const std::uint64_t sacked_before = sacked_bytes();
     const Position edge_before = loss_edge();
     const bool new_sacks = take_sacks(facts, cc, pool);
+    if (blind_ && flight_ != nullptr && !flight_->lost.empty()) judge_without_log(facts.ack);
     const std::uint64_t progress = verdict.newly_acked + sacked_bytes();
     verdict.delivered = progress > sacked_before ? progress - sacked_before : 0;
 
@@ -63,32 +68,35 @@ LossRecovery::Verdict LossRecovery::on_ack(const AckFacts& facts, CongestionCont
         if (new_sacks && dup_acks_ < UINT8_MAX) ++dup_acks_;  // [RFC6675 2] DupAcks
     }
     high_rxt_ = std::max(high_rxt_, facts.ack);
+    if (by_time()) judge_by_time(facts, arrived, verdict);
+    if (flight_ != nullptr || cc.wants_delivery()) report_delivery(facts, arrived, verdict, cc);
 
-    if (proves_spurious(facts, verdict)) {
-        cc.undo();
-        verdict.undone = true;
-        if (state_ != State::kOpen) leave(state_, verdict);
-        recover_ = facts.ack;
-        verdict.grow = verdict.newly_acked > 0;
+    if (proves_spurious(facts, verdict) || refuted_by_frto(facts, arrived, verdict, cc)) {
+        undo(facts, cc, verdict);
     } else if (state_ == State::kOpen) {
         verdict.grow = verdict.newly_acked > 0;
         // [RFC6582 3.2 step 2] [RFC6675 5] not again for the window that was already reduced for. Without SACK,
         // duplicates right at `recover` may be echoes of our own retransmissions.
-        const bool fresh = blind_ ? facts.ack > recover_ : facts.ack >= recover_;
-        const bool lost = dup_acks_ >= kDupThresh || loss_edge() > facts.ack;
+        const bool fresh = by_time() || (blind_ ? facts.ack > recover_ : facts.ack >= recover_);
+        const bool lost = anything_lost(facts.ack) || (!by_time() && dup_acks_ >= kDupThresh);
         if (fresh && lost && facts.ack < facts.snd_nxt) enter_recovery(facts, cc, verdict);
     } else if (facts.ack >= recover_) {
         const State from = state_;
         leave(from, verdict);
         if (from == State::kRecovery) cc.on_exit_recovery(facts.now);
         verdict.grow = from == State::kLoss;
+        // Of what was sent during the episode some may be lost too: that is another one.
+        if (by_time() && anything_lost(facts.ack)) enter_recovery(facts, cc, verdict);
     } else {
         on_partial_ack(facts, verdict, cc);
         verdict.grow = state_ == State::kLoss && verdict.newly_acked > 0;
     }
 
-    if (state_ == State::kRecovery)
-        reduce_proportionally(facts, verdict, loss_edge() > std::max(edge_before, facts.ack), cc);
+    if (probe_out_) close_probe(facts, cc, verdict);
+    if (state_ == State::kRecovery) {
+        const bool new_loss = by_time() ? verdict.newly_lost > 0 : loss_edge() > std::max(edge_before, facts.ack);
+        reduce_proportionally(facts, verdict, new_loss, cc);
+    }
     if (board_ != nullptr && board_->empty()) release(pool);
     return verdict;
 }
@@ -156,7 +164,9 @@ void LossRecovery::enter_recovery(const AckFacts& facts, CongestionController& c
     const std::uint64_t flight = facts.snd_nxt - facts.ack;
     state_ = State::kRecovery;
     recover_ = facts.snd_nxt;
-    high_rxt_ = facts.ack;
+    probe_out_ = false;  // [RFC8985 7.1]
+    frto_ = FRto::kOff;
+    if (!by_time()) high_rxt_ = facts.ack;
     lost_below_ = std::min(facts.ack + cc.mss(), facts.snd_nxt);  // [RFC6675 5 step 4.3] the first segment goes at once
     rxt_mark_ = facts.snd_nxt;
     prr_delivered_ = 0;
@@ -173,6 +183,7 @@ void LossRecovery::enter_recovery(const AckFacts& facts, CongestionController& c
 
 /// Something was acknowledged or SACKed, but not all that was sent before the episode.
 void LossRecovery::on_partial_ack(const AckFacts& facts, const Verdict& verdict, const CongestionController& cc) {
+    if (by_time()) return;
     if (!blind_) {
         // More than two segments sent after the last retransmission were SACKed, yet a hole below is still open: by
         // the rule of RFC 6675 its retransmission is lost too. Without this, only a timeout would find out.
@@ -212,7 +223,10 @@ void LossRecovery::reduce_proportionally(const AckFacts& facts, const Verdict& v
 void LossRecovery::leave(State from, Verdict& verdict) {
     state_ = State::kOpen;
     lost_below_ = 0;
-    high_rxt_ = 0;
+    frto_ = FRto::kOff;
+    if (!by_time()) high_rxt_ = 0;
+    // [RFC8985 6.2 step 4] sixteen recoveries without a D-SACK, and the window is the small one again
+    if (reo_wnd_persist_ > 0 && --reo_wnd_persist_ == 0) reo_wnd_mult_ = 1;
     blind_ = false;
     dup_acks_ = 0;
     dup_bytes_ = 0;
@@ -220,15 +234,31 @@ void LossRecovery::leave(State from, Verdict& verdict) {
     verdict.left_recovery = from != State::kOpen;
 }
 
+/// The next run of bytes that is lost and was not sent again.
+Range LossRecovery::next_lost(Position snd_una, Position snd_nxt) const {
+    if (by_time()) {
+        for (const Range& range : flight_->lost.ranges()) {
+            const Range hole = next_hole({std::max(range.first, snd_una), std::min(range.end, snd_nxt)});
+            if (!hole.empty()) return hole;
+        }
+        return {};
+    }
+    return next_hole({std::max(high_rxt_, snd_una), std::min(loss_edge(), snd_nxt)});
+}
+
 LossRecovery::Permit LossRecovery::next(Position snd_una, Position snd_nxt, const CongestionController& cc,
                                         bool has_new_data) const {
     std::uint64_t window = credit_;
-    if (state_ != State::kRecovery) {
+    if (state_ != State::kRecovery || cc.governs_recovery()) {
         const std::uint64_t in_pipe = pipe(snd_una, snd_nxt);
         window = cc.cwnd() - std::min<std::uint64_t>(cc.cwnd(), in_pipe);
     }
-    if (window == 0) return {};
     const std::uint64_t mss = cc.mss();
+    if (frto_ == FRto::kSecondAck && (frto_sent_ > 0 || has_new_data)) {  // [RFC5682 2.1, 3.1 step 2b] two new segments
+        if (frto_sent_ >= 2 || !has_new_data) return {};                     // the next ACK will tell
+        return {.kind = Permit::Kind::kNewData, .range = {}, .bytes = std::max(window, mss)};
+    }
+    if (window == 0) return {};
     const auto retransmit = [&](Range hole, bool rescue) -> Permit {
         hole.end = std::min(hole.end, hole.first + mss);
         if (hole.size() > window) return {};  // [RFC6675 5 (C)] whole segments only
@@ -236,12 +266,12 @@ LossRecovery::Permit LossRecovery::next(Position snd_una, Position snd_nxt, cons
     };
 
     if (state_ != State::kOpen) {
-        const Position from = std::max(high_rxt_, snd_una);
-        const Range lost = next_hole({from, std::min(loss_edge(), snd_nxt)});
+        const Range lost = next_lost(snd_una, snd_nxt);
         if (!lost.empty()) return retransmit(lost, false);  // [RFC6675 4 NextSeg (1)]
     }
     if (has_new_data) return {.kind = Permit::Kind::kNewData, .range = {}, .bytes = window, .rescue = false};  // (2)
-    if (state_ != State::kRecovery || blind_) return {};
+    // By time there is no guessing: what is lost will be known, and a tail that nobody speaks of is the timeout's.
+    if (state_ != State::kRecovery || blind_ || by_time()) return {};
 
     const Position highest = board_ == nullptr ? snd_una : board_->highest();
     const Position from = std::max(high_rxt_, snd_una);
@@ -257,11 +287,14 @@ LossRecovery::Permit LossRecovery::next(Position snd_una, Position snd_nxt, cons
 
 void LossRecovery::on_retransmitted(const Permit& permit, Range sent, Position snd_nxt,
                                     std::optional<std::uint32_t> ts_value) {
+    if (permit.probe) return;
     if (permit.rescue) {
         rescued_ = true;  // HighRxt stays
     } else {
         high_rxt_ = std::max(high_rxt_, sent.end);
     }
+    if (by_time()) flight_->lost.advance(sent.end);
+    if (frto_ == FRto::kSecondAck) frto_ = FRto::kOff;  // there was nothing new to send
     if (undo_bytes_ == 0 && undo_open_ && !stamped_ && ts_value) {
         first_rxt_ts_ = *ts_value;
         stamped_ = true;
@@ -272,14 +305,17 @@ void LossRecovery::on_retransmitted(const Permit& permit, Range sent, Position s
 }
 
 void LossRecovery::on_new_data(std::uint64_t bytes) {
+    if (frto_ == FRto::kSecondAck && frto_sent_ < 2) ++frto_sent_;
     if (state_ != State::kRecovery) return;
     prr_out_ = saturate(prr_out_ + bytes);
     credit_ -= static_cast<std::uint32_t>(std::min<std::uint64_t>(credit_, bytes));
 }
 
 void LossRecovery::on_timeout(Position snd_una, Position snd_nxt, Instant now, CongestionController& cc,
-                              SackPool& pool) {
-    release(pool);
+                              SackPool& pool, RoundTrip path, bool all) {
+    // [RFC2018 8] [RFC6675 5.1] a receiver that had kept what it SACKed would have acknowledged it by now
+    const bool reneged = board_ != nullptr && !board_->empty() && board_->ranges()[0].first <= snd_una;
+    if (reneged || all || !by_time()) release(pool);
     cc.on_rto(now, snd_nxt - snd_una, !timed_out_);
     if (!timed_out_) {
         undo_open_ = true;
@@ -287,11 +323,22 @@ void LossRecovery::on_timeout(Position snd_una, Position snd_nxt, Instant now, C
         stamped_ = false;
         rescued_ = false;
     }
+    // [RFC5682 3.1 step 1] not for a timeout of a retransmission, nor in the middle of another recovery
+    frto_ = state_ == State::kOpen && !reneged && !all ? FRto::kFirstAck : FRto::kOff;
+    frto_sent_ = 0;
+    probe_out_ = false;  // [RFC8985 7.1]
     timed_out_ = true;
     state_ = State::kLoss;
     recover_ = snd_nxt;  // [RFC6582 3.2 step 4]
-    lost_below_ = snd_nxt;
-    high_rxt_ = snd_una;
+    if (by_time()) {
+        lost_total_ += flight_->mark_on_timeout({snd_una, std::min(snd_una + cc.mss(), snd_nxt)}, snd_nxt, board_,
+                                                reordering_window(path), reneged || all, now);
+        flight_->probe_due = false;
+        lost_below_ = 0;
+    } else {
+        lost_below_ = snd_nxt;
+        high_rxt_ = snd_una;
+    }
     rxt_mark_ = snd_nxt;
     dup_acks_ = 0;
     dup_bytes_ = 0;

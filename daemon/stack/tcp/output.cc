@@ -9,6 +9,21 @@
 #include "daemon/stack/tcp/shared.h"
 
 namespace culvert::stack::tcp {
+namespace {
+
+/// [RFC8985 7.2] What may pass between two timers of ours anyway; Linux keeps to two jiffies, 2 to 8 ms.
+constexpr Duration kMinProbeTimeout = std::chrono::milliseconds(5);
+/// TLP.max_ack_delay: the longest that receivers in use delay a lone segment's ACK (Linux, Windows).
+constexpr Duration kMaxAckDelay = std::chrono::milliseconds(200);
+/// Four ticks of the timer wheel: late by one is a quarter of it, and made up for at the next departure.
+constexpr Duration kPacingQuantum = std::chrono::milliseconds(1);
+
+Duration transmission_time(std::uint64_t bytes, std::uint64_t rate) {
+    constexpr std::uint64_t kSecond = 1'000'000'000;
+    return Duration(static_cast<std::int64_t>(std::min(bytes, UINT64_MAX / kSecond) * kSecond / rate));
+}
+
+}  // namespace
 
 void Connection::output(Instant now) {
     if (ended()) return;
@@ -18,7 +33,10 @@ void Connection::output(Instant now) {
         ack_due_ = false;
         delayed_ack_.on_ack_sent();
         const bool waits = syn_due_ || queue_.end() > snd_nxt_ || (shutdown_ && !fin_sent_);
-        if (waits && retransmit_at_ == kNever) arm_retransmission(now);
+        if (waits && retransmit_at_ == kNever) {
+            if (in_flight() == 0 && rtt_.backoffs() == 0) progress_at_ = now;  // the wait for a way begins
+            arm_retransmission(now);
+        }
         return;
     }
     if (state_ == State::kSynSent || state_ == State::kSynReceived) {
@@ -78,10 +96,16 @@ void Connection::send_data(Instant now) {
 
     const wire::TcpOptions options = segment_options(now);
     const std::uint32_t room = payload_room(options);
-    std::uint32_t burst = 0;
+    if (Flight* const flight = recovery_.flight(); flight != nullptr && flight->probe_due) {
+        if (!send_probe(options, room, now)) return;
+    }
+    const std::uint64_t rate = pacing_rate();
+    if (rate != 0 && !departs(now)) return;
+    const Position sent_before = snd_nxt_;
     window_limited_ = false;
     bool blocked = false;
     for (;;) {
+        if (rate != 0 && !fits_quantum(rate, room, now)) break;
         const Sendable next = next_new_data(room);
         const LossRecovery::Permit permit = recovery_.next(snd_una_, snd_nxt_, *congestion_, static_cast<bool>(next));
         if (permit.kind == LossRecovery::Permit::Kind::kRetransmit) {
@@ -94,41 +118,115 @@ void Connection::send_data(Instant now) {
             blocked = next.blocked;
             break;
         }
-        if (burst >= kMaxBurst) {
+        if (snd_nxt_ - sent_before >= kMaxBurst) {
             mark();
             break;
         }
-        const Position first = snd_nxt_;
-        wire::TcpFlags flags = wire::kAck;
-        if (next.length > 0 && first + next.length == queue_.end()) flags |= wire::kPsh;  // [RFC9293 3.9.1 MUST-61]
-        if (next.fin) flags |= wire::kFin;
-        if (next.length > 0) {
-            SendQueue::Reader reader = queue_.read(first, true);
-            if (!send_segment(first, next.length, flags, options, &reader, now)) break;
-        } else if (!send_segment(first, 0, flags, options, nullptr, now)) {
-            break;
-        }
-        const std::uint32_t taken = next.length + (next.fin ? 1 : 0);
-        if (first == snd_una_) progress_at_ = now;
-        snd_nxt_ += taken;
-        fin_sent_ = next.fin;
-        recovery_.on_new_data(taken);
-        if (next.length < room) snd_small_ = snd_nxt_;
-        if (!timing_) {
-            timing_ = true;
-            timed_end_ = snd_nxt_;
-            timed_at_ = now;
-        }
-        last_sent_ = now;
-        burst += next.length;
-        if (probing_ || retransmit_at_ == kNever) arm_retransmission(now);  // [RFC6298 5.1]
+        if (!transmit_new(next, options, room, now)) break;
     }
+    if (snd_nxt_ != sent_before) arm_loss_probe(now);
+    if (congestion_->wants_delivery() && !window_limited_ && queue_.end() < snd_nxt_ + room)
+        recovery_.on_app_limited(snd_una_, snd_nxt_);
     push_out_ = false;
     if (blocked && in_flight() == 0 && !probing_) {
         // Nothing will bring an ACK, so time must: the cork's limit, or the first window probe. [RFC9293 3.8.6.1 MUST-36]
         probing_ = true;
+        progress_at_ = now;  // [RFC5482 1] the user timeout counts from here
         retransmit_at_ = now + (snd_wnd_ >= room ? kCorkTimeout : rtt_.rto());
     }
+}
+
+/// False: no frame was free.
+bool Connection::transmit_new(const Sendable& next, const wire::TcpOptions& options, std::uint32_t room, Instant now) {
+    const Position first = snd_nxt_;
+    wire::TcpFlags flags = wire::kAck;
+    if (next.length > 0 && first + next.length == queue_.end()) flags |= wire::kPsh;  // [RFC9293 3.9.1 MUST-61]
+    if (next.fin) flags |= wire::kFin;
+    if (next.length > 0) {
+        SendQueue::Reader reader = queue_.read(first, true);
+        if (!send_segment(first, next.length, flags, options, &reader, now)) return false;
+    } else if (!send_segment(first, 0, flags, options, nullptr, now)) {
+        return false;
+    }
+    const std::uint32_t taken = next.length + (next.fin ? 1 : 0);
+    if (first == snd_una_) progress_at_ = now;
+    log_sent({first, first + taken}, false, now);
+    snd_nxt_ += taken;
+    fin_sent_ = next.fin;
+    recovery_.on_new_data(taken);
+    if (next.length < room) snd_small_ = snd_nxt_;
+    if (!timing_) {
+        timing_ = true;
+        timed_end_ = snd_nxt_;
+        timed_at_ = now;
+    }
+    last_sent_ = now;
+    if (probing_ || retransmit_at_ == kNever) arm_retransmission(now);  // [RFC6298 5.1]
+    return true;
+}
+
+/// One segment that makes the peer say what it has: new data, though cwnd has no room for it, or the tail again.
+/// [RFC8985 7.3] False: no frame was free.
+bool Connection::send_probe(const wire::TcpOptions& options, std::uint32_t room, Instant now) {
+    Flight& flight = *recovery_.flight();
+    if (in_flight() == 0 || recovery_.state() != LossRecovery::State::kOpen) {
+        flight.probe_due = false;
+        return true;
+    }
+    const bool push_out = push_out_;
+    push_out_ = true;
+    const Sendable next = next_new_data(room);
+    push_out_ = push_out;
+    const bool again = !next;
+    if (again) {
+        const Position tail = snd_nxt_ - std::min<std::uint64_t>(in_flight(), room);
+        if (!retransmit({.kind = LossRecovery::Permit::Kind::kRetransmit, .range = {tail, snd_nxt_}, .probe = true},
+                        options, room, now))
+            return false;
+    } else if (!transmit_new(next, options, room, now)) {
+        return false;
+    }
+    recovery_.on_probe_sent(snd_nxt_, again);
+    if (Flight* const left = recovery_.flight()) left->probe_due = false;
+    measured_ = false;
+    ++shared_.counters.tcp_loss_probes;
+    return true;
+}
+
+void Connection::log_sent(Range range, bool again, Instant now) {
+    if (!recovery_.record(shared_.flights, range, again, snd_una_, snd_nxt_, rtt_.srtt(), now))
+        ++shared_.counters.tcp_no_flight_memory;
+    const std::uint64_t rate = pacing_rate();
+    Flight* const flight = recovery_.flight();
+    if (rate == 0 || flight == nullptr) return;
+    // Lost time is made up for, but no more of it than a late timer can cost.
+    const Instant from = flight->depart_at + kPacingQuantum < now ? now : flight->depart_at;
+    flight->depart_at = from + transmission_time(range.size(), rate);
+}
+
+/// Bytes a second; 0: not paced.
+std::uint64_t Connection::pacing_rate() const {
+    const std::uint64_t wanted = congestion_->pacing_rate();
+    const std::uint64_t most = options_.max_pacing_rate;
+    return most != 0 && (wanted == 0 || wanted > most) ? most : wanted;
+}
+
+/// The time of the next departure has come. Otherwise output waits for it.
+bool Connection::departs(Instant now) {
+    Flight* const flight = recovery_.flight();
+    if (flight == nullptr || flight->depart_at <= now) return true;
+    flight->held = true;
+    window_limited_ = true;  // the application is not what holds the sender back
+    return false;
+}
+
+/// What leaves together: as much as the rate gives in kPacingQuantum, at least two segments, so that a timer serves more
+/// than one and the peer has no reason to delay its ACK.
+bool Connection::fits_quantum(std::uint64_t rate, std::uint32_t room, Instant now) {
+    const Flight* const flight = recovery_.flight();
+    if (flight == nullptr) return true;
+    const Duration quantum = std::max(kPacingQuantum, transmission_time(std::uint64_t{2} * room, rate));
+    return flight->depart_at < now + quantum || departs(now);
 }
 
 bool Connection::retransmit(const LossRecovery::Permit& permit, const wire::TcpOptions& options, std::uint32_t room,
@@ -152,7 +250,10 @@ bool Connection::retransmit(const LossRecovery::Permit& permit, const wire::TcpO
     ++total_retransmits_;
     std::optional<std::uint32_t> stamp;
     if (timestamps_) stamp = now_stamp(now);
-    recovery_.on_retransmitted(permit, {first, first + length + (fin ? 1 : 0)}, snd_nxt_, stamp);
+    const Range sent{first, first + length + (fin ? 1 : 0)};
+    recovery_.on_retransmitted(permit, sent, snd_nxt_, stamp);
+    if (Flight* const flight = recovery_.flight(); permit.probe && flight != nullptr) flight->forget(sent);
+    log_sent(sent, true, now);
     if (probing_ || retransmit_at_ == kNever) arm_retransmission(now);
     return true;
 }
@@ -249,6 +350,17 @@ void Connection::update_mss() {
     // [RFC6691 2] an announced MSS does not count options
     mss_ = mss - static_cast<std::uint32_t>(timestamps_ ? wire::kTcpTimestampsLength : 0);
     congestion_->set_mss(mss_);
+}
+
+/// [RFC8985 7.2] TLP_calc_PTO
+void Connection::arm_loss_probe(Instant now) {
+    if (!sack_ || probing_ || retransmit_at_ == kNever) return;
+    Duration timeout = RttEstimator::kInitialRto;
+    if (rtt_.has_sample()) {
+        timeout = std::max(2 * rtt_.srtt(), kMinProbeTimeout);
+        if (in_flight() <= mss_) timeout += kMaxAckDelay;
+    }
+    recovery_.arm_probe(timeout, retransmit_at_, now);
 }
 
 void Connection::arm_retransmission(Instant now) {

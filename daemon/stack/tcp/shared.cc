@@ -19,6 +19,9 @@ Shared::Shared(const StackConfig& stack_config, IpOutput& ip_output, PortOwner& 
       reassembly(config.reassembly_chunks, std::max(config.reassembly_chunks / 4, 8u)),
       sacks(std::max(config.max_connections / 8, 64u)),
       bbr_models(config.max_bbr, engine_rng),
+      // Every connection with something in flight needs one piece, one with much in flight up to 37. Untouched, they
+      // cost address space only.
+      flights(std::max(config.max_connections, 1024u)),
       isn(sip_key(config.secret)),
       syn_cookies(sip_key(config.secret)),
       time_wait(config.max_time_wait, config.time_wait, flows, wheel, output, engine_counters, kTimeWaitTimer) {

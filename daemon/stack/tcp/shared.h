@@ -16,6 +16,7 @@
 #include "daemon/stack/tcp/port_table.h"
 #include "daemon/stack/tcp/reassembler.h"
 #include "daemon/stack/tcp/sack_scoreboard.h"
+#include "daemon/stack/tcp/sent_log.h"
 #include "daemon/stack/tcp/segment_output.h"
 #include "daemon/stack/tcp/syn_cookie.h"
 #include "daemon/stack/tcp/time_wait.h"
@@ -43,6 +44,7 @@ struct Shared {
     ReassemblyPool reassembly;
     SackPool sacks;
     BbrPool bbr_models;
+    FlightPool flights;
     IsnGenerator isn;
     SynCookies syn_cookies;
     TimeWaitTable time_wait;

@@ -35,6 +35,7 @@ public:
                 .reassembly_pieces = shared_.reassembly.used(),
                 .sack_boards = shared_.sacks.used(),
                 .bbr_models = shared_.bbr_models.used(),
+                .flight_pieces = shared_.flights.used(),
                 .ports = static_cast<std::uint32_t>(shared_.ports.size())};
     }
 

@@ -25,6 +25,7 @@ struct Usage {
     std::uint32_t reassembly_pieces = 0;
     std::uint32_t sack_boards = 0;
     std::uint32_t bbr_models = 0;
+    std::uint32_t flight_pieces = 0;
     std::uint32_t ports = 0;  // addresses and ports held
 };
 

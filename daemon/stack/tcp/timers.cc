@@ -3,6 +3,7 @@
 //
 //   retransmit_at_   SYN, retransmission, or (probing_) zero-window probe and the end of a cork
 //   delayed_ack_     the ACK that found nothing to ride on
+//   recovery_        (in the Flight, while there is one) RACK's reordering timer or the loss probe's, and pacing
 //   idle_at_         keepalive; FIN-WAIT-2 of a connection whose application has gone
 #include <algorithm>
 
@@ -24,7 +25,10 @@ Duration either(Duration chosen, Duration usual) { return chosen > Duration::zer
 Instant Connection::earliest_deadline() const {
     // An ACK that is owed leaves at the flush of this turn and needs no timer.
     const Instant ack_at = ack_due_ ? kNever : delayed_ack_.deadline();
-    return std::min({retransmit_at_, ack_at, idle_at_});
+    const Instant first = std::min({retransmit_at_, ack_at, idle_at_});
+    const Flight* const flight = recovery_.flight();
+    if (flight == nullptr) return first;
+    return std::min({first, flight->timer_at, flight->held ? flight->depart_at : kNever});
 }
 
 void Connection::rearm() {
@@ -36,6 +40,15 @@ Instant Connection::on_timer(Instant now) {
     if (delayed_ack_.deadline() <= now) {
         if (!ack_due_) ++shared_.counters.tcp_delayed_acks;
         owe_ack();
+    }
+    if (Flight* const flight = recovery_.flight(); flight != nullptr) {
+        if (flight->held && flight->depart_at <= now) {
+            flight->held = false;
+            mark();
+            if (in_flight() == 0) recovery_.on_flight_empty(now);
+        } else if (flight->timer_at <= now) {
+            on_flight_timer(now);
+        }
     }
     if (retransmit_at_ <= now) {
         retransmit_at_ = kNever;
@@ -56,6 +69,24 @@ bool Connection::give_up(unsigned retries, unsigned limit, Instant now) {
                                                                : retries >= limit;
     if (late) finish(ETIMEDOUT);
     return late;
+}
+
+void Connection::on_flight_timer(Instant now) {
+    switch (recovery_.on_timer(snd_una_, snd_nxt_, round_trip(), now, *congestion_)) {
+        case LossRecovery::Fired::kNothing: break;
+        case LossRecovery::Fired::kLost:
+            note_reduction();
+            mark();
+            break;
+        case LossRecovery::Fired::kProbe:
+            // [RFC8985 7.3] one probe at a time, and none without a round trip measured since the last; the
+            // retransmission timer starts anew, whether a probe leaves or not
+            arm_retransmission(now);
+            if (recovery_.probe_out() || !measured_) break;
+            recovery_.flight()->probe_due = true;
+            mark();
+            break;
+    }
 }
 
 void Connection::on_syn_timer(Instant now) {
@@ -87,7 +118,7 @@ void Connection::on_retransmission_timer(Instant now) {
     ++shared_.counters.tcp_timeouts;
     rtt_.back_off();
     timing_ = false;
-    recovery_.on_timeout(snd_una_, snd_nxt_, now, *congestion_, shared_.sacks);
+    recovery_.on_timeout(snd_una_, snd_nxt_, now, *congestion_, shared_.sacks, round_trip());
     note_reduction();
     arm_retransmission(now);
     mark();
@@ -185,7 +216,7 @@ void Connection::on_icmp_error(std::uint32_t sequence, int error, std::uint32_t 
         // What is in flight was too large and is gone. No congestion: the window stays. [RFC1191 6.5]
         const std::uint32_t cwnd = congestion_->cwnd();
         const std::uint32_t ssthresh = congestion_->ssthresh();
-        recovery_.on_timeout(snd_una_, snd_nxt_, now, *congestion_, shared_.sacks);
+        recovery_.on_timeout(snd_una_, snd_nxt_, now, *congestion_, shared_.sacks, round_trip(), true);
         congestion_->adopt(cwnd, ssthresh);
         timing_ = false;
         arm_retransmission(now);

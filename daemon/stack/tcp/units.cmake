@@ -2,7 +2,10 @@
 set(CULVERT_TCP_UNITS
   tcp/rtt_estimator.cc
   tcp/sack_scoreboard.cc
+  tcp/sent_log.cc
+  tcp/flight.cc
   tcp/loss_recovery.cc
+  tcp/rack.cc
   tcp/reassembler.cc
   tcp/sip_hash.cc
   tcp/isn.cc

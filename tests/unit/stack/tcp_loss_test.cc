@@ -10,7 +10,7 @@ std::string text(std::size_t length) { return std::string(length, 'x'); }
 
 TEST(TcpLoss, TimeoutBacksOff) {  // [RFC6298 5.4 - 5.6]
     StackTest t;
-    t.established();
+    t.established({}, syn_ack().mss(1460));  // without SACK, so without loss probes
     t.after(10ms);
     t.send("data").expect(ack().seq(1).data("data"));
     t.after(195ms).expect_nothing();
@@ -52,10 +52,11 @@ TEST(TcpLoss, UserTimeoutGivesUpEarlier) {  // [RFC5482] [RFC9293 3.9.1 MUST-21]
 
 TEST(TcpLoss, FastRetransmitBySack) {  // [RFC6675 5]
     StackTest t;
+    t.round_trip = 40ms;
     t.established();
     t.send(text(1460 * 8));
     for (std::uint32_t i = 0; i < 8; ++i) t.expect(ack().seq(1 + i * 1460).len(1460));
-    t.inject(ack().seq(1).ack(1).sack(1461, 2921));
+    t.after(40ms).inject(ack().seq(1).ack(1).sack(1461, 2921));
     t.expect_nothing();
     t.inject(ack().seq(1).ack(1).sack(1461, 4381));
     t.expect_nothing();
@@ -115,7 +116,7 @@ TEST(TcpLoss, WindowUpdatesAreNoDuplicateAcks) {  // [RFC5681 2 (e)]
 
 TEST(TcpLoss, TimeoutResendsEverythingInSlowStart) {  // [RFC5681 3.1]
     StackTest t;
-    t.established();
+    t.established({}, syn_ack().mss(1460));
     t.send(text(1460 * 4));
     for (std::uint32_t i = 0; i < 4; ++i) t.expect(ack().seq(1 + i * 1460).len(1460));
     t.after(210ms).expect(ack().seq(1).len(1460));

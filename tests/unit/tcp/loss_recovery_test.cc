@@ -182,8 +182,10 @@ TEST_F(LossRecoveryTest, TimeoutGoesBackAndSkipsWhatIsSackedAgain) {  // [RFC667
     EXPECT_EQ(output(), "r0");
     const auto v = ack(1, {{4, 6}});
     EXPECT_TRUE(v.grow);
+    EXPECT_EQ(output(), "n10 n11");  // F-RTO asks with new data [RFC5682 2.1 step 2b]
+    ack(1, {{4, 6}, {10, 11}});      // and hears that it is true [step 3a]
     cc->adopt(10'000, 10'000);
-    EXPECT_EQ(output(), "r1 r2 r3 r6 r7 r8 r9 n10 n11 n12");
+    EXPECT_EQ(output(), "r1 r2 r3 r6 r7 r8 r9 n12 n13");
     EXPECT_FALSE(ack(9).left_recovery);
     EXPECT_TRUE(ack(11).left_recovery);
 }

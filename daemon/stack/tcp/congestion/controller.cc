@@ -74,6 +74,9 @@ void CongestionState::emplace(std::uint32_t mss, More&... more) {
     static_assert(std::is_trivially_destructible_v<Controller>);
     auto* const controller = new (storage_) Controller(mss, more...);
     DCHECK(static_cast<void*>(static_cast<CongestionController*>(controller)) == static_cast<void*>(storage_));
+    // A pointer to a member that was not overridden has the type of the base's.
+    controller->set_wants_delivery(!std::is_same_v<decltype(&Controller::on_delivery),
+                                                   void (CongestionController::*)(const DeliveryEvent&)>);
 }
 
 void CongestionState::create(Algorithm algorithm, std::uint32_t mss, BbrPool* models) {

@@ -68,6 +68,9 @@ public:
     virtual void on_ack(const AckEvent& event) = 0;
     /// Every ACK that delivers something or echoes a mark, also in recovery; before on_ack and on_enter_recovery.
     virtual void on_delivery(const DeliveryEvent&) {}
+    /// False: on_delivery does nothing, the event need not be made. Known from the type, by CongestionState.
+    bool wants_delivery() const { return wants_delivery_; }
+    void set_wants_delivery(bool wants) { wants_delivery_ = wants; }
     /// ECE of RFC 3168, at most once a window: a reduction as for a loss, with nothing to repair. [RFC3168 6.1.2]
     /// DCTCP shrinks by the fraction of marks that it has counted in on_delivery.
     virtual void on_congestion_echo(Instant now, std::uint64_t in_flight) { on_enter_recovery(now, in_flight); }
@@ -114,6 +117,7 @@ protected:
     std::uint32_t cwnd_;
     std::uint32_t ssthresh_ = UINT32_MAX;
     std::uint32_t mss_;
+    bool wants_delivery_ = true;
     bool governs_recovery_ = false;
     bool exact_echo_ = false;
     std::uint64_t pacing_rate_ = 0;
