@@ -62,7 +62,6 @@ struct Options {
     std::uint32_t receive_buffer = 0;  // bytes
     std::uint32_t send_buffer = 0;     // bytes; the owner enforces it, here for reference
     std::uint16_t max_segment = 0;
-    std::uint64_t max_pacing_rate = 0;  // bytes a second, headers not counted: SO_MAX_PACING_RATE; 0: no limit
     Congestion congestion = Congestion::kDefault;
     std::uint64_t max_pacing_rate = 0;  // bytes a second, 0: no limit
     std::uint8_t tos = 0;

@@ -72,10 +72,14 @@ bool Connection::give_up(unsigned retries, unsigned limit, Instant now) {
 }
 
 void Connection::on_flight_timer(Instant now) {
+    const bool open = recovery_.state() == LossRecovery::State::kOpen;
     switch (recovery_.on_timer(snd_una_, snd_nxt_, round_trip(), now, *congestion_)) {
         case LossRecovery::Fired::kNothing: break;
         case LossRecovery::Fired::kLost:
-            note_reduction();
+            if (open) {
+                ++shared_.counters.tcp_fast_retransmits;
+                note_reduction();
+            }
             mark();
             break;
         case LossRecovery::Fired::kProbe:
