@@ -176,8 +176,7 @@ private:
     bool send_probe(const wire::TcpOptions& options, std::uint32_t room, Instant now);
     void log_sent(Range range, bool again, Instant now);
     std::uint64_t pacing_rate() const;
-    bool departs(Instant now);
-    bool fits_quantum(std::uint64_t rate, std::uint32_t room, Instant now);
+    bool departs(std::uint64_t rate, std::uint32_t room, Instant& quantum_ends, Instant now);
     void arm_loss_probe(Instant now);
     void arm_retransmission(Instant now);
     void update_mss();

@@ -23,6 +23,11 @@ Duration transmission_time(std::uint64_t bytes, std::uint64_t rate) {
     return Duration(static_cast<std::int64_t>(std::min(bytes, UINT64_MAX / kSecond) * kSecond / rate));
 }
 
+/// From when what leaves now is counted: lost time is made up for, but no more of it than a late timer can cost.
+Instant departure(const Flight& flight, Instant now) {
+    return flight.depart_at + kPacingQuantum < now ? now : flight.depart_at;
+}
+
 }  // namespace
 
 void Connection::output(Instant now) {
@@ -100,12 +105,12 @@ void Connection::send_data(Instant now) {
         if (!send_probe(options, room, now)) return;
     }
     const std::uint64_t rate = pacing_rate();
-    if (rate != 0 && !departs(now)) return;
+    Instant quantum_ends = Instant::min();  // paced: what departs before it leaves now
     const Position sent_before = snd_nxt_;
     window_limited_ = false;
     bool blocked = false;
     for (;;) {
-        if (rate != 0 && !fits_quantum(rate, room, now)) break;
+        if (rate != 0 && !departs(rate, room, quantum_ends, now)) break;
         const Sendable next = next_new_data(room);
         const LossRecovery::Permit permit = recovery_.next(snd_una_, snd_nxt_, *congestion_, static_cast<bool>(next));
         if (permit.kind == LossRecovery::Permit::Kind::kRetransmit) {
@@ -199,9 +204,7 @@ void Connection::log_sent(Range range, bool again, Instant now) {
     const std::uint64_t rate = pacing_rate();
     Flight* const flight = recovery_.flight();
     if (rate == 0 || flight == nullptr) return;
-    // Lost time is made up for, but no more of it than a late timer can cost.
-    const Instant from = flight->depart_at + kPacingQuantum < now ? now : flight->depart_at;
-    flight->depart_at = from + transmission_time(range.size(), rate);
+    flight->depart_at = departure(*flight, now) + transmission_time(range.size(), rate);
 }
 
 /// Bytes a second; 0: not paced.
@@ -211,22 +214,24 @@ std::uint64_t Connection::pacing_rate() const {
     return most != 0 && (wanted == 0 || wanted > most) ? most : wanted;
 }
 
-/// The time of the next departure has come. Otherwise output waits for it.
-bool Connection::departs(Instant now) {
+/// Whether the next segment may leave: as long as the quantum lasts, and when the next one is due. A quantum is what the
+/// rate gives in kPacingQuantum, at least two segments, so that a timer serves more than one and the peer has no reason
+/// to delay its ACK.
+bool Connection::departs(std::uint64_t rate, std::uint32_t room, Instant& quantum_ends, Instant now) {
     Flight* const flight = recovery_.flight();
-    if (flight == nullptr || flight->depart_at <= now) return true;
+    const Duration quantum = std::max(kPacingQuantum, transmission_time(std::uint64_t{2} * room, rate));
+    if (flight == nullptr) {  // the first of a flight, or one without memory
+        quantum_ends = now + quantum;
+        return true;
+    }
+    if (flight->depart_at < quantum_ends) return true;
+    if (flight->depart_at <= now) {
+        quantum_ends = departure(*flight, now) + quantum;
+        return true;
+    }
     flight->held = true;
     window_limited_ = true;  // the application is not what holds the sender back
     return false;
-}
-
-/// What leaves together: as much as the rate gives in kPacingQuantum, at least two segments, so that a timer serves more
-/// than one and the peer has no reason to delay its ACK.
-bool Connection::fits_quantum(std::uint64_t rate, std::uint32_t room, Instant now) {
-    const Flight* const flight = recovery_.flight();
-    if (flight == nullptr) return true;
-    const Duration quantum = std::max(kPacingQuantum, transmission_time(std::uint64_t{2} * room, rate));
-    return flight->depart_at < now + quantum || departs(now);
 }
 
 bool Connection::retransmit(const LossRecovery::Permit& permit, const wire::TcpOptions& options, std::uint32_t room,
