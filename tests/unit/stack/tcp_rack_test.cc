@@ -348,9 +348,9 @@ TEST_P(TcpRack, TheUserTimeoutOfAClosedWindowCountsFromWhenItStoppedTheSender) {
 }
 
 INSTANTIATE_TEST_SUITE_P(BothFamilies, TcpRack, ::testing::Bool(),
-                         [](const auto& info) { return info.param ? "IPv6" : "IPv4"; });
+                         [](const auto& family) { return family.param ? "IPv6" : "IPv4"; });
 INSTANTIATE_TEST_SUITE_P(BothFamilies, TcpFRto, ::testing::Bool(),
-                         [](const auto& info) { return info.param ? "IPv6" : "IPv4"; });
+                         [](const auto& family) { return family.param ? "IPv6" : "IPv4"; });
 
 }  // namespace
 }  // namespace culvert::test
