@@ -40,6 +40,7 @@ void Client::before_fork() noexcept {
         forking->queues_lock_.lock();
     }
     Socket::pool_lock().lock();
+    Socket::datagram_pool_lock().lock();
 }
 
 void Client::prepare_child() noexcept {
@@ -72,6 +73,7 @@ void Client::prepare_child() noexcept {
 }
 
 void Client::after_fork_in_parent() noexcept {
+    Socket::datagram_pool_lock().unlock();
     Socket::pool_lock().unlock();
     if (forking != nullptr) {
         forking->queues_lock_.unlock();
@@ -88,6 +90,7 @@ void Client::after_fork_in_child() noexcept {
     const KeepErrno keep;
     claim_memory();
     generation.fetch_add(1, std::memory_order_relaxed);
+    Socket::datagram_pool_lock().unlock();
     Socket::pool_lock().unlock();
     if (forking != nullptr) {
         forking->queues_lock_.unlock();

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "preload/address.h"
 #include "preload/epoll_set.h"
@@ -23,6 +24,7 @@ namespace culvert::preload {
 
 namespace {
 constinit DescriptionPool<Socket> pool;
+constinit DescriptionPool<DatagramState> datagram_pool;
 /// What waiting for the daemon's answers has learnt about spinning.
 constinit SpinHistory answers;
 constexpr std::int64_t kAnswerTimeoutNs = 5'000'000'000;
@@ -36,7 +38,19 @@ int bytes_between(std::uint64_t ahead, std::uint64_t behind) noexcept {
 
 SpinLock& Socket::pool_lock() noexcept { return pool.lock(); }
 
-Socket* Socket::make(int family, int type, bool nonblocking) noexcept { return pool.make(family, type, nonblocking); }
+SpinLock& Socket::datagram_pool_lock() noexcept { return datagram_pool.lock(); }
+
+Socket* Socket::make(int family, int type, bool nonblocking) noexcept {
+    DatagramState* state = nullptr;
+    if (type != SOCK_STREAM && (state = datagram_pool.make()) == nullptr) return nullptr;
+    Socket* const socket = pool.make(family, type, nonblocking);
+    if (socket != nullptr) {
+        socket->datagram_ = state;
+    } else if (state != nullptr) {
+        datagram_pool.recycle(*state);
+    }
+    return socket;
+}
 
 int Socket::open(int domain, int type, int protocol) noexcept {
     const int kind = type & ~(SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -68,6 +82,7 @@ void Socket::dispose() noexcept {
     const KeepErrno keep;
     if (path() != Path::kKernel)
         client_->let_go_of(record(), generation_, shared_.load(std::memory_order_relaxed));
+    if (datagram_ != nullptr) datagram_pool.recycle(*std::exchange(datagram_, nullptr));
     pool.recycle(*this);
 }
 
@@ -234,6 +249,12 @@ int Socket::ioctl(int fd, unsigned long request, void* argument) noexcept {
         nonblocking_.store(on, std::memory_order_relaxed);
         return 0;
     }
+    if (path() == Path::kDatagram && request == FIONREAD && argument != nullptr) {
+        if (const int waiting = next_datagram_length(); waiting >= 0) {
+            *static_cast<int*>(argument) = waiting;
+            return 0;
+        }
+    }
     if (path() != Path::kConnection || argument == nullptr) return libc::ioctl(fd, request, argument);
     switch (request) {
         case FIONREAD: {
@@ -272,6 +293,7 @@ std::uint32_t Socket::poll_now(bool wants_write) noexcept {
     std::uint32_t events = waiting ? EPOLLIN | EPOLLRDNORM : 0;
     if (record.daemon.error.load(std::memory_order_relaxed) != 0) events |= EPOLLERR;
     if (path == Path::kDatagram) {
+        if (has_error_entry()) events |= EPOLLERR;
         if (has_room() || (wants_write && arm_write_notice())) events |= EPOLLOUT | EPOLLWRNORM;
         return events;
     }

@@ -22,8 +22,10 @@
 #include <cstdint>
 
 #include "preload/client.h"
+#include "preload/datagram_state.h"
 #include "preload/description.h"
 #include "preload/description_pool.h"
+#include "preload/route_cache.h"
 #include "preload/wait.h"
 
 namespace culvert::preload {
@@ -81,6 +83,7 @@ public:
     void note_shared() noexcept { shared_.store(true, std::memory_order_relaxed); }
     /// Taken around a fork, so that the child finds the pool unlocked.
     static SpinLock& pool_lock() noexcept;
+    static SpinLock& datagram_pool_lock() noexcept;
     bool is_ours() const noexcept override { return path() != Path::kKernel; }
     std::uint32_t poll_now(bool wants_write) noexcept override;
     bool polls_kernel_too() const noexcept override {
@@ -137,11 +140,29 @@ private:
     // datagram_socket.cc
     void try_bind_datagram(int fd) noexcept;
     int connect_datagram(int fd, const sockaddr* address, socklen_t length) noexcept;
-    bool routed(const shm::WireEndpoint& remote) noexcept;
+    RouteAnswer ask_route(const RouteKey& key) noexcept;
+    int send_datagram_state() noexcept;
     ssize_t send_datagram(int fd, const msghdr& message, int flags) noexcept;
-    ssize_t send_datagram_blocks(const msghdr& message, const shm::WireEndpoint& to, int flags) noexcept;
+    ssize_t send_by_kernel(int fd, const msghdr& message, int flags) noexcept;
+    ssize_t send_datagram_blocks(const msghdr& message, shm::DatagramHeader& header, int flags) noexcept;
+    void push_datagram(const msghdr& message, const shm::DatagramHeader& header, std::uint32_t newest,
+                       std::size_t count) noexcept;
+    /// `fd` -1: leave no note why.
+    void leave_to_kernel(int fd) noexcept;
+
+    // datagram_receive.cc
     ssize_t receive_datagram(int fd, msghdr& message, int flags) noexcept;
     ssize_t take_datagram(msghdr& message, int flags) noexcept;
+    ssize_t take_error_entry(msghdr& message, int flags) noexcept;
+    bool has_error_entry() const noexcept;
+    int next_datagram_length() noexcept;
+
+    // datagram_options.cc
+    bool set_group_option(int fd, int level, int name, const void* value, socklen_t length, int& result) noexcept;
+    void keep_datagram_option(int fd, int level, int name, const void* value, socklen_t length) noexcept;
+    bool keep_send_option(int level, int name, int number) noexcept;
+    bool keep_daemon_option(int level, int name, int number) noexcept;
+    int tell_group(const GroupRequest& request) noexcept;
 
     // socket_options.cc
     int set_shared_option(int level, int name, const void* value, socklen_t length) noexcept;
@@ -158,7 +179,6 @@ private:
     std::atomic<bool> shared_{false};
     bool placeholder_ = false;   // accepted: the kernel descriptor is a duplicate shared with others
     bool connect_failed_ = false;
-    bool packet_info_ = false;   // IP_PKTINFO or IPV6_RECVPKTINFO
     const int family_;
     const int type_;
     std::atomic<std::uint32_t> record_{shm::kNoIndex};
@@ -169,10 +189,7 @@ private:
     std::atomic<std::int64_t> receive_timeout_ns_{-1};
     std::atomic<std::int64_t> send_timeout_ns_{-1};
     shm::SocketOptions early_options_{};  // set while there is no record
-    // Datagram: the last destination asked for, so that a run of packets asks once.
-    std::uint8_t route_address_[16] = {};
-    std::int64_t route_until_ns_ = 0;
-    bool route_culvert_ = false;
+    DatagramState* datagram_ = nullptr;  // of a datagram socket
     bool datagram_connected_ = false;
     bool connected_kernel_ = false;  // connected to a peer that the kernel reaches
 };

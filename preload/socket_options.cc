@@ -201,8 +201,6 @@ void Socket::keep_option(int level, int name, const void* value, socklen_t lengt
         return change_options([&](shm::SocketOptions& options) { options.tos = static_cast<std::uint8_t>(number < 0 ? 0 : number); });
     if ((level == IPPROTO_IP && name == IP_TTL) || (level == IPPROTO_IPV6 && name == IPV6_UNICAST_HOPS))
         return change_options([&](shm::SocketOptions& options) { options.ttl = static_cast<std::uint8_t>(number < 0 ? 0 : number); });
-    if ((level == IPPROTO_IP && name == IP_PKTINFO) || (level == IPPROTO_IPV6 && name == IPV6_RECVPKTINFO))
-        packet_info_ = number != 0;
 }
 
 /// An accepted connection: checks as the kernel would, then keeps.
@@ -245,7 +243,9 @@ int Socket::set_option(int fd, int level, int name, const void* value, socklen_t
         if (value == nullptr) return keep.fail(EFAULT);
         return keep.pass(set_shared_option(level, name, value, length));
     }
-    const int result = libc::setsockopt(fd, level, name, value, length);
+    int result = 0;
+    if (datagram_ != nullptr && set_group_option(fd, level, name, value, length, result)) return keep.pass(result);
+    result = libc::setsockopt(fd, level, name, value, length);
     // A controller that only we have (its module is not loaded, or is kept from unprivileged programs) is no error: should
     // the connection turn out to be the kernel's, it runs with the kernel's default.
     const bool only_ours = result != 0 && level == IPPROTO_TCP && name == TCP_CONGESTION && value != nullptr &&
@@ -253,6 +253,7 @@ int Socket::set_option(int fd, int level, int name, const void* value, socklen_t
                            congestion_number(static_cast<const char*>(value), length) != 0;
     if ((result == 0 || only_ours) && value != nullptr) {
         keep_option(level, name, value, length);
+        if (datagram_ != nullptr) keep_datagram_option(fd, level, name, value, length);
         return keep.pass(0);
     }
     return keep.pass(result);
@@ -333,6 +334,12 @@ int Socket::get_option(int fd, int level, int name, void* value, socklen_t* leng
         if (level == SOL_SOCKET && name == SO_ERROR) {
             if (const int error = take_error()) return keep.pass(give_int(error, value, length));
             if (path == Path::kConnection) return keep.pass(give_int(0, value, length));
+        }
+        // The kernel's half knows another way to the peer, or none.
+        const bool asks_mtu = (level == IPPROTO_IP && name == IP_MTU) || (level == IPPROTO_IPV6 && name == IPV6_MTU);
+        if (path == Path::kDatagram && asks_mtu && datagram_connected_) {
+            const std::uint32_t mtu = shared().daemon.path_mtu.load(std::memory_order_relaxed);
+            if (mtu != 0) return keep.pass(give_int(static_cast<int>(mtu), value, length));
         }
         if (path == Path::kConnection && level == IPPROTO_TCP && name == TCP_INFO)
             return keep.pass(copy_info(value, length));

@@ -56,10 +56,11 @@ struct alignas(kCacheLine) AppLine {
     std::atomic<std::uint32_t> rx_lock;      // 0 or process slot + 1: serialises receivers
     std::atomic<std::uint32_t> stash_head;   // blocks taken off rx_list and not read yet, oldest first (index + 1)
     std::atomic<std::uint32_t> stash_tail;
+    std::atomic<std::uint32_t> error_stash;  // of a datagram socket: blocks taken off error_list, oldest first
 };
 static_assert(sizeof(AppLine) == kCacheLine);
 
-/// Written by the daemon. Exceptions: rx_list and error are taken (exchanged with 0) by the application.
+/// Written by the daemon. Exceptions: rx_list, error_list and error are taken (exchanged with 0) by the application.
 struct alignas(kCacheLine) DaemonLine {
     std::atomic<std::uint32_t> rx_list;         // received blocks, newest first
     std::atomic<std::uint32_t> status;          // kStatus*
@@ -72,17 +73,29 @@ struct alignas(kCacheLine) DaemonLine {
     std::atomic<std::uint32_t> send_limit;      // bytes that may be in flight (SO_SNDBUF)
     std::atomic<std::uint32_t> operation_done;  // last operation finished
     std::atomic<std::int32_t> operation_result; // 0 or errno value
+    std::atomic<std::uint32_t> error_list;      // of a datagram socket: what went wrong (DatagramErrorHeader), newest first
+    std::atomic<std::uint32_t> path_mtu;        // of a connected datagram socket: bytes of the largest IP packet; 0: unknown
 };
 static_assert(sizeof(DaemonLine) == kCacheLine);
 
 enum class Operation : std::uint32_t {
     kNone = 0,
     kRoute = 1,       // remote -> endpoint.local = source address; result 0, or EHOSTUNREACH: use the kernel (why in detail)
+                      // Of a datagram socket also info.path_mtu; EACCES: a broadcast without kOptionBroadcast;
+                      // EADDRNOTAVAIL: `local`, if given, is not ours
     kConnect = 2,     // local (already bound in the kernel) and remote; result 0 once the SYN is on its way
     kListen = 3,      // local, backlog in argument; Bound to [::] without kOptionV6Only: both families
     kBindDatagram = 4,// local; remote if connected
     kConnectDatagram = 5,  // remote; port 0 disconnects
     kRefreshInfo = 6, // fill `info`
+    // Of a datagram socket: a group (remote) on an interface (argument), one of its sources (local) where it says so.
+    // EOPNOTSUPP: the kernel does groups on that interface; then what the kernel's socket has joined is all that counts.
+    kJoinGroup = 7,
+    kLeaveGroup = 8,
+    kJoinSource = 9,
+    kLeaveSource = 10,
+    kBlockSource = 11,
+    kUnblockSource = 12,
 };
 
 /// An operation that needs an answer. Written by the application, then operation_sequence + 1 and mark dirty; the daemon
@@ -104,6 +117,18 @@ inline constexpr std::uint32_t kOptionV6Only = 1u << 4;
 inline constexpr std::uint32_t kOptionReusePort = 1u << 5;
 inline constexpr std::uint32_t kOptionLinger = 1u << 6;
 inline constexpr std::uint32_t kOptionBroadcast = 1u << 7;
+// of datagram sockets
+inline constexpr std::uint32_t kOptionMerged = 1u << 16;         // UDP_GRO
+inline constexpr std::uint32_t kOptionErrors4 = 1u << 17;        // IP_RECVERR
+inline constexpr std::uint32_t kOptionErrors6 = 1u << 18;        // IPV6_RECVERR
+inline constexpr std::uint32_t kOptionOnlyOwnGroups = 1u << 19;  // IP_MULTICAST_ALL off
+inline constexpr std::uint32_t kOptionOnlyOwnGroups6 = 1u << 20;
+/// PathRule of IPv4 and of IPv6, two bits each.
+inline constexpr std::uint32_t kOptionPathRule4Shift = 21;
+inline constexpr std::uint32_t kOptionPathRule6Shift = 23;
+
+/// Which datagrams may be cut (IP_MTU_DISCOVER); stack::udp::PathMtu has the meanings.
+enum class PathRule : std::uint8_t { kCut = 0, kObey = 1, kProbe = 2, kLink = 3 };
 
 struct SocketOptions {
     std::uint32_t flags;             // kOption*
@@ -136,6 +161,7 @@ struct SocketInfo {
     std::uint8_t congestion;  // in use, numbered as in SocketOptions; 0: no connection
     std::uint8_t ca_state;    // TCP_CA_Open = 0, Disorder, CWR, Recovery, Loss
     std::uint64_t pacing_rate;  // bytes a second, 0: not paced
+    std::uint32_t path_mtu;     // of a datagram socket, by kRoute: of the way to `remote`
 };
 
 struct alignas(kCacheLine) SocketRecord {
@@ -154,14 +180,40 @@ struct alignas(kCacheLine) SocketRecord {
 };
 static_assert(sizeof(SocketRecord) % kCacheLine == 0 && sizeof(SocketRecord) <= 448);
 
+// --- datagrams ----------------------------------------------------------------------------------------------------
+/// DatagramHeader::flags, of what an application sends.
+inline constexpr std::uint32_t kDatagramTtl = 1u << 0;        // `ttl` is meant, 0 too; without: Linux's default
+inline constexpr std::uint32_t kDatagramLoop = 1u << 1;       // to a group: members on this host hear it, too
+inline constexpr std::uint32_t kDatagramBroadcast = 1u << 2;  // SO_BROADCAST was set
+inline constexpr std::uint32_t kDatagramPathRuleShift = 4;    // a PathRule, two bits
+
 /// Stands at the start of the first block of every datagram, both ways; the payload follows it.
-/// From the daemon: who sent it and to which of our addresses. From the application: where to send it.
+/// From the daemon: who sent it, to which of our addresses, through which interface. From the application: where to send
+/// it, from which address (unspecified: the daemon's choice), through which interface (0: by route).
 struct DatagramHeader {
-    WireEndpoint remote;
+    WireEndpoint remote;          // `interface`: scope, where the address has one
     std::uint8_t local_address[16];
-    std::uint32_t length;  // of the payload, without this header
-    std::uint8_t ttl, tos, reserved[2];
+    std::int64_t received_ns;     // from the daemon: CLOCK_MONOTONIC
+    std::uint32_t length;         // of the payload, without this header
+    std::uint32_t interface;
+    std::uint16_t segment_size;   // several datagrams in one (UDP_SEGMENT, UDP_GRO): bytes of each but the last; 0: one
+    std::uint8_t ttl, tos;
+    std::uint32_t flags;          // kDatagram*
+    std::uint32_t overflow;       // from the daemon: datagrams that found no room so far (SO_RXQ_OVFL)
+    std::uint32_t reserved;
 };
-static_assert(sizeof(DatagramHeader) == 48);
+static_assert(sizeof(DatagramHeader) == 72);
+
+/// Stands at the start of a block in error_list; what is known of the datagram's payload follows it, in the same block.
+struct DatagramErrorHeader {
+    WireEndpoint remote;       // where the datagram was going
+    std::uint8_t offender[16];  // who said so, if origin is ICMP
+    std::int32_t error;
+    std::uint8_t origin;        // SO_EE_ORIGIN_LOCAL, _ICMP, _ICMP6 of <linux/errqueue.h>
+    std::uint8_t type, code, reserved;
+    std::uint32_t info;         // the MTU of "packet too big"
+    std::uint32_t length;       // of the payload
+};
+static_assert(sizeof(DatagramErrorHeader) == 56);
 
 }  // namespace culvert::shm

@@ -117,7 +117,14 @@ std::expected<IcmpError, Drop> unresolved_error(std::span<const std::byte> ip_pa
     const Family family = (std::to_integer<unsigned>(ip_packet[0]) >> 4) == 4 ? Family::kIpv4 : Family::kIpv6;
     const auto embedded = wire::EmbeddedPacket::parse(family, ip_packet);
     if (!embedded) return std::unexpected(embedded.error());
-    return about(*embedded, {EHOSTUNREACH, false});
+    auto error = about(*embedded, {EHOSTUNREACH, false});
+    if (!error) return error;
+    // As Linux, which sends itself an ICMP error.
+    error->by_icmp = true;
+    error->type = family == Family::kIpv4 ? wire::icmp_v4::kDestinationUnreachable : wire::icmp_v6::kDestinationUnreachable;
+    error->code = family == Family::kIpv4 ? wire::icmp_v4::kHostUnreachable : wire::icmp_v6::kAddressUnreachable;
+    error->offender = embedded->source;
+    return error;
 }
 
 }  // namespace culvert::stack

@@ -28,7 +28,7 @@ struct IcmpError {
     bool hard = false;               // as Linux sees it: a connected UDP socket is told
     std::uint32_t next_hop_mtu = 0;  // not 0 only for "packet too big"
     // For error queues:
-    bool by_icmp = false;            // a message of `offender`; false: a neighbour did not answer us
+    bool by_icmp = false;            // a message of `offender` (perhaps our own: a neighbour did not answer)
     std::uint8_t type = 0;
     std::uint8_t code = 0;
     Address offender{};

@@ -73,6 +73,9 @@ struct DatagramInfo {
     Instant received{};
 };
 
+/// What a socket may say about a group (RFC 3678).
+enum class GroupChange : std::uint8_t { kJoin, kLeave, kJoinSource, kLeaveSource, kBlockSource, kUnblockSource };
+
 /// Which datagrams may be cut on their way (IP_MTU_DISCOVER, IPV6_MTU_DISCOVER; RFC 1191, RFC 8201).
 enum class PathMtu : std::uint8_t {
     kCut,    // IP_PMTUDISC_DONT and _WANT: by us to what the path takes, over IPv4 by routers, too
@@ -90,7 +93,15 @@ struct SendOptions {
     std::uint8_t tos = 0;
     PathMtu path_mtu = PathMtu::kCut;
     bool broadcast = false;  // SO_BROADCAST: a broadcast address is not refused
+    bool stays = false;      // a TTL of 0: not beyond this host
     bool loop = true;        // IP_MULTICAST_LOOP: members on this host hear it, too
+};
+
+/// The way to a destination, as a socket without a path knows it.
+struct Route {
+    Address source;
+    std::uint32_t mtu = 0;
+    bool broadcast = false;  // needs SO_BROADCAST
 };
 
 /// What a socket wants of its datagrams, beyond those that it names when it sends.

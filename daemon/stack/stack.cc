@@ -253,6 +253,38 @@ public:
         return *chosen;
     }
 
+    Result<udp::Route> route_datagram(const udp::Socket* socket, const Endpoint& remote, std::uint32_t interface) const {
+        const Address& to = remote.address;
+        const Hop hop = TRY(output_.find_hop(Address::any(to.family()), to, interface));
+        if (hop.local) {
+            const Endpoint from{to, socket != nullptr ? socket->local().port : Port{0}};
+            if (!udp_.would_receive(remote, from) &&
+                (peers_ == nullptr || !peers_->bound_elsewhere(PortOwner::Protocol::kUdp, remote)) &&
+                !output_.local_addresses().match(to)->dedicated)
+                return fail(EHOSTUNREACH, "kernel's port");
+            return udp::Route{.source = to, .mtu = IpOutput::kLocalMtu};
+        }
+        const bool broadcast = to.is_broadcast() || output_.local_addresses().directed_broadcast_of(to) != nullptr;
+        if ((broadcast || to.is_multicast()) && !hop.interface->resolves_itself)
+            return fail(EHOSTUNREACH, "kernel's groups");
+        udp::Route route{.source = {}, .mtu = hop.interface->mtu, .broadcast = broadcast};
+        const auto chosen = choose_source(*hop.interface, to);
+        if (hop.preferred_source && output_.is_local(*hop.preferred_source)) {
+            route.source = *hop.preferred_source;
+        } else if (chosen) {
+            route.source = *chosen;
+        } else {
+            return fail(ENETUNREACH, "no source");
+        }
+        return route;
+    }
+    Result<void> change_group(udp::Socket& socket, udp::GroupChange change, std::uint32_t interface,
+                              const Address& group, const Address& source) {
+        const Hop hop = TRY(output_.find_hop(Address::any(group.family()), group, interface));
+        if (!hop.interface->resolves_itself) return fail(EOPNOTSUPP, "kernel's groups");
+        return udp_.change_group(socket, change, hop.interface->index, group, source);
+    }
+
 private:
     friend class Stack;
     static constexpr int kLocalRounds = 4;
@@ -379,6 +411,15 @@ void Stack::connect_udp(udp::Socket& socket, const Endpoint* remote, std::uint32
 }
 void Stack::set_options(udp::Socket& socket, const udp::SocketOptions& options) {
     impl_->udp_.set_options(socket, options);
+}
+void Stack::set_groups(MulticastGroups* groups) { impl_->udp_.set_groups(groups); }
+Result<void> Stack::change_group(udp::Socket& socket, udp::GroupChange change, std::uint32_t interface,
+                                 const Address& group, const Address& source) {
+    return impl_->change_group(socket, change, interface, group, source);
+}
+Result<udp::Route> Stack::route_datagram(const udp::Socket* socket, const Endpoint& remote,
+                                         std::uint32_t interface) const {
+    return impl_->route_datagram(socket, remote, interface);
 }
 void Stack::close(udp::Socket& socket) { impl_->udp_.close(socket); }
 

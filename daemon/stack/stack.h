@@ -129,6 +129,7 @@ public:
     virtual void release_port(Protocol protocol, const Address& address, Port port) = 0;
 };
 
+class MulticastGroups;
 class Peers;
 class StackImpl;
 class LinkProtocols;
@@ -155,6 +156,8 @@ public:
     void set_forwarding(bool on, bool reverse_path_check);
     RouteTable& routes();
     NeighborTable& neighbors();
+    /// Where the groups are kept that sockets join, on interfaces whose links we run ourselves; null: none can.
+    void set_groups(MulticastGroups* groups);
     /// True if the address is one of Culvert's interfaces' own.
     bool is_local(const Address& address) const;
 
@@ -191,6 +194,12 @@ public:
     void connect_udp(udp::Socket& socket, const Endpoint* remote, std::uint32_t interface = 0);
     void set_options(udp::Socket& socket, const udp::SocketOptions& options);
     void close(udp::Socket& socket);
+    /// Errors: those of MulticastGroups; EOPNOTSUPP: groups on that interface are the kernel's. `interface` 0: by route.
+    Result<void> change_group(udp::Socket& socket, udp::GroupChange change, std::uint32_t interface,
+                              const Address& group, const Address& source);
+    /// How datagrams reach `remote` through a Culvert interface or ourselves. EHOSTUNREACH, ENETUNREACH: not through us,
+    /// use the kernel; so too for groups and broadcasts on interfaces that we share with it, whose members it knows.
+    Result<udp::Route> route_datagram(const udp::Socket* socket, const Endpoint& remote, std::uint32_t interface) const;
     /// One datagram, or with a segment size several, now (not deferred). Errors: EMSGSIZE (too long, or may not be cut),
     /// EINVAL (too many segments), EACCES (broadcast), EADDRNOTAVAIL (source), ENETUNREACH, EHOSTUNREACH, ENOBUFS.
     Result<void> send_datagram(udp::Socket& socket, const Endpoint& remote, Payload payload, std::uint32_t length,

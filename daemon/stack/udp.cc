@@ -184,8 +184,24 @@ void Udp::connect(Socket& socket, const Endpoint* remote, std::uint32_t interfac
         socket.flow_told_ = peers_->flow_began(static_cast<std::uint32_t>(flow_hash(socket.local_, *to)), true);
 }
 
+Result<void> Udp::change_group(Socket& socket, GroupChange change, std::uint32_t interface, const Address& group,
+                               const Address& source) {
+    if (groups_ == nullptr) return fail(EOPNOTSUPP, "groups");
+    MulticastMember& member = socket.member_;
+    switch (change) {
+        case GroupChange::kJoin: return groups_->join(member, interface, group);
+        case GroupChange::kLeave: return groups_->leave(member, interface, group);
+        case GroupChange::kJoinSource: return groups_->join_source(member, interface, group, source);
+        case GroupChange::kLeaveSource: return groups_->leave_source(member, interface, group, source);
+        case GroupChange::kBlockSource: return groups_->block_source(member, interface, group, source);
+        case GroupChange::kUnblockSource: return groups_->unblock_source(member, interface, group, source);
+    }
+    return fail(EINVAL, "group");
+}
+
 void Udp::close(Socket& socket) {
     unlink_connected(socket);
+    if (!socket.member_.empty()) groups_->leave_all(socket.member_);
     for_each_new_port(socket, [&](const Address& address) {
         ports_.release_port(PortOwner::Protocol::kUdp, address, socket.bound_.port);
     });

@@ -26,6 +26,7 @@
 #include "daemon/stack/icmp.h"
 #include "daemon/stack/ip_output.h"
 #include "daemon/stack/ip_packet.h"
+#include "daemon/stack/link/multicast_groups.h"
 #include "daemon/stack/owner.h"
 #include "daemon/stack/peers.h"
 #include "daemon/stack/stack.h"
@@ -58,6 +59,7 @@ private:
     std::uint32_t bound_interface_ = 0;  // hears and sends through this one only (scope of the bound address)
     std::uint32_t interface_ = 0;        // the same, or the scope of a connected peer
     SocketOwner* owner_ = nullptr;
+    MulticastMember member_;  // of the groups that it has joined
     Socket* next_bound_ = nullptr;      // in bound_: every socket, by local port
     Socket* next_connected_ = nullptr;  // in connected_: those with a remote
     // The way to the last destination: most sockets talk to one at a time.
@@ -97,6 +99,11 @@ public:
     /// nullptr disconnects: the local address is as bound again. `interface`: the scope of a link-local peer, else 0.
     void connect(Socket& socket, const Endpoint* remote, std::uint32_t interface = 0);
     void set_options(Socket& socket, const SocketOptions& options) { socket.options_ = options; }
+    /// Where groups are kept, for sockets that join some; null (as at first): joining is EOPNOTSUPP. Cold.
+    void set_groups(MulticastGroups* groups) { groups_ = groups; }
+    /// Errors: as MulticastGroups, and EOPNOTSUPP.
+    Result<void> change_group(Socket& socket, GroupChange change, std::uint32_t interface, const Address& group,
+                              const Address& source);
     void close(Socket& socket);
     /// See Stack::send_datagram.
     Result<void> send(Socket& socket, const Endpoint& remote, Payload payload, std::uint32_t length,
@@ -137,7 +144,6 @@ private:
     // udp_input.cc
     bool passed_on(const IpPacket& packet, const Endpoint& local, const Endpoint& remote, const Socket* found);
     bool passed_on(const IcmpError& error, const IpPacket* message);
-    static bool is_for_many(const IpPacket& packet);
     void deliver(Socket& socket, const DatagramInfo& info, Payload payload, std::uint32_t length);
     void deliver_to_all(Port port, const DatagramInfo& info, Payload payload, std::uint32_t length);
     bool hears(const Socket& socket, Port port, const DatagramInfo& info) const;
@@ -158,6 +164,7 @@ private:
     PortOwner& ports_;
     Counters& counters_;
     Peers* const peers_;  // null: the only engine
+    MulticastGroups* groups_ = nullptr;
     std::uint64_t secret_[2];
     std::uint32_t next_identification_;
     std::uint32_t connected_count_ = 0;

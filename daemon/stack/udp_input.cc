@@ -66,7 +66,7 @@ bool Udp::input(const IpPacket& ip, Instant now) {
                             .tos = ip.tos,
                             .received = now};
     const Endpoint local{ip.destination, view->destination()};
-    const bool to_many = is_for_many(ip);
+    const bool to_many = ip.cast != Cast::kUnicast;
     Socket* const socket = to_many ? nullptr : find(local, info.remote, info.interface);
     if (peers_ != nullptr && !to_many && passed_on(ip, local, info.remote, socket)) return true;
     if (socket == nullptr && !to_many) [[unlikely]] {
@@ -88,11 +88,6 @@ bool Udp::input(const IpPacket& ip, Instant now) {
         deliver(*socket, info, pieces, length);
     }
     return true;
-}
-
-bool Udp::is_for_many(const IpPacket& ip) {
-    // The link's word: a directed broadcast cannot be told by its address alone.
-    return (std::to_integer<unsigned>(ip.packet.head[0]) & 1) != 0;
 }
 
 void Udp::deliver(Socket& socket, const DatagramInfo& info, Payload payload, std::uint32_t length) {
@@ -135,8 +130,14 @@ bool Udp::hears(const Socket& socket, Port port, const DatagramInfo& info) const
     if (socket.interface_ != 0 && socket.interface_ != info.interface) return false;
     if (socket.bound_.port != port) return false;
     const Address& bound = socket.bound_.address;
-    if (bound.is_unspecified()) return bound.is_v4() == info.local.is_v4() || (socket.dual_ && info.local.is_v4());
-    return bound == info.local;
+    const bool fits = bound.is_unspecified()
+                          ? bound.is_v4() == info.local.is_v4() || (socket.dual_ && info.local.is_v4())
+                          : bound == info.local;
+    if (!fits || !info.local.is_multicast()) return fits;
+    // As Linux: its own filter if it has joined there, else whether it minds hearing what others have joined.
+    if (socket.member_.empty() || !groups_->filter(socket.member_, info.interface, info.local))
+        return socket.options_.all_groups;
+    return groups_->accepts(socket.member_, info.interface, info.local, info.remote.address);
 }
 
 void Udp::learn_mtu(Socket& socket, const IcmpError& error, Instant now) {

@@ -100,6 +100,7 @@ Result<void> Udp::send(Socket& socket, const Endpoint& remote, Payload payload, 
                        .mtu = mtu,
                        .now = now};
     if (for_many && (!to_group || options.loop)) loop_back(out, payload, length, options.segment_size);
+    if (options.stays && !path.local) return {};
     return options.segment_size == 0 ? send_one(out, payload, length)
                                      : send_segments(out, payload, length, options.segment_size);
 }

@@ -1,5 +1,7 @@
 // Tenant: the operations that need an answer (connect, listen, bind ...), options, and the snapshot for `culvert ss`.
 
+#include <netinet/in.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -27,14 +29,25 @@ void Tenant::run_operation(std::uint32_t index, std::uint32_t sequence, Instant 
     const shm::WireEndpoint remote = record.operation.remote;
     int result = EINVAL;
     switch (code) {
-        case shm::Operation::kRoute: result = route(index, remote); break;
+        case shm::Operation::kRoute: result = route(index, local, remote); break;
         case shm::Operation::kConnect: result = start_connect(index, local, remote, now); break;
         case shm::Operation::kListen: result = start_listen(index, local, argument); break;
-        case shm::Operation::kBindDatagram: result = start_datagram(index, local, remote); break;
-        case shm::Operation::kConnectDatagram: result = connect_datagram(index, remote); break;
+        case shm::Operation::kBindDatagram: result = start_datagram(index, local, remote, now); break;
+        case shm::Operation::kConnectDatagram: result = connect_datagram(index, remote, now); break;
         case shm::Operation::kRefreshInfo:
             refresh_info(index);
             result = 0;
+            break;
+        case shm::Operation::kJoinGroup:
+        case shm::Operation::kLeaveGroup:
+        case shm::Operation::kJoinSource:
+        case shm::Operation::kLeaveSource:
+        case shm::Operation::kBlockSource:
+        case shm::Operation::kUnblockSource:
+            result = change_group(index,
+                                  static_cast<stack::udp::GroupChange>(static_cast<std::uint32_t>(code) -
+                                                                       static_cast<std::uint32_t>(shm::Operation::kJoinGroup)),
+                                  argument, remote, local);
             break;
         case shm::Operation::kNone:
         default: drop(Drop::kTenantBadRequest); break;
@@ -47,11 +60,37 @@ void Tenant::run_operation(std::uint32_t index, std::uint32_t sequence, Instant 
     mark_changed(index);
 }
 
-int Tenant::route(std::uint32_t index, const shm::WireEndpoint& remote) {
+int Tenant::route(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote) {
+    const bool datagram = slots_[index].kind == Kind::kDatagram ||
+                          segment_.socket(index).protocol.load(std::memory_order_relaxed) == IPPROTO_UDP;
+    if (datagram) return route_datagram(index, local, remote);
     const auto source = stack_.source_for(from_wire(remote));
     if (!source) return source.error().code;
     segment_.socket(index).local = to_wire({*source, 0}, remote.family);
     return 0;
+}
+
+int Tenant::route_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote) {
+    const Address from = from_wire(local).address;
+    if (!from.is_unspecified() && !stack_.is_local(from)) return EADDRNOTAVAIL;
+    const Slot& slot = slots_[index];
+    shm::SocketRecord& record = segment_.socket(index);
+    const auto route = stack_.route_datagram(slot.kind == Kind::kDatagram ? slot.datagram->socket : nullptr,
+                                             from_wire(remote), remote.interface);
+    if (!route) return route.error().code;
+    if (route->broadcast && (record.options.flags & shm::kOptionBroadcast) == 0) return EACCES;
+    record.local = to_wire({route->source, 0}, remote.family);
+    record.info.path_mtu = route->mtu;
+    return 0;
+}
+
+int Tenant::change_group(std::uint32_t index, stack::udp::GroupChange change, std::uint32_t interface,
+                         const shm::WireEndpoint& group, const shm::WireEndpoint& source) {
+    Slot& slot = slots_[index];
+    if (slot.kind != Kind::kDatagram) return EINVAL;
+    const auto changed = stack_.change_group(*slot.datagram->socket, change, interface, from_wire(group).address,
+                                             from_wire(source).address);
+    return changed ? 0 : changed.error().code;
 }
 
 int Tenant::start_connect(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote,
@@ -105,7 +144,8 @@ int Tenant::start_listen(std::uint32_t index, const shm::WireEndpoint& local, st
     return 0;
 }
 
-int Tenant::start_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote) {
+int Tenant::start_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote,
+                           Instant now) {
     Slot& slot = slots_[index];
     if (slot.kind != Kind::kIdle) return EINVAL;
     const Endpoint at = from_wire(local);
@@ -114,7 +154,7 @@ int Tenant::start_datagram(std::uint32_t index, const shm::WireEndpoint& local, 
     auto datagram = std::make_unique<DatagramSocket>(*this, index);
     shm::SocketRecord& record = segment_.socket(index);
     const bool dual = !at.address.is_v4() && (record.options.flags & shm::kOptionV6Only) == 0;
-    auto socket = stack_.bind_udp(at, dual, *datagram);
+    auto socket = stack_.bind_udp(at, dual, *datagram, local.interface);
     if (!socket) return socket.error().code;
     datagram->socket = *socket;
     datagram->local = at;
@@ -122,15 +162,17 @@ int Tenant::start_datagram(std::uint32_t index, const shm::WireEndpoint& local, 
     record.daemon.status.store(shm::kStatusReady, std::memory_order_release);
     slot.datagram = std::move(datagram);
     slot.kind = Kind::kDatagram;
-    return remote.port != 0 ? connect_datagram(index, remote) : 0;
+    slot.datagram->set_options(record.options);
+    return remote.port != 0 ? connect_datagram(index, remote, now) : 0;
 }
 
-int Tenant::connect_datagram(std::uint32_t index, const shm::WireEndpoint& remote) {
+int Tenant::connect_datagram(std::uint32_t index, const shm::WireEndpoint& remote, Instant now) {
     Slot& slot = slots_[index];
     if (slot.kind != Kind::kDatagram) return EINVAL;
     slot.datagram->remote = from_wire(remote);
     segment_.socket(index).remote = remote;
-    stack_.connect_udp(*slot.datagram->socket, remote.port != 0 ? &slot.datagram->remote : nullptr);
+    stack_.connect_udp(*slot.datagram->socket, remote.port != 0 ? &slot.datagram->remote : nullptr, remote.interface);
+    slot.datagram->publish_path(now);
     return 0;
 }
 

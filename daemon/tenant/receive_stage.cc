@@ -55,15 +55,30 @@ std::uint32_t ReceiveStage::append(shm::Segment& segment, BlockLedger& ledger, L
     return taken;
 }
 
-bool ReceiveStage::append_datagram(shm::Segment& segment, BlockLedger& ledger, LentList& lent,
-                                   const shm::DatagramHeader& header, stack::Payload payload, std::uint32_t length) {
-    const std::uint32_t blocks =
-        static_cast<std::uint32_t>((sizeof header + length + shm::kBlockSize - 1) / shm::kBlockSize);
+namespace {
+
+/// True if there are `blocks` free receive blocks, after a look at what has been returned.
+bool has_blocks(BlockLedger& ledger, std::size_t blocks) {
     if (ledger.free_receive_blocks() < blocks) ledger.collect_returned();
-    if (ledger.free_receive_blocks() < blocks) return false;
+    return ledger.free_receive_blocks() >= blocks;
+}
+
+}  // namespace
+
+bool ReceiveStage::append_datagram(shm::Segment& segment, BlockLedger& ledger, LentList& lent,
+                                   std::span<const std::byte> header, stack::Payload payload, std::uint32_t length) {
+    if (!has_blocks(ledger, (header.size() + length + shm::kBlockSize - 1) / shm::kBlockSize)) return false;
     if (newest_ != shm::kNoIndex) finish_block(segment, 0);
     add_block(segment, ledger, lent);
-    copy(segment, ledger, lent, std::as_bytes(std::span(&header, 1)));
+    datagram_ = newest_;
+    copy(segment, ledger, lent, header);
+    append(segment, ledger, lent, payload, length);
+    return true;
+}
+
+bool ReceiveStage::extend_datagram(shm::Segment& segment, BlockLedger& ledger, LentList& lent, stack::Payload payload,
+                                   std::uint32_t length) {
+    if (!has_blocks(ledger, (used_ + length) / shm::kBlockSize)) return false;
     append(segment, ledger, lent, payload, length);
     return true;
 }

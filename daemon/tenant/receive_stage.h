@@ -17,8 +17,13 @@ public:
     std::uint32_t append(shm::Segment& segment, BlockLedger& ledger, LentList& lent, stack::Payload payload,
                          std::uint32_t length);
     /// All or nothing: the header and the whole datagram. False: no blocks.
-    bool append_datagram(shm::Segment& segment, BlockLedger& ledger, LentList& lent, const shm::DatagramHeader& header,
+    bool append_datagram(shm::Segment& segment, BlockLedger& ledger, LentList& lent, std::span<const std::byte> header,
                          stack::Payload payload, std::uint32_t length);
+    /// More bytes of the datagram that was appended last. All or nothing.
+    bool extend_datagram(shm::Segment& segment, BlockLedger& ledger, LentList& lent, stack::Payload payload,
+                         std::uint32_t length);
+    /// The block in which the datagram that was appended last begins.
+    std::uint32_t datagram_block() const { return datagram_; }
     bool empty() const { return newest_ == shm::kNoIndex; }
     /// Pushes everything to `rx_list`.
     void publish(shm::Segment& segment, std::atomic<std::uint32_t>& rx_list);
@@ -32,6 +37,7 @@ private:
 
     std::uint32_t newest_ = shm::kNoIndex;  // being filled
     std::uint32_t oldest_ = shm::kNoIndex;
+    std::uint32_t datagram_ = shm::kNoIndex;
     std::uint32_t used_ = 0;  // bytes in newest_
 };
 

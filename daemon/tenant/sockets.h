@@ -92,11 +92,14 @@ private:
 
 class DatagramSocket final : public stack::udp::SocketOwner {
 public:
-    DatagramSocket(Tenant& tenant, std::uint32_t index) : tenant_(tenant), index_(index) {}
+    DatagramSocket(Tenant& tenant, std::uint32_t index);
     ~DatagramSocket();
 
     void look(Instant now);
     bool publish(std::uint32_t app_flags);
+    void set_options(const shm::SocketOptions& options);
+    /// Tells the application how large a packet may be on the way to the connected peer.
+    void publish_path(Instant now);
 
     bool on_datagram(stack::udp::Socket&, const stack::udp::DatagramInfo& info, stack::Payload payload,
                      std::uint32_t length) override;
@@ -107,16 +110,31 @@ public:
     Endpoint remote;  // port 0: not connected
 
 private:
+    /// The datagram that was staged last, as long as more of its flow may join it (UDP_GRO).
+    struct Merging {
+        shm::DatagramHeader header;
+        std::uint32_t segments = 0;  // 0: nothing may join
+    };
+
     void send(const stack::SendChunk* first, const stack::SendChunk* last, Instant now);
+    bool merge(const shm::DatagramHeader& header, stack::Payload payload, std::uint32_t length);
+    bool refuse();
 
     Tenant& tenant_;
     std::uint32_t index_;
+    std::uint32_t max_lent_;          // receive blocks that may lie unread
+    bool merges_ = false;             // UDP_GRO
+    std::uint32_t overflow_ = 0;      // datagrams refused for want of room
+    std::uint32_t path_mtu_ = 0;      // as published
+    Merging merging_;
     std::int32_t error_ = 0;
     std::uint64_t delivered_ = 0;
     std::uint64_t released_ = 0;
     std::uint64_t published_released_ = 0;
     LentList lent_;
     ReceiveStage stage_;
+    LentList errors_lent_;
+    ReceiveStage error_stage_;
 };
 
 struct Tenant::Slot {

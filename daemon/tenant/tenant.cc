@@ -403,6 +403,7 @@ void Tenant::apply_options(std::uint32_t index) {
     const std::uint32_t version = record.app.options_version.load(std::memory_order_acquire);
     if ((version & 1) != 0) return;  // being written; the writer marks the socket again
     const stack::tcp::Options options = read_options(index);
+    const shm::SocketOptions raw = record.options;
     if (record.app.options_version.load(std::memory_order_acquire) != version) return;
     slot.options_version = version;
     if (options.send_buffer != 0)
@@ -410,6 +411,7 @@ void Tenant::apply_options(std::uint32_t index) {
             std::clamp(options.send_buffer, kMinSendLimit, std::max(kMinSendLimit, send_limits_.most)), std::memory_order_relaxed);
     if (slot.kind == Kind::kStream && slot.stream.connection() != nullptr)
         slot.stream.connection()->set_options(options);
+    if (slot.kind == Kind::kDatagram) slot.datagram->set_options(raw);
 }
 
 }  // namespace culvert::tenant

@@ -101,9 +101,13 @@ private:
     void run_operation(std::uint32_t index, std::uint32_t sequence, Instant now);
     int start_connect(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote, Instant now);
     int start_listen(std::uint32_t index, const shm::WireEndpoint& local, std::uint32_t backlog);
-    int start_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote);
-    int connect_datagram(std::uint32_t index, const shm::WireEndpoint& remote);
-    int route(std::uint32_t index, const shm::WireEndpoint& remote);
+    int start_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote,
+                       Instant now);
+    int connect_datagram(std::uint32_t index, const shm::WireEndpoint& remote, Instant now);
+    int change_group(std::uint32_t index, stack::udp::GroupChange change, std::uint32_t interface,
+                     const shm::WireEndpoint& group, const shm::WireEndpoint& source);
+    int route(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote);
+    int route_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote);
     stack::tcp::Options read_options(std::uint32_t index);
 
     std::uint32_t allocate_record();

@@ -257,7 +257,7 @@ void FakeDaemon::operation(std::uint32_t record) {
     if (result == 0) switch (code) {
             case shm::Operation::kRoute:
                 if (remote.address[12] == 10 && remote.address[13] == 77)
-                    shared.local = v4(kSource, 0, remote.family);
+                    shared.local = v4(kSource, 0, remote.family), shared.info.path_mtu = path_mtu_;
                 else
                     result = EHOSTUNREACH;
                 break;
@@ -283,7 +283,19 @@ void FakeDaemon::operation(std::uint32_t record) {
                 shared.local = shared.operation.local;
                 shared.daemon.status.store(shm::kStatusReady);
                 break;
-            case shm::Operation::kConnectDatagram: shared.remote = remote; break;
+            case shm::Operation::kConnectDatagram:
+                shared.remote = remote;
+                shared.daemon.path_mtu.store(path_mtu_);
+                break;
+            case shm::Operation::kJoinGroup:
+            case shm::Operation::kLeaveGroup:
+            case shm::Operation::kJoinSource:
+            case shm::Operation::kLeaveSource:
+            case shm::Operation::kBlockSource:
+            case shm::Operation::kUnblockSource:
+                group_calls_.push_back({code, shared.operation.argument.load(), remote, shared.operation.local});
+                result = group_answer;
+                break;
             case shm::Operation::kRefreshInfo: shared.info.tcp_state = 1, shared.info.srtt_us = 777; break;
             default: result = EINVAL; break;
         }
@@ -320,19 +332,25 @@ void FakeDaemon::look(std::uint32_t record) {
     peer.received += fresh;
     peer.unacknowledged += fresh.size();
     bool news = false;
+    const bool starved = peer.datagram && segment_->header().tx_starved.load() != 0;
     if (!peer.holding && !peer.kept.empty()) {
         shm::TaggedStack pool(segment_->header().tx_free, segment_->block_meta(), options_.geometry.tx_blocks);
         for (const std::uint32_t block : peer.kept) pool.push(block);
         peer.kept.clear();
         shared.daemon.tx_released.fetch_add(peer.unacknowledged);
         peer.unacknowledged = 0;
+        if (starved) {  // as Tenant::wake_starved
+            segment_->header().tx_starved.store(0);
+            shared.app.flags.fetch_and(~shm::kAppWantWrite);
+            news = true;
+        }
     }
     if ((flags & shm::kAppShutWrite) != 0 && !peer.write_shut) {
         peer.write_shut = true;
         shared.daemon.status.fetch_or(shm::kStatusWriteClosed);
         news = true;
     }
-    if ((shared.app.flags.load() & shm::kAppWantWrite) != 0) {
+    if (!peer.datagram && (shared.app.flags.load() & shm::kAppWantWrite) != 0) {
         const std::uint64_t in_flight = shared.app.tx_queued.load() - shared.daemon.tx_released.load();
         if (in_flight * 3 <= shared.daemon.send_limit.load() * 2ull) {
             shared.app.flags.fetch_and(~shm::kAppWantWrite);
@@ -428,13 +446,41 @@ void FakeDaemon::deliver(std::uint32_t record, const std::string& bytes, std::ui
 }
 
 void FakeDaemon::deliver_datagram(std::uint32_t record, std::uint16_t remote_port, const std::string& bytes) {
-    const std::lock_guard lock(mutex_);
     shm::DatagramHeader header{};
-    header.remote = v4(kPeer, remote_port, segment_->socket(record).local.family);
-    header.local_address[10] = header.local_address[11] = 0xff;
-    std::memcpy(header.local_address + 12, kSource, 4);
+    header.remote.port = remote_port;
+    deliver_datagram(record, header, bytes);
+}
+
+void FakeDaemon::deliver_datagram(std::uint32_t record, shm::DatagramHeader header, const std::string& bytes) {
+    const std::lock_guard lock(mutex_);
+    if (header.remote.family == 0) header.remote = v4(kPeer, header.remote.port, segment_->socket(record).local.family);
+    if (std::all_of(std::begin(header.local_address), std::end(header.local_address), [](auto b) { return b == 0; })) {
+        header.local_address[10] = header.local_address[11] = 0xff;
+        std::memcpy(header.local_address + 12, kSource, 4);
+    }
     header.length = static_cast<std::uint32_t>(bytes.size());
     push(record, {std::string(reinterpret_cast<const char*>(&header), sizeof header) + bytes}, bytes.size(), true);
+}
+
+void FakeDaemon::deliver_error(std::uint32_t record, shm::DatagramErrorHeader header, const std::string& bytes) {
+    const std::lock_guard lock(mutex_);
+    header.length = static_cast<std::uint32_t>(bytes.size());
+    const std::uint32_t block = take_receive_block();
+    std::memcpy(segment_->block(block), &header, sizeof header);
+    std::memcpy(segment_->block(block) + sizeof header, bytes.data(), bytes.size());
+    shm::BlockMeta& meta = segment_->block_meta()[block];
+    meta.length.store(static_cast<std::uint32_t>(sizeof header + bytes.size()));
+    meta.offset.store(0);
+    meta.flags.store(0);
+    shm::DaemonLine& line = segment_->socket(record).daemon;
+    shm::push_block(line.error_list, segment_->block_meta(), block);
+    line.error.store(header.error);
+    notify(record);
+}
+
+std::vector<FakeDaemon::GroupCall> FakeDaemon::group_calls() {
+    const std::lock_guard lock(mutex_);
+    return group_calls_;
 }
 
 void FakeDaemon::establish(std::uint32_t record) {
@@ -499,6 +545,9 @@ bool FakeDaemon::wait_until(const std::function<bool()>& condition) {
 }
 bool FakeDaemon::wait_received(std::uint32_t record, std::size_t bytes) {
     return wait_until([&] { return peers_[record].received.size() >= bytes; });
+}
+bool FakeDaemon::wait_datagrams(std::uint32_t record, std::size_t count) {
+    return wait_until([&] { return peers_[record].datagrams.size() >= count; });
 }
 bool FakeDaemon::wait_closed(std::uint32_t record) {
     return wait_until([&] { return peers_[record].closed; });

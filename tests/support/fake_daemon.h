@@ -50,6 +50,10 @@ public:
     std::optional<std::uint32_t> arrive(std::uint32_t listener, std::uint16_t remote_port);
     void deliver(std::uint32_t record, const std::string& bytes, std::uint32_t bytes_per_block = shm::kBlockSize);
     void deliver_datagram(std::uint32_t record, std::uint16_t remote_port, const std::string& bytes);
+    /// The same with a header of the test's own; remote, local_address and length are filled in where they are empty.
+    void deliver_datagram(std::uint32_t record, shm::DatagramHeader header, const std::string& bytes);
+    /// An entry of the error queue, and its errno as the socket's error.
+    void deliver_error(std::uint32_t record, shm::DatagramErrorHeader header, const std::string& bytes);
     void establish(std::uint32_t record);
     void peer_closes(std::uint32_t record);
     void reset(std::uint32_t record, int error);
@@ -59,6 +63,16 @@ public:
     void hold_acknowledgements(std::uint32_t record);
     void resume(std::uint32_t record);
     void refuse_operations(int error) { refuse_ = error; }
+    /// Of every route and connected datagram socket.
+    void set_path_mtu(std::uint32_t mtu) { path_mtu_ = mtu; }
+    /// Operations of groups that were asked for; they are answered with `group_answer`.
+    struct GroupCall {
+        shm::Operation operation;
+        std::uint32_t interface;
+        shm::WireEndpoint group, source;
+    };
+    std::vector<GroupCall> group_calls();
+    std::atomic<int> group_answer{0};
     /// Requests on the control connection get an answer that is none.
     void answer_nonsense() { nonsense_ = true; }
 
@@ -71,6 +85,7 @@ public:
     /// Waits until `condition` (called with the daemon's lock held) is true; false after ten seconds.
     bool wait_until(const std::function<bool()>& condition);
     bool wait_received(std::uint32_t record, std::size_t bytes);
+    bool wait_datagrams(std::uint32_t record, std::size_t count);
     bool wait_closed(std::uint32_t record);
     /// The daemon has been told (made to look) after the application had read that much.
     bool wait_consumed(std::uint32_t record, std::uint64_t bytes);
@@ -128,6 +143,8 @@ private:
     std::uint32_t next_accept_queue_ = 0;
     std::map<std::uint32_t, std::uint32_t> tails_;  // by listener
     std::atomic<int> refuse_{0};
+    std::atomic<std::uint32_t> path_mtu_{0};
+    std::vector<GroupCall> group_calls_;
     std::atomic<bool> nonsense_{false};
     bool stopping_ = false;
     std::atomic<bool> dead_{false};

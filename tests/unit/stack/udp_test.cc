@@ -660,7 +660,8 @@ TEST_F(UdpTest, ABroadcastMustBeMeantAndIsHeardByAllOnThisHost) {  // [RFC1122 4
     wire::store_mac(frame.data(), wire::kBroadcastMac);
     const RxPacket packet = received(frame);
     const IpPacket broadcast{.packet = packet, .interface = eth0, .source = peer4, .destination = ip("10.0.0.255"),
-                             .transport_offset = 34, .transport_length = 16, .protocol = 17, .ttl = 64};
+                             .transport_offset = 34, .transport_length = 16, .protocol = 17, .ttl = 64,
+                             .cast = Cast::kBroadcast};
     udp.input(broadcast, now);
     EXPECT_EQ(one.items.size(), 1u);
     EXPECT_EQ(two.items.size(), 1u);

@@ -166,13 +166,13 @@ TEST_F(LedgerTest, StageSharesBlocksBetweenSegmentsAndKeepsDatagramsApart) {
 
     shm::DatagramHeader header{};
     header.length = 0;
-    EXPECT_TRUE(stage.append_datagram(segment, ledger, lent, header, {}, 0));  // an empty datagram is a datagram
+    EXPECT_TRUE(stage.append_datagram(segment, ledger, lent, std::as_bytes(std::span(&header, 1)), {}, 0));  // an empty datagram is a datagram
     header.length = 1500;
-    EXPECT_TRUE(stage.append_datagram(segment, ledger, lent, header, fragments, 1500));
+    EXPECT_TRUE(stage.append_datagram(segment, ledger, lent, std::as_bytes(std::span(&header, 1)), fragments, 1500));
     EXPECT_EQ(lent.count, 2u);
     const std::vector<std::byte> large(3 * shm::kBlockSize, std::byte{1});
     const std::span<const std::byte> one[] = {large};
-    EXPECT_FALSE(stage.append_datagram(segment, ledger, lent, header, one, 3 * shm::kBlockSize));  // all or nothing
+    EXPECT_FALSE(stage.append_datagram(segment, ledger, lent, std::as_bytes(std::span(&header, 1)), one, 3 * shm::kBlockSize));  // all or nothing
     EXPECT_EQ(lent.count, 2u);
 }
 

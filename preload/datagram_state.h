@@ -1,0 +1,30 @@
+// What a datagram socket keeps in its own process beside a Socket, so that a stream pays nothing for it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "preload/datagram_control.h"
+
+namespace culvert::preload {
+
+/// A change of a group's members, as the daemon is told of it.
+struct GroupRequest {
+    shm::Operation operation = shm::Operation::kNone;
+    std::uint32_t interface = 0;
+    shm::WireEndpoint group{};   // `interface` of it: IPv4 address of the interface, if that is how it was named
+    shm::WireEndpoint source{};
+};
+
+struct DatagramState {
+    static constexpr std::uint32_t kMaxEarlyGroups = 20;  // Linux's igmp_max_memberships
+
+    std::atomic<std::uint32_t> wants{0};  // ControlWants
+    SendDefaults defaults;
+    bool kernel_only = false;    // an option was set that only the kernel knows
+    bool corked = false;         // MSG_MORE: the kernel holds the beginning of a datagram
+    std::uint32_t early_count = 0;
+    GroupRequest early[kMaxEarlyGroups];  // joined before there was a record
+};
+
+}  // namespace culvert::preload
