@@ -44,6 +44,13 @@ namespace culvert {
     X(tcp_bbr_refused, "TCP connections that got CUBIC because no memory was left for BBR") \
     X(tcp_ce_in, "TCP data segments received with a congestion mark")   \
     X(tcp_ecn_reductions, "TCP windows reduced for echoed congestion marks") \
+    X(tcp_fast_open_cookies, "TCP Fast Open cookies given out")         \
+    X(tcp_fast_open_passive, "TCP connections accepted with their SYN") \
+    X(tcp_fast_open_refused, "TCP Fast Open cookies that were not ours, or too old") \
+    X(tcp_fast_open_overflow, "TCP Fast Open attempts beyond the listener's limit") \
+    X(tcp_fast_open_active, "TCP connections whose data was taken with our SYN") \
+    X(tcp_fast_open_failed, "TCP connections whose Fast Open SYN was lost or its data not taken") \
+    X(tcp_deferred, "TCP connections held back until data comes (TCP_DEFER_ACCEPT)") \
     X(tcp_time_wait, "TCP connections in TIME-WAIT now")                \
     X(udp_in, "UDP datagrams received")                                 \
     X(udp_out, "UDP datagrams sent")                                    \

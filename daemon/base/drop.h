@@ -83,6 +83,8 @@ namespace culvert {
     X(kTcpResetInvalid, "TCP reset with a wrong sequence number (challenge ACK sent)")        \
     X(kTcpSynInWindow, "TCP SYN on a live connection (challenge ACK sent)")                   \
     X(kTcpSynQueueFull, "too many half-open connections")                                     \
+    X(kTcpSynData, "TCP data in a SYN without a valid Fast Open cookie")                      \
+    X(kTcpDeferred, "TCP ACK without data for a listener that waits for data")                \
     X(kTcpSynCookieInvalid, "TCP ACK in a flood of SYNs whose cookie is not ours (reset sent)") \
     X(kTcpSynCookieExpired, "TCP ACK whose SYN cookie is too old (reset sent)")               \
     X(kTcpAcceptQueueFull, "accept queue full")                                               \

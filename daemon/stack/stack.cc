@@ -390,7 +390,7 @@ Instant Stack::next_deadline() const { return impl_->next_deadline(); }
 
 Result<Address> Stack::source_for(const Endpoint& destination) const { return impl_->source_for(destination); }
 
-Result<tcp::Listener*> Stack::listen(const Endpoint& local, bool dual, const tcp::Options& options,
+Result<tcp::Listener*> Stack::listen(const Endpoint& local, bool dual, const tcp::ListenerOptions& options,
                                      tcp::ListenerOwner& owner) {
     return impl_->tcp_.listen(local, dual, options, owner);
 }

@@ -55,6 +55,7 @@ struct Options {
     bool cork = false;
     bool keep_alive = false;
     bool quick_ack = false;
+    bool fast_open = false;  // active opens: data may go with the SYN, which then waits for it [RFC7413 4.2.1]
     Duration keep_alive_idle{};
     Duration keep_alive_interval{};
     std::uint32_t keep_alive_count = 0;
@@ -66,6 +67,14 @@ struct Options {
     std::uint64_t max_pacing_rate = 0;  // bytes a second, 0: no limit
     std::uint8_t tos = 0;
     std::uint8_t ttl = 0;
+};
+
+/// What a listener has on top; its connections begin with the rest.
+struct ListenerOptions : Options {
+    ListenerOptions() = default;
+    ListenerOptions(const Options& options) : Options(options) {}  // implicit: nothing on top
+    std::uint32_t fast_open_queue = 0;  // connections accepted with their SYN that may wait for the ACK; 0: none
+    Duration defer_accept{};            // so long an ACK without data does not make a connection
 };
 
 /// The values of <netinet/tcp.h> (TCP_ESTABLISHED = 1 ... TCP_CLOSING = 11), as `ss` shows them.
@@ -89,6 +98,7 @@ struct Info {
     CaState ca_state = CaState::kOpen;
     std::uint64_t pacing_rate = 0;  // bytes a second, 0: not paced
     bool ecn = false, ecn_seen = false;  // negotiated; the peer's data was ECN-capable
+    bool syn_data = false;  // data went with a SYN and was taken (TCPI_OPT_SYN_DATA)
 };
 }  // namespace tcp
 
@@ -115,6 +125,8 @@ struct StackConfig {
     tcp::Congestion congestion = tcp::Congestion::kCubic;
     tcp::SynCookiePolicy syn_cookies = tcp::SynCookiePolicy::kAuto;
     tcp::EcnMode ecn = tcp::EcnMode::kPassive;
+    bool fast_open_client = true;   // RFC 7413, where a socket asks for it; as net.ipv4.tcp_fastopen of Linux
+    bool fast_open_server = false;
     std::uint64_t secret[2] = {0, 0};  // key of hashes and ISNs, from getrandom(2)
 };
 
@@ -178,7 +190,7 @@ public:
 
     /// `local.address` may be unspecified; `dual` makes [::] listen for IPv4 too. Several listeners on one endpoint share
     /// it (SO_REUSEPORT): connections are spread by flow hash. Errors: ENOBUFS.
-    Result<tcp::Listener*> listen(const Endpoint& local, bool dual, const tcp::Options& options,
+    Result<tcp::Listener*> listen(const Endpoint& local, bool dual, const tcp::ListenerOptions& options,
                                   tcp::ListenerOwner& owner);
     void close(tcp::Listener& listener);
 

@@ -42,6 +42,8 @@ struct Seg {
     std::string data_;
     std::optional<std::size_t> length_;
     std::optional<wire::Ecn> ecn_;
+    std::optional<std::string> cookie_;  // Fast Open
+    bool no_cookie_ = false;
 
     Seg& seq(std::uint32_t v) { seq_ = v; return *this; }
     Seg& ack(std::uint32_t v) { ack_ = v; flags |= wire::kAck; return *this; }
@@ -65,6 +67,9 @@ struct Seg {
     Seg& not_ect() { return ecn(wire::Ecn::kNotCapable); }
     Seg& ece() { flags |= wire::kEce; return *this; }
     Seg& cwr() { flags |= wire::kCwr; return *this; }
+    /// Fast Open. Empty: a request.
+    Seg& cookie(std::string v) { cookie_ = std::move(v); return *this; }
+    Seg& no_cookie() { no_cookie_ = true; return *this; }
     Seg& fin() { flags |= wire::kFin; return *this; }
 };
 
@@ -81,6 +86,7 @@ struct Sent {
     wire::TcpOptions options;
     std::string data;
     std::uint8_t tos = 0;
+    std::optional<std::string> cookie;  // Fast Open
     Endpoint from, to;
     std::string text;
 };
@@ -114,7 +120,10 @@ public:
         note("connect");
         return *connection;
     }
-    stack::tcp::Listener& listen(stack::tcp::Options options = {}, Port port = 80) {
+    stack::tcp::Listener& listen(const stack::tcp::Options& options = {}, Port port = 80) {
+        return listen_with(stack::tcp::ListenerOptions(options), port);
+    }
+    stack::tcp::Listener& listen_with(const stack::tcp::ListenerOptions& options, Port port = 80) {
         local.port = port;
         remote.port = 50000;
         auto made = host.tcp.listen({local.address, port}, false, options, *this);
@@ -163,6 +172,7 @@ public:
         options.mss = segment.mss_;
         options.window_scale = segment.wscale_;
         options.sack_permitted = segment.sack_ok_.value_or(false);
+        if (segment.cookie_) options.fast_open_cookie = std::as_bytes(std::span(*segment.cookie_));
         if (segment.ts_) options.timestamps = {.value = *segment.ts_, .echo = *segment.ts_echo_};
         for (const auto& [left, right] : segment.sacks_)
             options.sack_blocks[options.sack_count++] = {.left = our_iss + left, .right = our_iss + right};
@@ -227,6 +237,8 @@ public:
             compare("length", sent.data.size(), *wanted.length_);
         else if (sent.data != wanted.data_)
             wrong << " data is \"" << sent.data.substr(0, 60) << "\" (" << sent.data.size() << "), not \"" << wanted.data_ << "\";";
+        if (wanted.cookie_ && sent.cookie != wanted.cookie_) wrong << " the Fast Open cookie differs;";
+        if (wanted.no_cookie_ && sent.cookie) wrong << " there is a Fast Open option;";
         if (wanted.compare_sacks_) {
             std::vector<std::pair<std::uint32_t, std::uint32_t>> got;
             for (const auto& block : sent.options.sack()) got.emplace_back(block.left - kPeerIss, block.right - kPeerIss);
@@ -342,6 +354,8 @@ private:
         sent.ack = view->acknowledgment();
         sent.window = view->window();
         sent.options = *wire::TcpOptions::parse(view->options());
+        if (const auto cookie = std::exchange(sent.options.fast_open_cookie, std::nullopt))
+            sent.cookie.emplace(reinterpret_cast<const char*>(cookie->data()), cookie->size());
         const auto payload = view->payload_in_head();
         sent.data.assign(reinterpret_cast<const char*>(payload.data()), payload.size());
         sent.text = lines_.back();

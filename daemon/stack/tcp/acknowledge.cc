@@ -11,23 +11,12 @@ namespace culvert::stack::tcp {
 bool Connection::input_ack(const Segment& segment, Position sequence, Instant now) {
     const Position ack = widen(segment.acknowledgment, snd_una_);
     if (state_ == State::kSynReceived) {
-        if (ack != snd_una_ + 1 || snd_nxt_ != snd_una_ + 1) {
+        if (ack <= snd_una_ || ack > snd_nxt_) {
             shared_.counters.drop(Drop::kTcpAckInvalid);
             shared_.output.send_reset(segment, now);
             return false;
         }
-        // [RFC3168 6.1.1] a SYN-ACK that does not agree takes back what was asked for
-        if (segment.flags.syn() && !agrees_to_ecn(segment.flags)) ecn_ = false;
-        measure_round_trip(segment, ack, now);
-        snd_una_ = snd_small_ = ack;
-        syn_due_ = false;
-        snd_wnd_ = segment.flags.syn() ? segment.window : std::uint32_t{segment.window} << snd_scale_;
-        max_snd_wnd_ = snd_wnd_;
-        snd_wl1_ = sequence;
-        snd_wl2_ = ack;
-        become_established(now);
-        owe_ack();
-        owner_->on_established(*this);
+        input_ack_of_syn(segment, sequence, ack, now);
         return !ended();
     }
     if (ack > snd_nxt_) {  // of something never sent
@@ -40,6 +29,28 @@ bool Connection::input_ack(const Segment& segment, Position sequence, Instant no
     }
     take_ack(segment, sequence, ack, now);
     return !ended();
+}
+
+/// SYN-RECEIVED: a simultaneous open, or a connection that began with its SYN and may have answered already.
+void Connection::input_ack_of_syn(const Segment& segment, Position sequence, Position ack, Instant now) {
+    // [RFC3168 6.1.1] a SYN-ACK that does not agree takes back what was asked for
+    if (segment.flags.syn() && !agrees_to_ecn(segment.flags)) ecn_ = false;
+    measure_round_trip(segment, ack, now);
+    ++snd_una_;
+    if (!fast_open_passive_) snd_nxt_ = ack;  // data that went with our SYN and was not taken goes again
+    snd_small_ = std::max(snd_small_, snd_una_);
+    syn_due_ = false;
+    snd_wnd_ = segment.flags.syn() ? segment.window : std::uint32_t{segment.window} << snd_scale_;
+    max_snd_wnd_ = snd_wnd_;
+    snd_wl1_ = sequence;
+    snd_wl2_ = ack;
+    become_established(now);
+    mark();
+    if (!fast_open_passive_) {
+        owe_ack();
+        if (!orphan_) owner_->on_established(*this);
+    }
+    if (!ended() && ack > snd_una_) take_ack(segment, sequence, ack, now);
 }
 
 void Connection::take_ack(const Segment& segment, Position sequence, Position ack, Instant now) {

@@ -29,7 +29,8 @@ Congestion congestion_of(Algorithm algorithm) {
 /// The drawing in connection.h.
 bool may_change(State from, State to) {
     switch (from) {
-        case State::kClosed: return to == State::kSynSent || to == State::kEstablished;
+        case State::kClosed:
+            return to == State::kSynSent || to == State::kSynReceived || to == State::kEstablished;
         case State::kSynSent:
             return to == State::kSynReceived || to == State::kEstablished || to == State::kClosed;
         case State::kSynReceived: return to == State::kEstablished || to == State::kClosed;
@@ -93,6 +94,7 @@ void Connection::send(SendChunk* first, SendChunk* last) {
         return;
     }
     queue_.append(first, last);
+    let_syn_go();
     mark();
 }
 
@@ -101,6 +103,7 @@ void Connection::shutdown_write() {
     shutdown_ = true;
     if (state_ == State::kEstablished) set_state(State::kFinWait1);
     if (state_ == State::kCloseWait) set_state(State::kLastAck);
+    let_syn_go();
     mark();
 }
 
@@ -128,8 +131,9 @@ void Connection::close(ConnectionOwner& orphan, bool unread_data, bool linger_ze
     if (ended()) return;
     orphan_ = true;
     // [RFC1122 4.2.2.13] data that the application will never read: the peer must learn that it is lost.
-    // [RFC9293 3.10.4] CLOSE in SYN-SENT deletes the TCB.
-    if (unread_data || linger_zero || state_ == State::kSynSent) {
+    // [RFC9293 3.10.4] CLOSE in SYN-SENT deletes the TCB, unless the application was told that it is connected.
+    const bool told = fast_open_active_ && !queue_.empty();
+    if (unread_data || linger_zero || (state_ == State::kSynSent && !told)) {
         send_reset(shared_.now);
         finish(ECONNABORTED);
         return;
@@ -198,6 +202,7 @@ Info Connection::info() const {
     }
     info.ecn = ecn_ && established_once_;
     info.ecn_seen = ect_seen_;
+    info.syn_data = syn_data_;
     return info;
 }
 
@@ -231,6 +236,13 @@ void Connection::discard() {
 
 void Connection::finish(int error) {
     if (ended()) return;
+    if (fast_open_passive_ && state_ == State::kSynReceived)
+        shared_.fast_open_pending.ended(shared_.connections.index_of(this), error == ECONNRESET, shared_.now);
+    // The path may swallow what begins like this. [RFC7413 4.1.3]
+    if (fast_open_active_ && error == ETIMEDOUT && (!established_once_ || syn_data_)) {
+        ++shared_.counters.tcp_fast_open_failed;
+        shared_.fast_open_cache.failed(local_.address, remote_.address, shared_.now);
+    }
     discard();
     if (!handed_over_) {
         shared_.flows.erase(hash_, {FlowRef::Kind::kConnection, shared_.connections.index_of(this)});

@@ -64,6 +64,8 @@ public:
     void close(ConnectionOwner& orphan, bool unread_data, bool linger_zero);
     void set_owner(ConnectionOwner& owner) { owner_ = &owner; }
     void set_options(const Options& options);
+    /// A Fast Open cookie is known: the SYN waits for the first data, and the application need not wait for anything.
+    bool awaits_first_data() const { return syn_waits_; }
     /// Bytes appended and not yet acknowledged.
     std::uint32_t unacknowledged_bytes() const;
     /// What may stand in the owner's receive queue (delivered, not consumed) at most.
@@ -78,6 +80,10 @@ public:
 
     /// Active open: SYN at the next flush.
     void open(ConnectionOwner& owner, const Path& path, std::uint32_t iss, std::uint32_t ts_recent, Instant now);
+    /// A SYN with a Fast Open cookie: a connection that may send and receive at once. SYN-ACK at the next flush.
+    void open_with_syn(const Segment& syn, const Path& path, std::uint32_t iss, bool cookie_due, Instant now);
+    /// The data that came with it. The owner is set.
+    void take_syn_data(const Segment& syn);
     /// A half-open connection was acknowledged. The owner is set afterwards; the final ACK goes through input().
     void establish(const HalfOpen& half_open, const Path& path, Instant now);
 
@@ -125,6 +131,7 @@ private:
 
     // acknowledge.cc
     bool input_ack(const Segment& segment, Position sequence, Instant now);
+    void input_ack_of_syn(const Segment& segment, Position sequence, Position ack, Instant now);
     void take_ack(const Segment& segment, Position sequence, Position ack, Instant now);
     void measure_round_trip(const Segment& segment, Position ack, Instant now);
     void update_send_window(const Segment& segment, Position sequence, Position ack);
@@ -204,6 +211,15 @@ private:
     }
     void set_state(State state);
     void negotiate(const wire::TcpOptions& options);
+    std::uint32_t add_fast_open(wire::TcpOptions& options, Instant now);
+    void judge_fast_open(const Segment& segment, Position ack, Instant now);
+    void let_syn_go() {
+        if (!syn_waits_) return;
+        syn_waits_ = false;
+        syn_due_ = true;
+    }
+    /// FIN waits for the handshake. [RFC9293 3.10.4]
+    bool fin_wanted() const { return shutdown_ && state_ != State::kSynReceived; }
     void become_established(Instant now);
     void enter_time_wait(Instant now);
     /// The end: everything is given back, the owner is told, the memory waits for the next flush.
@@ -243,6 +259,11 @@ private:
     bool established_once_ : 1 = false;
     bool counted_ : 1 = false;          // in Counters::tcp_established
     bool fixed_buffer_ : 1 = false;     // the application chose the receive buffer's size
+    bool fast_open_active_ : 1 = false;   // we have asked for a cookie, or used one
+    bool fast_open_passive_ : 1 = false;  // accepted with its SYN
+    bool cookie_due_ : 1 = false;       // ... with a cookie of the last key: the SYN-ACK brings a new one
+    bool syn_waits_ : 1 = false;        // for the first data, to take it along
+    bool syn_data_ : 1 = false;         // went with a SYN, and was taken
     bool handed_over_ : 1 = false;      // a TIME-WAIT record has the flow and the port
     Position snd_una_ = 0;
     Position snd_nxt_ = 0;              // the highest ever sent; retransmissions do not move it back

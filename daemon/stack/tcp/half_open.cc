@@ -38,6 +38,11 @@ void SynQueue::fill(HalfOpen& half_open, const Segment& segment, std::uint32_t h
 
 void SynQueue::on_syn(const Segment& segment, std::uint32_t hash, Listener& listener,
                       std::optional<std::uint32_t> minimum_iss, Instant now) {
+    bool cookie_due = false;
+    if (segment.options.fast_open_cookie && listener.options().fast_open_queue > 0 && shared_.config.fast_open_server &&
+        fast_open(segment, hash, listener, minimum_iss, cookie_due, now))
+        return;
+    if (segment.payload_length > 0) shared_.counters.drop(Drop::kTcpSynData);  // the client sends it again
     const bool full = pool_.used() == pool_.capacity();
     const SynCookiePolicy policy = shared_.config.syn_cookies;
     // A cookie cannot promise an ISS above an earlier incarnation's. There are no more of those than TIME-WAIT records.
@@ -58,6 +63,7 @@ void SynQueue::on_syn(const Segment& segment, std::uint32_t hash, Listener& list
         half_open.peer_scale = *segment.options.window_scale;
     half_open.sack = segment.options.sack_permitted;
     half_open.ecn = grants_ecn(shared_.config.ecn, listener_congestion(listener), segment);
+    half_open.cookie_due = cookie_due;
     half_open.sent_at = now;
     auto inserted = shared_.flows.insert(hash, {FlowRef::Kind::kHalfOpen, index});
     // Elsewhere: the same SYN reached another engine in this very moment (a copy on another queue); or that engine has
@@ -81,6 +87,53 @@ void SynQueue::on_syn(const Segment& segment, std::uint32_t hash, Listener& list
 /// The controller that connections of the listener will begin with.
 Congestion SynQueue::listener_congestion(const Listener& listener) const {
     return chosen_congestion(listener.options().congestion, shared_.config.congestion);
+}
+
+/// A SYN with the Fast Open option. True: it has made a connection (or was refused as one). False: an ordinary SYN, whose
+/// answer may bring a cookie. [RFC7413 4.1.2, 4.2.2]
+bool SynQueue::fast_open(const Segment& segment, std::uint32_t hash, Listener& listener,
+                         std::optional<std::uint32_t> minimum_iss, bool& cookie_due, Instant now) {
+    using Match = FastOpenCookies::Match;
+    const Match match = shared_.fast_open_cookies.check(segment.local.address, segment.remote.address,
+                                                        *segment.options.fast_open_cookie, now);
+    if (match == Match::kNone) {
+        if (!segment.options.fast_open_cookie->empty()) ++shared_.counters.tcp_fast_open_refused;
+        cookie_due = true;
+        return false;
+    }
+    cookie_due = match == Match::kOld;
+    // [RFC7413 5.1] beyond the limit the three-way handshake decides who is real
+    if (!listener.fast_open.room(listener.options().fast_open_queue, now) || shared_.fast_open_pending.full()) {
+        ++shared_.counters.tcp_fast_open_overflow;
+        return false;
+    }
+    if (!listener.owner().can_accept()) return false;
+    auto path = shared_.ip.find_path(segment.local.address, segment.remote.address, now);
+    if (!path) return false;  // counted where the SYN-ACK fails
+    const std::uint32_t slot = shared_.connections.allocate();
+    if (slot == LazyPool::kNone) return false;
+    if (shared_.flows.insert(hash, {FlowRef::Kind::kConnection, slot}) != FlowTable::Inserted::kYes) {
+        shared_.connections.release(slot);
+        return false;
+    }
+    auto* const connection = new (shared_.connections.at(slot))
+        Connection(shared_, segment.local, segment.remote, hash, listener.options());
+    shared_.ports.take(segment.local);
+    const std::uint32_t iss = minimum_iss ? *minimum_iss : shared_.isn.generate(segment.local, segment.remote, now);
+    connection->open_with_syn(segment, *path, iss, cookie_due, now);
+    shared_.fast_open_pending.began(slot, listener);
+    ++shared_.counters.tcp_passive_opens;
+    ++shared_.counters.tcp_fast_open_passive;
+    accept_with_syn(segment, *connection, listener);
+    return true;
+}
+
+void SynQueue::accept_with_syn(const Segment& segment, Connection& connection, Listener& listener) {
+    ConnectionOwner* const owner = listener.owner().on_accept(connection);
+    if (owner == nullptr) return connection.abort();
+    connection.set_owner(*owner);
+    if (connection.ended()) return owner->on_closed(connection, ECONNABORTED);
+    connection.take_syn_data(segment);
 }
 
 /// Answers a SYN and forgets it. [RFC4987 3.6]
@@ -156,6 +209,12 @@ bool SynQueue::send_syn_ack(const HalfOpen& half_open, std::uint32_t stamp, Inst
     if (half_open.timestamps) options.timestamps = {.value = stamp, .echo = half_open.ts_recent};
     const wire::TcpFlags ece = half_open.ecn ? wire::kEce : wire::TcpFlags{};  // [RFC3168 6.1.1]
     const bool capable = half_open.ecn && listener_congestion(*half_open.listener) == Congestion::kDctcp;  // [RFC8257 3.5]
+    FastOpenCookies::Cookie cookie;
+    if (half_open.cookie_due) {
+        cookie = shared_.fast_open_cookies.make(half_open.local.address, half_open.remote.address, now);
+        options.fast_open_cookie = std::span<const std::byte>(cookie);
+        ++shared_.counters.tcp_fast_open_cookies;
+    }
     return shared_.output.send(*path, half_open.local.address, half_open.remote.address,
                                {.source = half_open.local.port,
                                 .destination = half_open.remote.port,
@@ -228,11 +287,23 @@ Connection* SynQueue::on_segment(std::uint32_t index, const Segment& segment, In
         challenge(half_open, Drop::kTcpOutOfWindow, now);
         return nullptr;
     }
+    if (deferred(half_open, segment, now)) return nullptr;
     if (!half_open.listener->owner().can_accept()) {
         shared_.counters.drop(Drop::kTcpAcceptQueueFull);
         return nullptr;
     }
     return complete(half_open, {FlowRef::Kind::kHalfOpen, index}, now);
+}
+
+/// TCP_DEFER_ACCEPT: an ACK that brings nothing only proves that the client is there.
+bool SynQueue::deferred(HalfOpen& half_open, const Segment& segment, Instant now) {
+    const Duration wait = half_open.listener->options().defer_accept;
+    if (wait <= Duration::zero() || segment.length() > 0 || now >= half_open.sent_at + wait) return false;
+    shared_.counters.drop(Drop::kTcpDeferred);
+    if (!half_open.acked) ++shared_.counters.tcp_deferred;
+    half_open.acked = true;
+    half_open.timed = false;  // what comes next tells how long the client thinks, not how far away it is
+    return true;
 }
 
 Connection* SynQueue::complete(const HalfOpen& half_open, FlowRef known, Instant now) {
@@ -276,6 +347,10 @@ Connection* SynQueue::complete(const HalfOpen& half_open, FlowRef known, Instant
 }
 
 Instant SynQueue::on_timer(HalfOpen& half_open, Instant now) {
+    if (half_open.acked) {  // the client is there, so it need not be asked before its time is up
+        const Instant due = half_open.sent_at + half_open.listener->options().defer_accept;
+        if (now < due) return due;
+    }
     if (half_open.retransmits == kMaxRetransmits) {
         ++shared_.counters.tcp_failed_opens;
         remove(half_open);

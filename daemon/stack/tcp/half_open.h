@@ -4,6 +4,9 @@
 //   ACK -> accept queue full?   the ACK is dropped; the SYN-ACK timer or the client's data tries again
 //       -> Connection, established, given to the listener's owner
 //
+// With TCP_DEFER_ACCEPT an ACK without data only stops the timer, until data comes or the time is up: then the SYN-ACK
+// goes again, and the ACK it draws makes the connection after all. A SYN with a Fast Open cookie makes one at once.
+//
 // A record is small and knows everything that the SYN said, so a flood of SYNs costs no connections. The queue is
 // bounded: while it is full, answers carry cookies and nothing is remembered (syn_cookie.h), so that a flood drives no
 // honest client out. With cookies off, the oldest record makes room. [RFC4987 3.3, 3.4, 3.6]
@@ -41,6 +44,8 @@ struct HalfOpen : TimerNode {
     bool scaling = false;
     bool timestamps = false;
     bool sack = false;
+    bool cookie_due = false;  // the SYN-ACK brings a Fast Open cookie
+    bool acked = false;  // the ACK has come, data is waited for (TCP_DEFER_ACCEPT)
     bool timed = true;  // the ACK of the first SYN-ACK tells the round trip
     bool ecn = false;   // the SYN asked, and we agree
     Instant sent_at{};  // the first SYN-ACK
@@ -80,6 +85,10 @@ private:
     static constexpr Duration kFirstTimeout = std::chrono::seconds(1);  // [RFC6298 2.1]
 
     void fill(HalfOpen& half_open, const Segment& segment, std::uint32_t hash, Listener& listener) const;
+    bool fast_open(const Segment& segment, std::uint32_t hash, Listener& listener,
+                   std::optional<std::uint32_t> minimum_iss, bool& cookie_due, Instant now);
+    void accept_with_syn(const Segment& segment, Connection& connection, Listener& listener);
+    bool deferred(HalfOpen& half_open, const Segment& segment, Instant now);
     void send_cookie(const Segment& segment, std::uint32_t hash, Listener& listener, Instant now);
     HalfOpen& at(std::uint32_t index) { return *reinterpret_cast<HalfOpen*>(pool_.at(index)); }
     bool send_syn_ack(const HalfOpen& half_open, std::uint32_t stamp, Instant now);

@@ -14,6 +14,12 @@ void Connection::input(const Segment& segment, Instant now) {
 
     const Position sequence = widen(segment.sequence, rcv_nxt_);
     if (!predicted(segment)) [[unlikely]] {
+        if (fast_open_passive_ && state_ == State::kSynReceived && segment.flags.syn() && !segment.flags.ack() &&
+            sequence == snd_wl1_) {  // the SYN again: our SYN-ACK was lost
+            shared_.counters.drop(Drop::kTcpDuplicate);
+            syn_due_ = true;
+            return mark();
+        }
         if (!passes_paws(segment, now)) return;
         if (!acceptable(segment, sequence, now)) return;
         if (segment.flags.rst()) return input_reset(sequence, now);
@@ -90,7 +96,7 @@ void Connection::input_reset(Position sequence, Instant now) {
     ++shared_.counters.tcp_resets_in;
     if (state_ == State::kSynReceived) {
         ++shared_.counters.tcp_failed_opens;
-        return finish(ECONNREFUSED);
+        return finish(fast_open_passive_ ? ECONNRESET : ECONNREFUSED);
     }
     finish(state_ == State::kCloseWait ? EPIPE : ECONNRESET);  // as Linux: the peer had already said good-bye
 }

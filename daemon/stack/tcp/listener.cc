@@ -6,7 +6,7 @@
 
 namespace culvert::stack::tcp {
 
-Listener* ListenerTable::add(const Endpoint& local, bool dual, const Options& options, ListenerOwner& owner) {
+Listener* ListenerTable::add(const Endpoint& local, bool dual, const ListenerOptions& options, ListenerOwner& owner) {
     if (size_ == limit_) return nullptr;
     auto& group = groups_[local];
     group.push_back(std::make_unique<Listener>(local, dual, options, owner));

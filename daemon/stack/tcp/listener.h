@@ -11,25 +11,29 @@
 
 #include "daemon/stack/owner.h"
 #include "daemon/stack/stack.h"
+#include "daemon/stack/tcp/fast_open.h"
 
 namespace culvert::stack::tcp {
 
 class Listener {
 public:
-    Listener(const Endpoint& local, bool dual, const Options& options, ListenerOwner& owner)
+    Listener(const Endpoint& local, bool dual, const ListenerOptions& options, ListenerOwner& owner)
         : local_(local), options_(options), owner_(&owner), dual_(dual) {}
 
     const Endpoint& local() const { return local_; }
     bool dual() const { return dual_; }
     /// Accepted connections begin with these.
-    const Options& options() const { return options_; }
+    const ListenerOptions& options() const { return options_; }
+    /// For SYNs and ACKs from now on.
+    void set_options(const ListenerOptions& options) { options_ = options; }
     ListenerOwner& owner() const { return *owner_; }
     /// An ACK may bring back a SYN cookie until then.
     Instant cookies_until{};
+    FastOpenQuota fast_open;
 
 private:
     Endpoint local_;
-    Options options_;
+    ListenerOptions options_;
     ListenerOwner* owner_;
     bool dual_;
 };
@@ -39,7 +43,7 @@ public:
     explicit ListenerTable(std::uint32_t limit) : limit_(limit) {}
 
     /// nullptr: the table is full.
-    Listener* add(const Endpoint& local, bool dual, const Options& options, ListenerOwner& owner);
+    Listener* add(const Endpoint& local, bool dual, const ListenerOptions& options, ListenerOwner& owner);
     void remove(Listener& listener);
     /// Whoever listens for SYNs to `local`; nullptr if nobody does.
     Listener* find(const Endpoint& local, std::uint32_t flow_hash) const;

@@ -46,7 +46,8 @@ void Connection::output(Instant now) {
     }
     if (state_ == State::kSynSent || state_ == State::kSynReceived) {
         if (syn_due_) send_syn(now);
-        return;
+        // [RFC7413 4.2.2] an answer may follow the SYN-ACK before that is acknowledged
+        if (!fast_open_passive_ || syn_due_ || queue_.end() <= snd_nxt_) return;
     }
     // With SACK every ACK tells everything, so three are enough to be counted; without, each one counts.
     std::uint8_t duplicates = sack_ ? std::min<std::uint8_t>(duplicate_acks_due_, 3) : duplicate_acks_due_;
@@ -66,7 +67,7 @@ Connection::Sendable Connection::next_new_data(std::uint32_t room) const {
     if (fin_sent_) return next;
     const std::uint64_t available = queue_.end() - snd_nxt_;
     if (available == 0) {
-        next.fin = shutdown_;  // one octet of sequence space: sent into any window, as a probe would be
+        next.fin = fin_wanted();  // one octet of sequence space: sent into any window, as a probe would be
         return next;
     }
     const Position edge = snd_una_ + snd_wnd_;
@@ -89,14 +90,14 @@ Connection::Sendable Connection::next_new_data(std::uint32_t room) const {
         return next;
     }
     next.length = length;
-    next.fin = all && shutdown_;
+    next.fin = all && fin_wanted();
     return next;
 }
 
 void Connection::send_data(Instant now) {
     if (state_ == State::kFinWait2) return;
     const bool idle = in_flight() == 0;
-    if (idle && queue_.end() == snd_nxt_ && (!shutdown_ || fin_sent_)) return;  // only an ACK is due
+    if (idle && queue_.end() == snd_nxt_ && (!fin_wanted() || fin_sent_)) return;  // only an ACK is due
     if (idle && last_sent_ != Instant{} && now - last_sent_ > rtt_.rto()) congestion_->on_idle_restart();
 
     const wire::TcpOptions options = segment_options(now);

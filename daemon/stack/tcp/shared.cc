@@ -24,6 +24,8 @@ Shared::Shared(const StackConfig& stack_config, IpOutput& ip_output, PortOwner& 
       flights(std::max(config.max_connections, 1024u)),
       isn(sip_key(config.secret)),
       syn_cookies(sip_key(config.secret)),
+      fast_open_cookies(sip_key(config.secret)),
+      fast_open_cache(sip_key(config.secret)),
       time_wait(config.max_time_wait, config.time_wait, flows, wheel, output, engine_counters, kTimeWaitTimer) {
     while ((config.max_receive_buffer >> receive_scale_) > 0xffff && receive_scale_ < wire::kMaxWindowScale)
         ++receive_scale_;

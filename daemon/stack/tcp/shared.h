@@ -11,6 +11,7 @@
 #include "daemon/stack/ip_output.h"
 #include "daemon/stack/stack.h"
 #include "daemon/stack/tcp/congestion/bbr.h"
+#include "daemon/stack/tcp/fast_open.h"
 #include "daemon/stack/tcp/flow_table.h"
 #include "daemon/stack/tcp/isn.h"
 #include "daemon/stack/tcp/port_table.h"
@@ -47,6 +48,9 @@ struct Shared {
     FlightPool flights;
     IsnGenerator isn;
     SynCookies syn_cookies;
+    FastOpenCookies fast_open_cookies;
+    FastOpenCache fast_open_cache;
+    FastOpenPending fast_open_pending;
     TimeWaitTable time_wait;
     Instant now{};                  // of the current or last call
     Connection* marked = nullptr;   // have output, or have ended and wait to be taken down; newest last

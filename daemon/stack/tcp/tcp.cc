@@ -22,7 +22,7 @@ public:
     void advance(Instant now);
     void flush(Instant now);
     Instant next_deadline() const;
-    Result<Listener*> listen(const Endpoint& local, bool dual, const Options& options, ListenerOwner& owner);
+    Result<Listener*> listen(const Endpoint& local, bool dual, const ListenerOptions& options, ListenerOwner& owner);
     void close(Listener& listener);
     bool is_listening(const Endpoint& local) const { return listeners_.find(local, 0) != nullptr; }
     Result<Connection*> connect(const Endpoint& local, const Endpoint& remote, const Options& options,
@@ -193,7 +193,7 @@ Instant TcpImpl::next_deadline() const {
     return shared_.marked != nullptr ? Instant::min() : shared_.wheel.next_deadline();
 }
 
-Result<Listener*> TcpImpl::listen(const Endpoint& local, bool dual, const Options& options, ListenerOwner& owner) {
+Result<Listener*> TcpImpl::listen(const Endpoint& local, bool dual, const ListenerOptions& options, ListenerOwner& owner) {
     Listener* const listener = listeners_.add(local, dual, options, owner);
     if (listener == nullptr) return fail(ENOBUFS, "listen: too many listeners");
     if (shared_.peers != nullptr) shared_.peers->bound(PortOwner::Protocol::kTcp, local, dual);
@@ -204,6 +204,7 @@ Result<Listener*> TcpImpl::listen(const Endpoint& local, bool dual, const Option
 
 void TcpImpl::close(Listener& listener) {
     syn_queue_.forget(listener);
+    shared_.fast_open_pending.forget(listener);
     const Endpoint local = listener.local();
     const bool dual = listener.dual();
     listeners_.remove(listener);
@@ -254,7 +255,7 @@ bool Tcp::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_
 void Tcp::advance(Instant now) { impl_->advance(now); }
 void Tcp::flush(Instant now) { impl_->flush(now); }
 Instant Tcp::next_deadline() const { return impl_->next_deadline(); }
-Result<Listener*> Tcp::listen(const Endpoint& local, bool dual, const Options& options, ListenerOwner& owner) {
+Result<Listener*> Tcp::listen(const Endpoint& local, bool dual, const ListenerOptions& options, ListenerOwner& owner) {
     return impl_->listen(local, dual, options, owner);
 }
 void Tcp::close(Listener& listener) { impl_->close(listener); }

@@ -47,7 +47,7 @@ public:
     void flush(Instant now);
     Instant next_deadline() const;  // Instant::min() when a connection is marked for output
 
-    Result<Listener*> listen(const Endpoint& local, bool dual, const Options& options, ListenerOwner& owner);
+    Result<Listener*> listen(const Endpoint& local, bool dual, const ListenerOptions& options, ListenerOwner& owner);
     void close(Listener& listener);
     bool is_listening(const Endpoint& local) const;
     Result<Connection*> connect(const Endpoint& local, const Endpoint& remote, const Options& options,
