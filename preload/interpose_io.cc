@@ -158,7 +158,9 @@ CULVERT_EXPORT ssize_t sendto(int fd, const void* data, std::size_t length, int 
 }
 
 CULVERT_EXPORT ssize_t sendmsg(int fd, const msghdr* message, int flags) {
-    if (const SocketRef socket = sending_socket(fd)) return send_message(socket, fd, *message, flags);
+    const bool connects = (flags & MSG_FASTOPEN) != 0;
+    if (const SocketRef socket = connects ? any_socket(fd) : sending_socket(fd))
+        return send_message(socket, fd, *message, flags);
     return libc::sendmsg.get()(fd, message, flags);
 }
 

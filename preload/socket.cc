@@ -153,6 +153,8 @@ int Socket::connect(int fd, const sockaddr* address, socklen_t length) noexcept 
 
 ssize_t Socket::send(int fd, const msghdr& message, int flags) noexcept {
     if (type_ == SOCK_DGRAM) return send_datagram(fd, message, flags);
+    if ((flags & MSG_FASTOPEN) != 0 && connecting_.load(std::memory_order_relaxed) != Connecting::kKernel)
+        return send_fast_open(fd, message, flags);
     if (path() != Path::kConnection) return libc::sendmsg(fd, &message, flags);
     return send_parts(message.msg_iov, message.msg_iovlen, flags);
 }

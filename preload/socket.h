@@ -124,6 +124,7 @@ private:
     std::uint64_t send_room() const noexcept;
     bool has_room() const noexcept;
     bool arm_write_notice() noexcept;
+    ssize_t send_fast_open(int fd, const msghdr& message, int flags) noexcept;
     ssize_t send_parts(const iovec* parts, std::size_t count, int flags) noexcept;
     int send_state() noexcept;
     ssize_t receive_stream(const iovec* parts, std::size_t count, int flags) noexcept;

@@ -42,12 +42,14 @@ constexpr IntOption kIntOptions[] = {
     {SOL_SOCKET, SO_KEEPALIVE, shm::kOptionKeepAlive, nullptr, 0, 0, 0},
     {SOL_SOCKET, SO_REUSEPORT, shm::kOptionReusePort, nullptr, 0, 0, 0},
     {SOL_SOCKET, SO_BROADCAST, shm::kOptionBroadcast, nullptr, 0, 0, 0},
+    {IPPROTO_TCP, TCP_FASTOPEN_CONNECT, shm::kOptionFastOpen, nullptr, 0, 0, 0},
     {IPPROTO_IPV6, IPV6_V6ONLY, shm::kOptionV6Only, nullptr, 0, 0, 0},
     {IPPROTO_TCP, TCP_KEEPIDLE, 0, &shm::SocketOptions::keepalive_idle_s, 1, 32767, 7200},
     {IPPROTO_TCP, TCP_KEEPINTVL, 0, &shm::SocketOptions::keepalive_interval_s, 1, 32767, 75},
     {IPPROTO_TCP, TCP_KEEPCNT, 0, &shm::SocketOptions::keepalive_count, 1, 127, 9},
     {IPPROTO_TCP, TCP_USER_TIMEOUT, 0, &shm::SocketOptions::user_timeout_ms, 0, INT32_MAX, 0},
     {IPPROTO_TCP, TCP_DEFER_ACCEPT, 0, &shm::SocketOptions::defer_accept_s, 0, INT32_MAX, 0},
+    {IPPROTO_TCP, TCP_FASTOPEN, 0, &shm::SocketOptions::fast_open_queue, 0, INT32_MAX, 0},
     {IPPROTO_TCP, TCP_MAXSEG, 0, &shm::SocketOptions::max_segment, 88, 32767, 536},
 };
 
@@ -222,6 +224,8 @@ int Socket::set_shared_option(int level, int name, const void* value, socklen_t 
     } else if (const IntOption* option = find_option(level, name)) {
         if (!read_int(value, length, number)) return fail(EINVAL);
         if (name == IPV6_V6ONLY && level == IPPROTO_IPV6) return fail(EINVAL);  // only before bind
+        if (level == IPPROTO_TCP && (name == TCP_FASTOPEN || name == TCP_FASTOPEN_CONNECT))
+            return fail(EINVAL);  // only before the connection
         if (option->number != nullptr && (number < option->least || number > option->most)) return fail(EINVAL);
     } else if ((level == SOL_SOCKET && (name == SO_RCVBUF || name == SO_SNDBUF)) ||
                (level == IPPROTO_IP && (name == IP_TOS || name == IP_TTL)) ||

@@ -121,8 +121,26 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
     connecting_.store(Connecting::kCulvert, std::memory_order_relaxed);
     adopt(*client, record, Path::kConnection);
     errno = saved;
-    if (!nonblocking()) return finish_connect(true);
+    const bool at_once = (shared().daemon.status.load(std::memory_order_acquire) & shm::kStatusReady) != 0;  // Fast Open
+    if (at_once || !nonblocking()) return finish_connect(true);
     return fail(EINPROGRESS);
+}
+
+/// MSG_FASTOPEN: connects and sends, the data with the SYN if the daemon (or the kernel, where it connects) knows a
+/// cookie; else the handshake comes first. It is TCP_FASTOPEN_CONNECT, connect and send in one call, so the option tells
+/// both of them; errors and EINPROGRESS are Linux's.
+ssize_t Socket::send_fast_open(int fd, const msghdr& message, int flags) noexcept {
+    if (message.msg_name == nullptr) return path() == Path::kConnection ? fail(EINVAL) : libc::sendmsg(fd, &message, flags);
+    const bool fresh = path() == Path::kKernel;
+    if (fresh) {
+        const int on = 1;
+        if (set_option(fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, &on, sizeof on) != 0) return -1;
+    }
+    if (connect_stream(fd, static_cast<const sockaddr*>(message.msg_name), message.msg_namelen) != 0) return -1;
+    msghdr rest = message;
+    rest.msg_name = nullptr;
+    rest.msg_namelen = 0;
+    return send(fd, rest, flags & ~MSG_FASTOPEN);
 }
 
 int Socket::finish_connect(bool wait) noexcept {

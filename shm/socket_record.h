@@ -117,6 +117,7 @@ inline constexpr std::uint32_t kOptionV6Only = 1u << 4;
 inline constexpr std::uint32_t kOptionReusePort = 1u << 5;
 inline constexpr std::uint32_t kOptionLinger = 1u << 6;
 inline constexpr std::uint32_t kOptionBroadcast = 1u << 7;
+inline constexpr std::uint32_t kOptionFastOpen = 1u << 8;  // TCP_FASTOPEN_CONNECT: the SYN may wait for the first data
 // of datagram sockets
 inline constexpr std::uint32_t kOptionMerged = 1u << 16;         // UDP_GRO
 inline constexpr std::uint32_t kOptionErrors4 = 1u << 17;        // IP_RECVERR
@@ -141,10 +142,11 @@ struct SocketOptions {
     std::uint32_t user_timeout_ms;
     std::uint32_t defer_accept_s;
     std::uint32_t max_segment;       // TCP_MAXSEG, 0 = from the MTU
+    std::uint32_t fast_open_queue;   // TCP_FASTOPEN of a listener: connections that may be accepted with their SYN
     std::uint8_t congestion;         // 0 = default, 1 = newreno, 2 = cubic, 3 = bbr, 4 = dctcp
     std::uint8_t tos;
     std::uint8_t ttl;                // 0 = default
-    std::uint8_t reserved[5];
+    std::uint8_t reserved;
     std::uint64_t max_pacing_rate;   // SO_MAX_PACING_RATE, bytes a second, 0 = none
 };
 static_assert(sizeof(SocketOptions) == 56);

@@ -231,6 +231,7 @@ void read_tcp(TableReader& reader, const toml::table& table, TcpConfig& tcp) {
     reader.read("send_buffer_max", tcp.send_buffer_max_bytes, kLowest, kHighest);
     reader.read("min_rto_ms", tcp.min_rto, 1, 60000);
     reader.read("time_wait_ms", tcp.time_wait, 0, 240000);
+    reader.read("fast_open", tcp.fast_open, {"off", "client", "server", "both"});
     reader.read("syn_cookies", tcp.syn_cookies, {"auto", "off", "always"});
     const auto at_most = [&](std::string_view name, std::uint32_t value, std::uint32_t most) {
         if (value <= most) return;

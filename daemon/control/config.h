@@ -59,6 +59,7 @@ struct TcpConfig {
     std::chrono::milliseconds min_rto{200};
     std::chrono::milliseconds time_wait{60000};
     std::string syn_cookies = "auto";
+    std::string fast_open = "client";
 };
 
 struct EngineConfig {

@@ -64,6 +64,8 @@ engine::EngineConfig engine_config(const Config& config) {
     stack.min_rto = config.tcp.min_rto;
     stack.time_wait = config.tcp.time_wait;
     stack.congestion = congestion_of(config.tcp.congestion);
+    stack.fast_open_client = config.tcp.fast_open == "client" || config.tcp.fast_open == "both";
+    stack.fast_open_server = config.tcp.fast_open == "server" || config.tcp.fast_open == "both";
     stack.syn_cookies = syn_cookie_policy(config.tcp.syn_cookies);
     stack.ecn = config.tcp.ecn == "on"    ? stack::tcp::EcnMode::kOn
                 : config.tcp.ecn == "off" ? stack::tcp::EcnMode::kOff

@@ -111,7 +111,8 @@ int Tenant::start_connect(std::uint32_t index, const shm::WireEndpoint& local, c
     record.local = local;
     record.remote = remote;
     slot.kind = Kind::kStream;
-    slot.stream.open(**connection, shm::kStatusConnecting);
+    // With a Fast Open cookie the SYN waits for data, so the application is told to write.
+    slot.stream.open(**connection, (*connection)->awaits_first_data() ? shm::kStatusReady : shm::kStatusConnecting);
     return 0;
 }
 
@@ -133,7 +134,7 @@ int Tenant::start_listen(std::uint32_t index, const shm::WireEndpoint& local, st
     shm::SocketRecord& record = segment_.socket(index);
     apply_options(index);
     const bool dual = !at.address.is_v4() && (record.options.flags & shm::kOptionV6Only) == 0;
-    auto listener = stack_.listen(at, dual, read_options(index), *listen);
+    auto listener = stack_.listen(at, dual, read_listener_options(index), *listen);
     if (!listener) return listener.error().code;
     listen->listener = *listener;
     record.local = local;
@@ -187,6 +188,7 @@ stack::tcp::Options Tenant::read_options(std::uint32_t index) {
     options.keep_alive_idle = std::chrono::seconds(std::min(raw.keepalive_idle_s, 32767u));
     options.keep_alive_interval = std::chrono::seconds(std::min(raw.keepalive_interval_s, 32767u));
     options.keep_alive_count = std::min(raw.keepalive_count, 127u);
+    options.fast_open = (raw.flags & shm::kOptionFastOpen) != 0;
     options.user_timeout = std::chrono::milliseconds(raw.user_timeout_ms);
     options.receive_buffer = raw.receive_buffer;
     options.send_buffer = raw.send_buffer;
@@ -196,6 +198,15 @@ stack::tcp::Options Tenant::read_options(std::uint32_t index) {
     options.tos = raw.tos;
     options.ttl = raw.ttl;
     slots_[index].linger_zero = (raw.flags & shm::kOptionLinger) != 0 && raw.linger_s == 0;
+    return options;
+}
+
+stack::tcp::ListenerOptions Tenant::read_listener_options(std::uint32_t index) {
+    stack::tcp::ListenerOptions options(read_options(index));
+    const shm::SocketOptions raw = segment_.socket(index).options;
+    // No more than could be accepted at all, and an hour: the longest that Linux makes of any larger number is less.
+    options.fast_open_queue = std::min(raw.fast_open_queue, shm::kAcceptQueueLength);
+    options.defer_accept = std::chrono::seconds(std::min(raw.defer_accept_s, 3600u));
     return options;
 }
 
@@ -222,9 +233,9 @@ void Tenant::refresh_info(std::uint32_t index) {
         info.retransmits = from.backoffs;
         info.total_retransmits = from.total_retransmits;
         info.receive_space = from.receive_window;
-        // TCPI_OPT_TIMESTAMPS 1, TCPI_OPT_SACK 2, TCPI_OPT_WSCALE 4, TCPI_OPT_ECN 8, TCPI_OPT_ECN_SEEN 16 (linux/tcp.h)
+        // TCPI_OPT_TIMESTAMPS 1, _SACK 2, _WSCALE 4, _ECN 8, _ECN_SEEN 16, _SYN_DATA 32 (linux/tcp.h)
         info.options = (from.timestamps ? 1u : 0u) | (from.sack ? 2u : 0u) | (from.window_scaling ? 4u : 0u) |
-                       (from.ecn ? 8u : 0u) | (from.ecn_seen ? 16u : 0u);
+                       (from.ecn ? 8u : 0u) | (from.ecn_seen ? 16u : 0u) | (from.syn_data ? 32u : 0u);
         info.congestion = static_cast<std::uint8_t>(from.congestion);
         info.ca_state = static_cast<std::uint8_t>(from.ca_state);
         info.pacing_rate = from.pacing_rate;

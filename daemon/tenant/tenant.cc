@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "daemon/stack/tcp/listener.h"
 #include "daemon/tenant/sockets.h"
 #include "shm/base/check.h"
 #include "shm/wakeup.h"
@@ -412,6 +413,7 @@ void Tenant::apply_options(std::uint32_t index) {
     if (slot.kind == Kind::kStream && slot.stream.connection() != nullptr)
         slot.stream.connection()->set_options(options);
     if (slot.kind == Kind::kDatagram) slot.datagram->set_options(raw);
+    if (slot.kind == Kind::kListener) slot.listen->listener->set_options(read_listener_options(index));
 }
 
 }  // namespace culvert::tenant

@@ -109,6 +109,7 @@ private:
     int route(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote);
     int route_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote);
     stack::tcp::Options read_options(std::uint32_t index);
+    stack::tcp::ListenerOptions read_listener_options(std::uint32_t index);
 
     std::uint32_t allocate_record();
     void free_record(std::uint32_t index);

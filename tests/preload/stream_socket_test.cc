@@ -531,6 +531,52 @@ TEST_F(StreamSocketTest, OptionsReachTheRecord) {
     EXPECT_EQ(info.tcpi_rtt, 777u);
 }
 
+TEST_F(StreamSocketTest, FastOpenOptionsReachTheRecord) {
+    Fd fd = open(SOCK_STREAM);
+    EXPECT_EQ(fd.set_int(IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1), 0);
+    EXPECT_EQ(fd.get_int(IPPROTO_TCP, TCP_FASTOPEN_CONNECT), 1);
+    ASSERT_EQ(fd.connect("10.77.0.9", 80), 0);
+    EXPECT_EQ(daemon.options(fd->record()).flags & shm::kOptionFastOpen, shm::kOptionFastOpen);
+
+    Fd listening = open(SOCK_STREAM);
+    EXPECT_EQ(listening.set_int(IPPROTO_TCP, TCP_FASTOPEN, 16), 0);
+    EXPECT_EQ(listening.set_int(IPPROTO_TCP, TCP_FASTOPEN, -1), -EINVAL);
+}
+
+TEST_F(StreamSocketTest, MessageFastOpenConnectsAndSends) {
+    const auto send_to = [](Fd& fd, Port port, std::string_view text) {
+        sockaddr_in to{};
+        to.sin_family = AF_INET;
+        to.sin_port = htons(port);
+        ::inet_pton(AF_INET, "10.77.0.9", &to.sin_addr);
+        iovec part{const_cast<char*>(text.data()), text.size()};
+        msghdr message{};
+        message.msg_name = &to;
+        message.msg_namelen = sizeof to;
+        message.msg_iov = &part;
+        message.msg_iovlen = 1;
+        return fd->send(fd.number(), message, MSG_FASTOPEN);
+    };
+    Fd fd = open(SOCK_STREAM);
+    EXPECT_EQ(send_to(fd, 80, "hello"), 5) << std::strerror(errno);
+    EXPECT_EQ(daemon.options(fd->record()).flags & shm::kOptionFastOpen, shm::kOptionFastOpen);
+    ASSERT_TRUE(daemon.wait_received(fd->record(), 5));
+    EXPECT_EQ(daemon.received(fd->record()), "hello");
+    EXPECT_EQ(send_to(fd, 80, "again"), -1);
+    EXPECT_EQ(errno, EISCONN);
+
+    Fd refused = open(SOCK_STREAM);
+    EXPECT_EQ(send_to(refused, FakeDaemon::kRefusingPort, "x"), -1);
+    EXPECT_EQ(errno, ECONNREFUSED);
+    Fd later = open(SOCK_STREAM | SOCK_NONBLOCK);  // no cookie: the handshake first, and no data yet
+    EXPECT_EQ(send_to(later, FakeDaemon::kSilentPort, "x"), -1);
+    EXPECT_EQ(errno, EINPROGRESS);
+    EXPECT_EQ(send_to(later, FakeDaemon::kSilentPort, "x"), -1);
+    EXPECT_EQ(errno, EALREADY);
+    daemon.establish(later->record());
+    EXPECT_EQ(later.send("x"), 1);
+}
+
 // --- the daemon dies --------------------------------------------------------------------------------------------------------
 
 TEST_F(StreamSocketTest, DaemonsDeathIsAReset) {

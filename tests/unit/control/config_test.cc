@@ -178,6 +178,7 @@ TEST(Config, ExampleIsValidAndHoldsTheDefaults) {
     EXPECT_EQ(example->tcp.send_buffer_max_bytes, defaults.tcp.send_buffer_max_bytes);
     EXPECT_EQ(example->tcp.min_rto, defaults.tcp.min_rto);
     EXPECT_EQ(example->tcp.time_wait, defaults.tcp.time_wait);
+    EXPECT_EQ(example->tcp.fast_open, defaults.tcp.fast_open);
     EXPECT_EQ(example->tcp.syn_cookies, defaults.tcp.syn_cookies);
     EXPECT_EQ(example->engine.spin, defaults.engine.spin);
     EXPECT_EQ(example->engine.application_spin, defaults.engine.application_spin);

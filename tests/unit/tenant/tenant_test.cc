@@ -72,7 +72,12 @@ public:
     TxQueue tx{pool};
     Instant now{1h};
     std::map<Port, int> taken;
-    stack::Stack stack{{}, *this, *this, counters, rng};
+    static stack::StackConfig config() {
+        stack::StackConfig config;
+        config.fast_open_server = true;
+        return config;
+    }
+    stack::Stack stack{config(), *this, *this, counters, rng};
     std::vector<std::unique_ptr<Tenant>> tenants;
 };
 
@@ -150,6 +155,59 @@ TEST_F(TenantTest, RouteNamesTheSourceOnlyWhereWeListen) {
     client.submit(socket, shm::Operation::kRoute, {}, endpoint(Address::v4(192, 0, 2, 1), 80));
     host.turn();
     EXPECT_NE(client.answer(socket), 0);
+}
+
+TEST_F(TenantTest, FastOpenAcceptsWithTheSyn) {  // [RFC7413 3]
+    const std::uint32_t listener = server.socket();
+    server.segment.socket(listener).options.fast_open_queue = 8;
+    server.submit(listener, shm::Operation::kListen, endpoint(Address::v4(0, 0, 0, 0), 80), {}, 16);
+    host.turn();
+    const auto open = [&](Port from) {
+        const std::uint32_t socket = client.socket();
+        client.segment.socket(socket).options.flags |= shm::kOptionFastOpen;
+        client.submit(socket, shm::Operation::kConnect, endpoint(Host::kAddress, from), endpoint(Host::kAddress, 80));
+        return socket;
+    };
+    const std::uint32_t asks = open(40000);
+    host.turns(6);
+    EXPECT_EQ(client.status(asks), shm::kStatusReady);
+    ASSERT_TRUE(server.accept(listener));
+    EXPECT_EQ(host.counters.tcp_fast_open_cookies, 1u);
+
+    const std::uint32_t fast = open(40001);
+    host.turns(2);
+    EXPECT_EQ(client.status(fast), shm::kStatusReady) << "may write, though no SYN has left";
+    EXPECT_FALSE(server.accept(listener));
+    client.send(fast, "early");
+    host.turns(4);
+    const auto accepted = server.accept(listener);
+    ASSERT_TRUE(accepted);
+    EXPECT_EQ(server.receive(*accepted), "early");
+    EXPECT_EQ(host.counters.tcp_fast_open_passive, 1u);
+    EXPECT_EQ(host.counters.tcp_fast_open_active, 1u);
+    server.submit(*accepted, shm::Operation::kRefreshInfo, {}, {});
+    client.submit(fast, shm::Operation::kRefreshInfo, {}, {});
+    host.turn();
+    EXPECT_NE(server.segment.socket(*accepted).info.options & 32u, 0u);  // TCPI_OPT_SYN_DATA
+    EXPECT_NE(client.segment.socket(fast).info.options & 32u, 0u);
+}
+
+TEST_F(TenantTest, ListenerOptionsMayChangeLater) {
+    const std::uint32_t listener = listen(80);
+    shm::SocketRecord& record = server.segment.socket(listener);
+    record.app.options_version += 1;
+    record.options.defer_accept_s = 5;
+    record.app.options_version += 1;
+    server.submit(listener, shm::Operation::kRefreshInfo, {}, {});  // makes the daemon look
+    host.turn();
+    const std::uint32_t socket = connect(40000, 80);
+    EXPECT_EQ(client.status(socket), shm::kStatusReady);
+    EXPECT_FALSE(server.accept(listener)) << "nothing has been said yet";
+    client.send(socket, "now");
+    host.turns(4);
+    const auto accepted = server.accept(listener);
+    ASSERT_TRUE(accepted);
+    EXPECT_EQ(server.receive(*accepted), "now");
 }
 
 TEST_F(TenantTest, BulkArrivesInOrderThroughASmallPool) {
