@@ -91,6 +91,73 @@ TEST(TcpOpen, AckOfSomethingElseIsReset) {  // [RFC9293 3.10.7.3 first] half-ope
     t.expect(ack().seq(1).ack(1));
 }
 
+TEST(TcpOpen, OldDuplicateSynDoesNoHarm) {  // [RFC9293 3.5 figure 8]
+    for (const bool v6 : {false, true}) {
+        StackTest t;
+        if (v6) t.over_ipv6();
+        t.listen();
+        t.inject(syn().seq(90).mss(1460));  // of a connection long gone
+        t.expect(syn_ack().seq(0).ack(91));
+        t.inject(rst().seq(91));  // the peer: I have not said that
+        t.expect_nothing();
+        EXPECT_EQ(t.host.tcp.usage().half_open, 0u);  // back in LISTEN [RFC9293 3.10.7.4 second]
+        t.iss_known = false;
+        t.inject(syn().seq(100).mss(1460));
+        t.expect(syn_ack().seq(0).ack(101));
+        t.inject(ack().seq(101).ack(1));
+        EXPECT_EQ(t.state(), State::kEstablished);
+    }
+}
+
+TEST(TcpOpen, OldDuplicateSynBeforeTheTrueOne) {  // [RFC9293 3.5 figure 8] the SYNs cross: [RFC5961 4.2]
+    StackTest t;
+    t.listen();
+    t.inject(syn().seq(90).mss(1460));
+    t.expect(syn_ack().seq(0).ack(91));
+    t.inject(syn().seq(100).mss(1460));
+    t.expect(ack().seq(1).ack(91));  // whoever sent the second tells us of the first
+    t.inject(rst().seq(91));
+    EXPECT_EQ(t.host.tcp.usage().half_open, 0u);
+    t.expect_nothing();
+}
+
+TEST(TcpOpen, PeerThatHasForgottenUsSaysSo) {  // [RFC9293 3.5.1 figure 10]
+    for (const bool v6 : {false, true}) {
+        StackTest t;
+        if (v6) t.over_ipv6();
+        t.accepted_connection();
+        t.send("are you there?").expect(ack().seq(1).ack(1).data("are you there?"));
+        t.inject(rst().seq(1));  // SEQ = our ACK
+        EXPECT_EQ(t.app.error, ECONNRESET);
+        EXPECT_EQ(t.app.chunks_out(), 0u);
+        EXPECT_EQ(t.host.tcp.usage().flows, 0u);
+    }
+}
+
+TEST(TcpOpen, SynAckToAListenerIsReset) {  // [RFC9293 3.5.1 figure 11, 3.10.7.2]
+    for (const bool v6 : {false, true}) {
+        StackTest t;
+        if (v6) t.over_ipv6();
+        t.listen();
+        t.inject(syn_ack().seq(5).ack(77));  // of an old SYN "of ours"
+        t.expect(rst().seq(77));
+        EXPECT_EQ(t.host.tcp.usage().half_open, 0u);
+        t.inject(syn().seq(0).mss(1460));
+        t.expect(syn_ack().seq(0).ack(1));
+    }
+}
+
+TEST(TcpOpen, DataOfASynComesAgain) {  // [RFC9293 3.10.7.2] not queued, so not acknowledged
+    StackTest t;
+    t.listen();
+    t.inject(syn().seq(0).mss(1460).data("early"));
+    t.expect(syn_ack().seq(0).ack(1));
+    EXPECT_EQ(t.dropped(Drop::kTcpSynData), 1u);
+    t.inject(ack().seq(1).ack(1).data("early"));
+    EXPECT_EQ(t.app.received, "early");
+    t.skip_output();
+}
+
 TEST(TcpOpen, SimultaneousOpen) {  // [RFC9293 3.5 MUST-10, figure 7]
     StackTest t;
     t.connect();
@@ -341,6 +408,31 @@ TEST(TcpOpen, SharedListenersSplitTheFlows) {  // SO_REUSEPORT
     EXPECT_EQ(first.count + second.count, 60);
     EXPECT_GT(first.count, 10);
     EXPECT_GT(second.count, 10);
+}
+
+TEST(TcpOpen, RepeatedSynsMeetTheSameListener) {  // SO_REUSEPORT: by flow hash
+    StackTest t;
+    struct Full final : stack::tcp::ListenerOwner {
+        bool can_accept() override { return ++asked, false; }
+        stack::tcp::ConnectionOwner* on_accept(stack::tcp::Connection&) override { return nullptr; }
+        int asked = 0;
+    } owners[4];
+    for (Full& owner : owners) ASSERT_TRUE(t.host.tcp.listen({t.local.address, 80}, false, {}, owner).has_value());
+    t.local.port = 80;
+    for (Port port = 1; port <= 40; ++port) {
+        t.remote.port = port;
+        const int before[] = {owners[0].asked, owners[1].asked, owners[2].asked, owners[3].asked};
+        for (int attempt = 0; attempt < 3; ++attempt) {
+            t.iss_known = false;
+            t.inject(syn().seq(0).mss(1460));
+            t.expect(syn_ack().seq(0).ack(1));
+            t.inject(ack().seq(1).ack(1));
+            t.inject(rst().seq(1));  // forgets the half-open connection: the next SYN looks for a listener again
+        }
+        int one = 0;
+        for (int i = 0; i < 4; ++i) one += owners[i].asked == before[i] + 3 ? 1 : 0;
+        EXPECT_EQ(one, 1) << "port " << port;
+    }
 }
 
 TEST(TcpOpen, FlowInUse) {
