@@ -544,10 +544,10 @@ TEST_F(StreamSocketTest, FastOpenOptionsReachTheRecord) {
 }
 
 TEST_F(StreamSocketTest, MessageFastOpenConnectsAndSends) {
-    const auto send_to = [](Fd& fd, Port port, std::string_view text) {
+    const auto send_to = [](Fd& fd, std::uint16_t to_port, std::string_view text) {
         sockaddr_in to{};
         to.sin_family = AF_INET;
-        to.sin_port = htons(port);
+        to.sin_port = htons(to_port);
         ::inet_pton(AF_INET, "10.77.0.9", &to.sin_addr);
         iovec part{const_cast<char*>(text.data()), text.size()};
         msghdr message{};
