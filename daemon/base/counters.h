@@ -54,6 +54,14 @@ namespace culvert {
     X(tcp_time_wait, "TCP connections in TIME-WAIT now")                \
     X(udp_in, "UDP datagrams received")                                 \
     X(udp_out, "UDP datagrams sent")                                    \
+    X(arp_in, "ARP packets taken in")                                   \
+    X(arp_out, "ARP packets sent")                                      \
+    X(ndp_in, "neighbour discovery messages taken in")                  \
+    X(ndp_out, "neighbour discovery messages sent")                     \
+    X(neighbors_unreachable, "neighbours that did not answer our ARP or ND") \
+    X(address_conflicts, "claims of other hosts to dedicated addresses") \
+    X(group_queries_in, "IGMP and MLD messages taken in")               \
+    X(group_reports_out, "IGMP and MLD messages sent")                  \
     X(icmp_in, "ICMP errors received and matched to a socket")          \
     X(handed_over, "packets handed over to another engine")             \
     X(handed_in, "packets taken over from another engine")              \

@@ -18,6 +18,31 @@ namespace culvert {
     X(kVlanForeign, "tagged for a VLAN that is not ours")                                     \
     X(kEtherTypeUnknown, "EtherType we do not speak")                                         \
     X(kArpMalformed, "ARP packet malformed")                                                  \
+    X(kArpSenderInvalid, "ARP sender that no host can be")                                    \
+    X(kArpOwn, "ARP packet of our own came back")                                             \
+    X(kArpConflict, "another host claims an IPv4 address of ours (ARP)")                      \
+    X(kArpNotForUs, "ARP about an address that is not ours")                                  \
+    X(kNdpMalformed, "neighbour discovery message or option malformed")                       \
+    X(kNdpHopLimit, "neighbour discovery from beyond the link (hop limit)")                   \
+    X(kNdpInvalid, "neighbour discovery with impossible addresses")                           \
+    X(kNdpNotForUs, "neighbour solicitation for an address that is not ours")                 \
+    X(kNdpDuplicate, "another host claims an IPv6 address of ours")                           \
+    X(kNdpLoopback, "our own duplicate address probe came back")                              \
+    X(kNdpRouterSolicitation, "router solicitation, and we are no router")                    \
+    X(kNdpRouterIgnored, "router speaks on a link that is not to configure itself")           \
+    X(kNdpRedirectInvalid, "redirect not from the first hop in use")                          \
+    X(kNdpTooManyRouters, "more default routers than are kept")                               \
+    X(kNdpTooManyPrefixes, "more advertised prefixes than are kept")                          \
+    X(kNeighborUnsolicited, "neighbour answers what nobody asked")                            \
+    X(kNeighborFlapping, "neighbour changes its MAC too often")                               \
+    X(kNeighborTableFull, "no room for another neighbour")                                    \
+    X(kLinkAnswerLimited, "too many neighbours ask at once")                                  \
+    X(kLinkSolicitLimited, "too many neighbours are looked for at once")                      \
+    X(kGroupMessageMalformed, "IGMP or MLD message malformed")                                \
+    X(kGroupMessageChecksum, "IGMP checksum wrong")                                           \
+    X(kGroupMessageInvalid, "IGMP or MLD message that no router sends")                       \
+    X(kGroupMessageIgnored, "IGMP or MLD message that is not our business")                   \
+    X(kGroupTableFull, "no room for a solicited-node group")                                  \
     /* IP */                                                                                  \
     X(kIpv4Truncated, "IPv4 packet shorter than its header says")                             \
     X(kIpv4Version, "IPv4 version or header length wrong")                                    \

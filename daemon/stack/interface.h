@@ -16,7 +16,11 @@ struct InterfaceAddress {
     /// Ours alone: the kernel does not know it, so we answer ARP, ND and echo for it, and reassemble its fragments.
     /// False: shared with the kernel, who does all that.
     bool dedicated = false;
+    /// [RFC4862 5.5.4] Its preferred lifetime is over: not a source of what is new, if there is another.
+    bool deprecated = false;
 };
+
+struct LinkInterface;  // link/link_interface.h
 
 /// Owned by the Stack; changed only on the engine's thread.
 struct Interface {
@@ -31,12 +35,23 @@ struct Interface {
     std::uint16_t vlan = 0;
     bool service_tag = false;  // the tag is 802.1ad's
     std::uint32_t parent = 0;  // with `vlan`: ifindex of the interface whose device carries the frames
-    /// Neighbours are resolved by our own ARP and ND (link.h), not by asking the kernel: every address is dedicated.
+    /// Neighbours are resolved by our own ARP and ND (link/), not by asking the kernel: every address is dedicated.
     bool resolves_itself = false;
+    /// With `resolves_itself`: routers are listened to, which give addresses, routes and parameters (SLAAC).
+    bool autoconfigures = false;
+    /// With `resolves_itself`: an address is probed for before it is used [RFC5227] [RFC4862 5.4].
+    bool detects_duplicates = true;
+    std::uint32_t mtu6 = 0;       // of IPv6 packets, as a router has said; 0: `mtu`
+    std::uint8_t hop_limit6 = 64;  // of IPv6 packets, unless a socket says otherwise
+    LinkInterface* link = nullptr;  // the link layer's; set with `resolves_itself`
     /// Largest TCP payload the device takes as one packet and cuts itself (TxPacket::segment_size); 0: none.
     std::uint32_t segmentation_limit = 0;
     /// The device fills in TCP and UDP checksums (TxPacket::checksum_start).
     bool offloads_checksum = false;
+
+    std::uint32_t mtu_of(Family family) const {
+        return family == Family::kIpv6 && mtu6 != 0 && mtu6 < mtu ? mtu6 : mtu;
+    }
 };
 
 }  // namespace culvert::stack

@@ -24,9 +24,10 @@ std::uint32_t link_header_length(const Path& path) {
     return static_cast<std::uint32_t>(wire::kEthernetHeaderLength + (path.tagged ? wire::kVlanTagLength : 0));
 }
 
-std::uint8_t ttl_for(std::uint8_t ttl, const Address& destination) {
+std::uint8_t ttl_for(std::uint8_t ttl, const Interface& interface, const Address& destination) {
     if (ttl != 0) return ttl;
-    return destination.is_multicast() ? std::uint8_t{1} : IpOutput::kDefaultTtl;  // [RFC1112 6.1]
+    if (destination.is_multicast()) return 1;  // [RFC1112 6.1]
+    return destination.is_v4() ? IpOutput::kDefaultTtl : interface.hop_limit6;  // [RFC4861 6.3.4]
 }
 
 }  // namespace
@@ -102,9 +103,9 @@ Result<Path> IpOutput::find_path(const Address& source, const Address& destinati
     path.local = hop.local;
     path.tagged = !hop.local && hop.interface->vlan != 0;
     path.route_generation = routes_.generation();
-    path.mtu = hop.interface->mtu;
+    path.mtu = hop.interface->mtu_of(destination.family());
     if (hop.local) {
-        path.mtu = std::max(kLocalMtu, path.mtu);
+        path.mtu = std::max(kLocalMtu, hop.interface->mtu);
     } else {
         if (hop.mtu != 0) path.mtu = std::min(path.mtu, hop.mtu);
         path.mtu = std::min(path.mtu, path_mtus_.find(destination, now));
@@ -172,7 +173,7 @@ bool IpOutput::reserve(const Path& path, bool v4, std::uint32_t ip_header_length
         wire::Ipv4Header header{.source = source,
                                 .destination = destination,
                                 .protocol = static_cast<wire::IpProtocol>(protocol),
-                                .hop_limit = ttl_for(ttl, destination),
+                                .hop_limit = ttl_for(ttl, *path.interface, destination),
                                 .traffic_class = tos};
         if (fragment != nullptr) {
             header.identification = static_cast<std::uint16_t>(fragment->identification);
@@ -186,7 +187,7 @@ bool IpOutput::reserve(const Path& path, bool v4, std::uint32_t ip_header_length
                                     .destination = destination,
                                     .protocol = fragment_header ? wire::IpProtocol::kFragment
                                                                 : static_cast<wire::IpProtocol>(protocol),
-                                    .hop_limit = ttl_for(ttl, destination),
+                                    .hop_limit = ttl_for(ttl, *path.interface, destination),
                                     .traffic_class = tos},
                    header_length - wire::kIpv6HeaderLength + length, out);
         if (fragment_header) {

@@ -130,6 +130,12 @@ public:
         if (path_mtus_.forget(now)) routes_.touch();
     }
     Instant next_deadline() const { return path_mtus_.next_deadline(); }
+    /// [RFC4861 7.3.1] What was sent along this path has been answered: its first hop is alive. A load while nobody waits
+    /// to hear that.
+    void confirm(const Path& path, Instant now) {
+        if (neighbors_.wants_confirmation() && path.interface != nullptr && !path.local) [[unlikely]]
+            neighbors_.confirm(path.interface->index, path.next_hop, now);
+    }
 
     /// Packets sent to ourselves, in order; the Stack feeds them back to its input. Bounded.
     struct LocalPacket {

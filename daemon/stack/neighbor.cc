@@ -1,6 +1,7 @@
 #include "daemon/stack/neighbor.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "daemon/wire/ethernet.h"
 
@@ -51,7 +52,7 @@ const MacAddress* NeighborTable::lookup(std::uint32_t interface, const Address& 
     if (found == entries_.end() || !found->second.usable()) return nullptr;
     Entry& entry = found->second;
     if (entry.state == NeighborState::kStale) ask(found->first, entry, kConfirmInterval, now);
-    return &entry.mac;
+    return entry.usable() ? &entry.mac : nullptr;
 }
 
 /// Forgets who never answered and has nothing waiting: the kernel need not know them, so nobody else will remove them.
@@ -81,7 +82,13 @@ void NeighborTable::enqueue(std::uint32_t interface, const Address& next_hop, Tx
         return;
     }
     entry.state = NeighborState::kIncomplete;
-    ask(found->first, entry, kAskInterval, now);
+    if (ask(found->first, entry, kAskInterval, now) == OwnResolver::Answer::Kind::kUnreachable)
+        return refuse(entry, packet, tx);
+    if (entry.usable()) {  // our own ARP or ND knew it already
+        wire::store_mac(packet.fragments[0].data(), entry.mac);
+        tx.commit(packet);
+        return;
+    }
     if (entry.pending.size() >= kMaxPending) {
         // [RFC1122 2.3.2.2] at least the latest packet is saved: the oldest makes room.
         counters_.drop(Drop::kNeighborQueueFull);
@@ -97,7 +104,6 @@ void NeighborTable::enqueue(std::uint32_t interface, const Address& next_hop, Tx
     if (entry.pending.empty()) {
         entry.waiting_since = now;
         next_deadline_ = std::min(next_deadline_, now + kPendingTimeout);
-        entry.pending.reserve(kMaxPending);
     }
     entry.pending.push_back(packet);
     ++pending_total_;
@@ -129,10 +135,39 @@ void NeighborTable::advance(Instant now) {
     next_deadline_ = next;
 }
 
-void NeighborTable::ask(const Key& key, Entry& entry, Duration interval, Instant now) {
-    if (entry.last_asked != Instant::min() && now - entry.last_asked < interval) return;
+OwnResolver::Answer::Kind NeighborTable::ask(const Key& key, Entry& entry, Duration interval, Instant now) {
+    using Kind = OwnResolver::Answer::Kind;
+    if (own_ != nullptr) {
+        const OwnResolver::Answer answer = own_->resolve_own(key.interface, key.address, now);
+        if (answer.kind == Kind::kReachable || answer.kind == Kind::kStale) {
+            const bool news = !entry.usable() || entry.mac != answer.mac;
+            entry.state = answer.kind == Kind::kReachable ? NeighborState::kReachable : NeighborState::kStale;
+            entry.mac = answer.mac;
+            if (news) ++generation_;
+        }
+        if (answer.kind == Kind::kUnreachable) {
+            if (entry.usable()) ++generation_;
+            entry.state = NeighborState::kFailed;
+        }
+        if (answer.kind != Kind::kNotOurs) return answer.kind;
+    }
+    if (entry.last_asked != Instant::min() && now - entry.last_asked < interval) return Kind::kAsked;
     entry.last_asked = now;
     resolver_.resolve(key.interface, key.address);
+    return Kind::kAsked;
+}
+
+/// Nobody answers there: the sender hears of it at once. What it sends from within the notice gets no notice of its own.
+void NeighborTable::refuse(Entry& entry, TxPacket& packet, TxQueue& tx) {
+    if (!std::exchange(refusing_, true)) {
+        entry.pending.push_back(packet);
+        ++pending_total_;
+        drop_pending(entry);
+        refusing_ = false;
+        return;
+    }
+    counters_.drop(Drop::kNeighborUnresolved);
+    tx.abandon(packet);
 }
 
 void NeighborTable::send_pending(Entry& entry) {

@@ -1,7 +1,8 @@
-// Link-layer addresses of neighbours, mirrored from the kernel, and the packets that wait for one.
+// Link-layer addresses of neighbours, and the packets that wait for one.
 //
-// The kernel does ARP and ND (shared-address mode). When a next hop is unknown, or its entry has gone stale, we ask the
-// kernel to resolve it through `NeighborResolver`; the answer comes back as an update of this table.
+// When a next hop is unknown, or its entry has gone stale, somebody is asked to resolve it, and the answer comes back as an
+// update of this table. On interfaces with shared addresses that is the kernel, which does ARP and ND there
+// (`NeighborResolver`); on those with dedicated addresses it is our own ARP and ND (`OwnResolver`, link/neighbor_prober.h).
 #pragma once
 
 #include <cstddef>
@@ -25,6 +26,27 @@ public:
     virtual void resolve(std::uint32_t interface, const Address& next_hop) = 0;
 };
 
+/// Our own ARP and ND. Asked first; what it does not own is the kernel's.
+class OwnResolver {
+public:
+    struct Answer {
+        enum class Kind : std::uint8_t {
+            kNotOurs,      // the interface's neighbours are the kernel's business
+            kAsked,        // a request is out; table.update() will say what came of it
+            kReachable,    // known: `mac`
+            kStale,        // known, and being confirmed in the background
+            kUnreachable,  // nobody answered lately, or nobody can be asked
+        };
+        Kind kind = Kind::kNotOurs;
+        MacAddress mac{};
+    };
+    virtual ~OwnResolver() = default;
+    virtual Answer resolve_own(std::uint32_t interface, const Address& next_hop, Instant now) = 0;
+    /// [RFC4861 7.3.1] Something above has had an answer through it.
+    virtual void confirm_own(std::uint32_t interface, const Address& next_hop, Instant now) = 0;
+    std::uint32_t unconfirmed = 0;  // neighbours for which confirm_own would do something
+};
+
 /// Told about packets that were given up because their neighbour did not answer, as ICMP would tell about a host behind
 /// a router. `ip_packet` starts at the IP header and ends with the first fragment; valid during the call.
 class UnresolvedObserver {
@@ -39,7 +61,8 @@ enum class NeighborState : std::uint8_t { kIncomplete, kReachable, kStale, kFail
 class NeighborTable {
 public:
     static constexpr std::size_t kMaxEntries = 8192;
-    static constexpr std::size_t kMaxPending = 8;
+    /// The fragments of a 64 KB datagram over a link with the least MTU of IPv6: 65535 / 1232 and a few more.
+    static constexpr std::size_t kMaxPending = 64;
     static constexpr std::size_t kMaxPendingTotal = 1024;  // of all neighbours together
     /// Between two questions about one neighbour that is unknown.
     static constexpr Duration kAskInterval = std::chrono::seconds(1);
@@ -51,6 +74,7 @@ public:
     NeighborTable(NeighborResolver& resolver, Counters& counters);
     /// Optional; cold.
     void set_observer(UnresolvedObserver* observer) { observer_ = observer; }
+    void set_own_resolver(OwnResolver* own) { own_ = own; }
 
     /// From the mirror. A usable state sends what waited, kFailed drops it; `tx` is the interface's queue.
     void update(std::uint32_t interface, const Address& address, const MacAddress& mac, NeighborState state, TxQueue& tx);
@@ -63,6 +87,12 @@ public:
     void enqueue(std::uint32_t interface, const Address& next_hop, TxPacket packet, TxQueue& tx, Instant now);
     /// Changes when a MAC, or whether there is one, changes, and when an entry goes stale: cached MACs are looked up again.
     std::uint32_t generation() const { return generation_; }
+
+    /// Neighbours of our own wait to be confirmed: `confirm` is worth its while.
+    bool wants_confirmation() const { return own_ != nullptr && own_->unconfirmed != 0; }
+    void confirm(std::uint32_t interface, const Address& next_hop, Instant now) {
+        own_->confirm_own(interface, next_hop, now);
+    }
 
     /// Gives up what has waited longer than kPendingTimeout.
     void advance(Instant now);
@@ -90,13 +120,16 @@ private:
 
         bool usable() const { return state == NeighborState::kReachable || state == NeighborState::kStale; }
     };
-    void ask(const Key& key, Entry& entry, Duration interval, Instant now);
+    OwnResolver::Answer::Kind ask(const Key& key, Entry& entry, Duration interval, Instant now);
+    void refuse(Entry& entry, TxPacket& packet, TxQueue& tx);
     void send_pending(Entry& entry);
     void drop_pending(Entry& entry);
 
     NeighborResolver& resolver_;
     Counters& counters_;
     UnresolvedObserver* observer_ = nullptr;
+    OwnResolver* own_ = nullptr;
+    bool refusing_ = false;           // in a notice of refuse()
     Instant next_deadline_ = kNever;  // no later than the first packet's timeout
     std::unordered_map<Key, Entry, KeyHash> entries_;
     std::size_t pending_total_ = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <iterator>
 #include <map>
 #include <tuple>
 #include <utility>
@@ -29,6 +30,23 @@ HopKey key_of(const Route& route) { return {route.interface, route.gateway, rout
 }  // namespace
 
 void RouteTable::replace(std::vector<Route> routes) {
+    std::ranges::copy_if(routes_, std::back_inserter(routes), &Route::learned);
+    build(std::move(routes));
+}
+
+void RouteTable::replace_learned(std::vector<Route> routes) {
+    std::vector<Route> all, old;
+    for (const Route& route : routes_) (route.learned ? old : all).push_back(route);
+    for (Route& route : routes) {
+        route.learned = true;
+        route.destination = network_of(route.destination, route.prefix_length);
+    }
+    if (std::ranges::is_permutation(old, routes)) return;  // both are short
+    all.insert(all.end(), routes.begin(), routes.end());
+    build(std::move(all));
+}
+
+void RouteTable::build(std::vector<Route> routes) {
     for (Route& route : routes) {
         CHECK(route.prefix_length <= (route.destination.is_v4() ? 32u : 128u));
         route.destination = network_of(route.destination, route.prefix_length);

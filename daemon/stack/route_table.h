@@ -26,6 +26,7 @@ struct Route {
     std::uint32_t interface = 0;  // ifindex; may be one that Culvert does not serve
     std::uint32_t metric = 0;
     std::optional<Address> source = std::nullopt;  // preferred source
+    bool learned = false;  // by the stack itself, from routers
     enum class Type : std::uint8_t { kUnicast, kLocal, kUnreachable } type = Type::kUnicast;
     std::uint32_t mtu = 0;  // of packets that go this way (RTAX_MTU); 0: the interface's
 
@@ -46,8 +47,11 @@ class RouteTable {
 public:
     static constexpr std::uint32_t kNoHop = UINT32_MAX;
 
-    /// Replaces everything. Cold: O(n log n).
+    /// Replaces everything but the learned routes. Cold: O(n log n).
     void replace(std::vector<Route> routes);
+    /// Replaces the learned routes: what routers say on links that configure themselves (link/router_discovery.h). Of two
+    /// equal routes a learned one is the last choice. The generation changes only if the routes do.
+    void replace_learned(std::vector<Route> routes);
     /// The best route: longest prefix, then lowest metric. Null when there is none.
     const Route* lookup(const Address& destination) const {
         const std::uint32_t index = find(destination);
@@ -69,6 +73,7 @@ public:
     std::size_t index_bytes() const { return ranges_v4_.bytes() + ranges_v6_.bytes() + hop_of_.capacity() * 4; }
 
 private:
+    void build(std::vector<Route> routes);
     __extension__ using Wide = unsigned __int128;
 
     static std::uint32_t key_v4(const Address& address) {

@@ -1,7 +1,7 @@
 #include "daemon/stack/source_address.h"
 
 #include <bit>
-#include <utility>
+#include <tuple>
 
 namespace culvert::stack {
 namespace {
@@ -24,11 +24,12 @@ bool link_scope(const Address& address) {
 
 std::optional<Address> choose_source(const Interface& interface, const Address& destination) {
     std::optional<Address> best;
-    std::pair<bool, unsigned> best_score;
+    std::tuple<bool, bool, unsigned> best_score;
     for (const InterfaceAddress& own : interface.addresses) {
         if (own.address.is_v4() != destination.is_v4()) continue;
-        const std::pair score(link_scope(own.address) == link_scope(destination),
-                              common_prefix(own.address, destination));
+        // [RFC6724 5] rule 2: scope; rule 3: not deprecated; rule 8: longest prefix
+        const std::tuple score(link_scope(own.address) == link_scope(destination), !own.deprecated,
+                               common_prefix(own.address, destination));
         if (!best || score > best_score) {
             best = own.address;
             best_score = score;

@@ -11,6 +11,7 @@
 #include "daemon/stack/icmp_output.h"
 #include "daemon/stack/ip_input.h"
 #include "daemon/stack/ip_output.h"
+#include "daemon/stack/link/link_layer.h"
 #include "daemon/stack/peers.h"
 #include "daemon/stack/reassembly.h"
 #include "daemon/stack/source_address.h"
@@ -24,7 +25,7 @@
 namespace culvert::stack {
 
 /// The modules and how they are joined. Members are made in the order in which they need each other.
-class StackImpl final : public UnresolvedObserver, public Reassembly::Observer {
+class StackImpl final : public UnresolvedObserver, public Reassembly::Observer, public AddressUser {
 public:
     StackImpl(const StackConfig& config, NeighborResolver& resolver, PortOwner& ports, Counters& counters, Rng& rng,
               Peers* peers)
@@ -37,9 +38,17 @@ public:
           reassembly_({.datagrams = config.max_ip_reassemblies, .chunks = config.ip_reassembly_chunks}, config.secret,
                       counters),
           forwarder_(output_, routes_, neighbors_, icmp_output_, counters),
+          own_link_(neighbors_, routes_, counters, rng, *this, config.secret, config.stable_secret),
           tcp_(config, output_, ports, counters, rng, peers),
           udp_(config, output_, ports, counters, rng, peers) {
         neighbors_.set_observer(this);
+        set_link_protocols(&own_link_);
+    }
+    ~StackImpl() override { neighbors_.set_observer(nullptr); }
+
+    void set_link_protocols(LinkProtocols* link) {
+        link_ = link;
+        ip_input_.set_link_protocols(link);
     }
 
     // --- the world ---------------------------------------------------------------------------------------------------
@@ -47,6 +56,7 @@ public:
         CHECK(output_.interface_by_index(interface.index) == nullptr);
         interfaces_.push_back(std::make_unique<Interface>(std::move(interface)));
         interfaces_changed();
+        if (interfaces_.back()->resolves_itself) own_link_.add_interface(*interfaces_.back(), now_);
         return *interfaces_.back();
     }
     /// Interfaces only come, they never go: connections and paths point to them.
@@ -62,6 +72,9 @@ public:
         ip_input_.set_interfaces(all);
         routes_.touch();
     }
+
+    /// The link layer has got an address, or has lost one.
+    void on_addresses_changed(Interface&) override { interfaces_changed(); }
 
     // --- the turn ----------------------------------------------------------------------------------------------------
     void input(Interface& interface, const RxPacket& packet, bool from_ourselves, Instant now) {
@@ -212,6 +225,7 @@ public:
     }
     void advance(Instant now) {
         now_ = now;
+        own_link_.advance(now);
         neighbors_.advance(now);
         reassembly_.advance(now, *this);
         output_.advance(now);
@@ -231,7 +245,7 @@ public:
     Instant next_deadline() const {
         if (!output_.local_packets().empty()) return Instant::min();
         return std::min({tcp_.next_deadline(), neighbors_.next_deadline(), reassembly_.next_deadline(),
-                         output_.next_deadline()});
+                         output_.next_deadline(), own_link_.next_deadline()});
     }
 
     void on_unresolved(std::span<const std::byte> ip_packet) override {
@@ -331,9 +345,10 @@ private:
     IcmpOutput icmp_output_;
     Reassembly reassembly_;
     Forwarder forwarder_;
+    LinkLayer own_link_;  // of interfaces with dedicated addresses; before those whose sockets join groups
     tcp::Tcp tcp_;
     udp::Udp udp_;
-    LinkProtocols* link_ = nullptr;  // null: the kernel does all of that
+    LinkProtocols* link_ = nullptr;  // own_link_, unless a test stands in for it
     RawReceiver* raw_ = nullptr;
     Instant now_{};  // of the last turn, for what commands of the control thread set off
 };
@@ -348,9 +363,11 @@ Interface& Stack::add_interface(Interface interface) { return impl_->add_interfa
 void Stack::set_interface_state(std::uint32_t index, bool up, std::uint32_t mtu) {
     Interface& interface = impl_->interface(index);
     if (interface.up == up && interface.mtu == mtu) return;
+    const bool came_up = up && !interface.up;
     interface.up = up;
     interface.mtu = mtu;
     impl_->interfaces_changed();
+    if (came_up && interface.link != nullptr) impl_->own_link_.came_up(interface, impl_->now_);
 }
 
 void Stack::set_mac(std::uint32_t index, const MacAddress& mac) {
@@ -358,19 +375,24 @@ void Stack::set_mac(std::uint32_t index, const MacAddress& mac) {
     if (interface.mac == mac) return;
     interface.mac = mac;
     impl_->interfaces_changed();
+    if (interface.link != nullptr) impl_->own_link_.mac_changed(interface, impl_->now_);
 }
 
 void Stack::set_addresses(std::uint32_t index, std::vector<InterfaceAddress> addresses) {
-    impl_->interface(index).addresses = std::move(addresses);
+    Interface& interface = impl_->interface(index);
+    if (interface.link != nullptr) return impl_->own_link_.configure(interface, addresses, impl_->now_);
+    interface.addresses = std::move(addresses);
     impl_->interfaces_changed();
 }
 
 void Stack::set_link_protocols(LinkProtocols* link) {
-    impl_->link_ = link;
-    impl_->ip_input_.set_link_protocols(link);
+    impl_->set_link_protocols(link != nullptr ? link : &impl_->own_link_);
 }
 void Stack::set_forwarding(bool on, bool reverse_path_check) { impl_->forwarder_.enable(on, reverse_path_check); }
 void Stack::set_raw_receiver(RawReceiver* receiver) { impl_->raw_ = receiver; }
+
+void Stack::set_address_observer(AddressObserver* observer) { impl_->own_link_.set_observer(observer); }
+MulticastGroups& Stack::groups() { return impl_->own_link_.groups(); }
 
 RouteTable& Stack::routes() { return impl_->routes_; }
 NeighborTable& Stack::neighbors() { return impl_->neighbors_; }

@@ -128,6 +128,7 @@ struct StackConfig {
     bool fast_open_client = true;   // RFC 7413, where a socket asks for it; as net.ipv4.tcp_fastopen of Linux
     bool fast_open_server = false;
     std::uint64_t secret[2] = {0, 0};  // key of hashes and ISNs, from getrandom(2)
+    std::uint64_t stable_secret[2] = {0, 0};  // of interface identifiers: the same after a restart [RFC7217 5]
 };
 
 /// Port bookkeeping of the world outside: whoever steers packets to us must know which ports are ours.
@@ -144,7 +145,9 @@ public:
 class MulticastGroups;
 class Peers;
 class StackImpl;
+class AddressObserver;
 class LinkProtocols;
+class MulticastGroups;
 class RawReceiver;
 
 class Stack {
@@ -158,9 +161,15 @@ public:
     Interface& add_interface(Interface interface);
     void set_interface_state(std::uint32_t index, bool up, std::uint32_t mtu);
     void set_mac(std::uint32_t index, const MacAddress& mac);
+    /// Exactly these. On an interface that resolves itself each new one is probed for first, and used when it has proved to
+    /// be free: some seconds later, or never (set_address_observer tells).
     void set_addresses(std::uint32_t index, std::vector<InterfaceAddress> addresses);
-    /// Modules that take part in the way in (input_hooks.h). nullptr: nobody does; the kernel does. They must outlive the
-    /// stack, or be taken out before they go.
+    /// Hears what becomes of dedicated addresses. Must outlive the stack, or be taken out (nullptr).
+    void set_address_observer(AddressObserver* observer);
+    /// Which groups are joined by whom.
+    MulticastGroups& groups();
+    /// Modules that take part in the way in (input_hooks.h). They must outlive the stack, or be taken out (nullptr) before
+    /// they go. Link protocols stand in for the stack's own.
     void set_link_protocols(LinkProtocols* link);
     void set_raw_receiver(RawReceiver* receiver);
     /// Packets for others go on to them (forward.h), off to start with. `reverse_path_check`: only from sources that would

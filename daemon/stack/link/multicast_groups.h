@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "daemon/base/timer_wheel.h"
+#include "daemon/stack/link/link_interface.h"
 #include "daemon/wire/address.h"
 #include "shm/base/error.h"
 
@@ -50,7 +51,8 @@ struct MulticastSource {
 };
 
 /// A group on one interface: the merged filter, and what the reporter has still to say about it.
-struct MulticastGroup {
+struct MulticastGroup : TimerNode {
+    MulticastGroup() : TimerNode(kGroupTimer) {}
     std::uint32_t interface = 0;
     Address address;
     std::uint32_t including = 0;  // sockets by mode
@@ -59,12 +61,11 @@ struct MulticastGroup {
 
     // --- of the reporter ---
     std::uint8_t mode_retransmits = 0;  // reports that have still to give the whole filter
-    bool query_pending = false;         // a group query is to be answered at `answer_at`
+    bool announced = false;             // old versions: routers have been told that we are a member
     bool last_reporter = false;         // [RFC2236 6] we, and not another host, reported last
-    Instant report_at = kNever;         // the next state change report (or unsolicited report of an old version)
-    Instant answer_at = kNever;
-    std::vector<Address> queried;       // sources a query asked about; empty: the whole group
-    TimerNode timer;
+    Instant report_at = kNever;         // the next report of a change
+    Instant answer_at = kNever;         // the answer to a query about this group (old versions: to any query)
+    std::vector<Address> queried;       // the sources that query asked about; empty: the whole group
 
     bool joined() const { return including + excluding != 0; }
     /// [RFC3376 3.2] A group nobody has joined is INCLUDE {}.
