@@ -17,9 +17,9 @@ namespace culvert::stack {
 enum LinkTimerKind : std::uint8_t { kNeighborTimer = 1, kAddressTimer, kRouterTimer, kGroupTimer, kReporterTimer };
 
 /// At most `rate` a second in the long run, and `burst` at once.
-class TokenBucket {
+class RateLimit {
 public:
-    TokenBucket(unsigned rate, unsigned burst) : interval_(Duration(std::chrono::seconds(1)) / rate), depth_(interval_ * burst) {}
+    RateLimit(unsigned rate, unsigned burst) : interval_(Duration(std::chrono::seconds(1)) / rate), depth_(interval_ * burst) {}
     bool take(Instant now) {
         // The time at which the bucket would be empty if nothing came back: never further ahead than its depth.
         const Instant start = std::max(empty_at_, now - depth_);
@@ -42,8 +42,8 @@ struct LinkInterface {
     Duration base_reachable_time = std::chrono::seconds(30);  // [RFC4861 10] REACHABLE_TIME, or what a router says
     Duration reachable_time = base_reachable_time;            // the base times 0.5 to 1.5, drawn anew now and then
     Duration retransmit_time = std::chrono::seconds(1);       // [RFC4861 10] RETRANS_TIMER
-    TokenBucket answers{10000, 1000};       // ARP replies and neighbour advertisements
-    TokenBucket solicitations{1000, 200};   // ARP requests and neighbour solicitations
+    RateLimit answers{10000, 1000};       // ARP replies and neighbour advertisements
+    RateLimit solicitations{1000, 200};   // ARP requests and neighbour solicitations
 };
 
 /// Uniform in [from, to).

@@ -140,6 +140,11 @@ public:
         const auto found = groups_.find({interface, group});
         return found != groups_.end() && found->second.accepts(source);
     }
+    /// Has anybody joined it, for whatever sources?
+    bool joined(std::uint32_t interface, const Address& group) const {
+        const auto found = groups_.find({interface, group});
+        return found != groups_.end() && found->second.joined();
+    }
     /// Does this socket? Cost: its memberships, kMaxPerSocket at most.
     bool accepts(const MulticastMember& member, std::uint32_t interface, const Address& group,
                  const Address& source) const;
