@@ -43,6 +43,7 @@ public:
           udp_(config, output_, ports, counters, rng, peers) {
         neighbors_.set_observer(this);
         set_link_protocols(&own_link_);
+        udp_.set_groups(&own_link_.groups());
     }
     ~StackImpl() override { neighbors_.set_observer(nullptr); }
 

@@ -142,7 +142,6 @@ public:
     virtual void release_port(Protocol protocol, const Address& address, Port port) = 0;
 };
 
-class MulticastGroups;
 class Peers;
 class StackImpl;
 class AddressObserver;

@@ -108,6 +108,7 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
     measure_round_trip(segment, ack, now);
     const Position una_before = snd_una_;
     snd_una_ = ack;
+    shared_.ip.confirm(path_, now);  // [RFC4861 7.3.1] the peer has what we sent, so its first hop is alive
     if (verdict.grow && !echo) {  // what tells of congestion is no reason to grow
         congestion_->on_ack({.acked_bytes = verdict.newly_acked,
                              .rtt = samples_before && !timing_ ? now - timed_at : Duration::zero(),
