@@ -1,0 +1,73 @@
+"""The kernel's TCP as the peer: streams both ways at once, every byte checked, at every MTU, over both families, with each
+congestion control, on a good link and on one that loses packets in both directions."""
+import os
+
+from netns import BUILD, PYTHON, command
+from story import Story, run
+
+PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "exchange.py")
+LOSS = os.path.join(BUILD, "tests/e2e/loss.bpf.o")
+CONTROLS = ["cubic", "reno", "bbr", "dctcp"]
+# 64 by hand (CULVERT_PEER_MEGABYTES=64), fewer where every commit waits for it.
+MEGABYTES = int(os.environ.get("CULVERT_PEER_MEGABYTES", "8"))
+
+
+class Peer:
+    """What is tried at each MTU; the classes below give the number."""
+
+    @classmethod
+    def prepare(cls):
+        cls.ports = {}
+        for port, control in enumerate(CONTROLS, 9000):
+            server = cls.lab.start(f"exchange_{control}", [PYTHON, PROGRAM, "serve", port, control], under=cls.culvert)
+            cls.lab.wait_for_port(cls.lab.ip4(), port, server, under=cls.culvert)
+            cls.ports[control] = port
+
+    def exchange(self, megabytes):
+        for control, port in self.ports.items():
+            for address in (self.lab.ip4(), self.lab.ip6()):
+                with self.subTest(control=control, address=address), self.carried(1):
+                    text = self.lab.call(PYTHON, PROGRAM, "ask", address, port, megabytes, timeout=180)
+                    self.assertEqual(text.strip(), "same")
+
+    def test_on_a_good_link(self):
+        self.exchange(MEGABYTES)
+
+    def test_one_packet_in_a_hundred_is_lost(self):
+        self.lose("loss10")
+        with self.carried(1, "tcp_retransmits"):
+            self.exchange(MEGABYTES)
+
+    def test_one_packet_in_twenty_is_lost(self):
+        self.lose("loss50")
+        with self.carried(1, "tcp_retransmits"):
+            self.exchange(max(MEGABYTES // 8, 1))
+
+    def lose(self, section):
+        """In both directions, at the client's end of the link."""
+        def tc(*words):
+            command("tc", *words)
+        tc("qdisc", "add", "dev", "veth0", "clsact")
+        self.addCleanup(tc, "qdisc", "del", "dev", "veth0", "clsact")
+        for direction in ("ingress", "egress"):
+            tc("filter", "add", "dev", "veth0", direction, "bpf", "direct-action", "object-file", LOSS, "section", section)
+
+
+class Peer1280(Peer, Story):
+    mtu = 1280
+
+
+class Peer1500(Peer, Story):
+    mtu = 1500
+
+
+class Peer9000(Peer, Story):
+    mtu = 9000
+
+
+class Peer65535(Peer, Story):
+    mtu = 65535
+
+
+if __name__ == "__main__":
+    run()
