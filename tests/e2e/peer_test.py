@@ -2,8 +2,8 @@
 congestion control, on a good link and on one that loses packets in both directions."""
 import os
 
-from netns import BUILD, PYTHON, command
 from story import Story, run
+from netns import BUILD, PYTHON, command
 
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "exchange.py")
 LOSS = os.path.join(BUILD, "tests/e2e/loss.bpf.o")
