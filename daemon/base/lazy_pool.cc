@@ -3,16 +3,19 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
-#include <cstring>
 #include <system_error>
-
-#include "shm/base/check.h"
 
 namespace culvert {
 
 LazyPool::LazyPool(std::size_t piece_bytes, std::uint32_t count)
     : piece_bytes_((piece_bytes + 15) / 16 * 16), count_(count) {
+    shift_ = std::countr_zero(piece_bytes_);
+    const std::uint64_t odd = piece_bytes_ >> shift_;
+    // Newton: every step doubles the number of right bits, and odd * odd = 1 modulo 8 begins with three.
+    inverse_ = odd;
+    for (int bits = 3; bits < 64; bits *= 2) inverse_ *= 2 - odd * inverse_;
     const std::size_t bytes = std::max<std::size_t>(piece_bytes_ * count, 1);
     void* const memory =
         mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -21,26 +24,5 @@ LazyPool::LazyPool(std::size_t piece_bytes, std::uint32_t count)
 }
 
 LazyPool::~LazyPool() { munmap(base_, std::max<std::size_t>(piece_bytes_ * count_, 1)); }
-
-std::uint32_t LazyPool::allocate() {
-    std::uint32_t index = free_;
-    if (index != kNone) {
-        std::memcpy(&free_, at(index), sizeof free_);
-    } else if (touched_ < count_) {
-        index = touched_++;
-    } else {
-        return kNone;
-    }
-    ++used_;
-    return index;
-}
-
-void LazyPool::release(std::uint32_t index) {
-    DCHECK(index < touched_);
-    DCHECK(used_ > 0);
-    std::memcpy(at(index), &free_, sizeof free_);
-    free_ = index;
-    --used_;
-}
 
 }  // namespace culvert

@@ -6,6 +6,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+
+#include "shm/base/check.h"
 
 namespace culvert {
 
@@ -20,13 +23,31 @@ public:
     static constexpr std::uint32_t kNone = UINT32_MAX;
 
     /// Uninitialised memory, aligned to 16; kNone when all are in use.
-    std::uint32_t allocate();
-    void release(std::uint32_t index);
+    std::uint32_t allocate() {
+        std::uint32_t index = free_;
+        if (index != kNone) {
+            std::memcpy(&free_, at(index), sizeof free_);
+        } else if (touched_ < count_) {
+            index = touched_++;
+        } else {
+            return kNone;
+        }
+        ++used_;
+        return index;
+    }
+    void release(std::uint32_t index) {
+        DCHECK(index < touched_);
+        DCHECK(used_ > 0);
+        std::memcpy(at(index), &free_, sizeof free_);
+        free_ = index;
+        --used_;
+    }
 
     std::byte* at(std::uint32_t index) { return base_ + std::size_t{index} * piece_bytes_; }
     std::uint32_t index_of(const void* piece) const {
-        return static_cast<std::uint32_t>(static_cast<std::size_t>(static_cast<const std::byte*>(piece) - base_) /
-                                          piece_bytes_);
+        // An exact division, which is a multiplication: a tenth of the time, for every segment.
+        const auto offset = static_cast<std::uint64_t>(static_cast<const std::byte*>(piece) - base_);
+        return static_cast<std::uint32_t>((offset >> shift_) * inverse_);
     }
     std::uint32_t capacity() const { return count_; }
     std::uint32_t used() const { return used_; }
@@ -38,6 +59,8 @@ private:
     std::uint32_t used_ = 0;
     std::uint32_t touched_ = 0;     // pieces below this were used at least once
     std::uint32_t free_ = kNone;    // list through the first word of free pieces
+    int shift_;                     // piece_bytes_ is (an odd number) << shift_,
+    std::uint64_t inverse_;         // and this is the odd number's inverse modulo 2^64
 };
 
 }  // namespace culvert

@@ -50,6 +50,8 @@ public:
     static constexpr std::size_t size() { return kCount; }
     T* data() { return items_; }
     const T* data() const { return items_; }
+    T* begin() { return items_; }
+    const T* begin() const { return items_; }
     T& operator[](std::size_t index) { return items_[index]; }
     const T& operator[](std::size_t index) const { return items_[index]; }
 

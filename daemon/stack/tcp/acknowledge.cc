@@ -66,7 +66,9 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
                            snd_wnd_ == window_before;
     const bool echo = segment.flags.ece() && ecn_ && ack >= snd_una_;
     LossRecovery::Verdict verdict;
-    if (moved || duplicate || segment.options.sack_count > 0) {
+    if (moved && segment.options.sack_count == 0 && recovery_.clean(snd_una_) && !congestion_->wants_delivery()) [[likely]] {
+        verdict = recovery_.on_clean_ack(snd_una_, ack, now);  // advance_una marks if anything waits
+    } else if (moved || duplicate || segment.options.sack_count > 0) {
         std::array<Range, wire::kMaxSackBlocks> sacks;
         std::size_t count = 0;
         if (sack_) {
@@ -99,6 +101,7 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
             note_reduction();
         }
         if (recovery_.state() != LossRecovery::State::kOpen || verdict.delivered > 0) mark();
+        if (const Flight* const left = recovery_.flight()) due(left->timer_at);
     }
     if (echo) hear_echo(now);
     if (!moved) return;
@@ -129,8 +132,10 @@ void Connection::advance_una(Position before, Instant now) {
     if (snd_una_ == snd_nxt_) {
         retransmit_at_ = kNever;
         recovery_.on_flight_empty(now);
+        if (const Flight* const held = recovery_.flight()) due(held->depart_at);
     } else {
         retransmit_at_ = now + rtt_.rto();  // [RFC6298 5.2, 5.3]
+        due(retransmit_at_);
         // [RFC5482 1] since the oldest byte was sent, if that is still known
         Flight* const flight = recovery_.flight();
         const SentRun* const oldest = flight == nullptr ? nullptr : flight->log.front();

@@ -201,7 +201,9 @@ private:
     void start_idle_timer(Instant now);
     bool give_up(unsigned retries, unsigned limit, Instant now);
     Instant earliest_deadline() const;
-    void rearm();
+    /// A deadline was set: the wheel must wake us no later. Whoever sets one says so, because asking for the earliest of
+    /// all costs more than all else that a timer does.
+    void due(Instant deadline);
 
     // connection.cc, opening.cc
     void mark();

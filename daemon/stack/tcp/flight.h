@@ -63,6 +63,32 @@ struct Flight {
     /// What this ACK says has arrived, against `board` as it was before the ACK; RACK.xmit_ts, RACK.rtt and RACK.fack
     /// move. [RFC8985 6.2 steps 2 and 3] `resent_below`: nothing from there on was ever sent again.
     Delivery deliver(const AckFacts& facts, const SackScoreboard* board, Position resent_below);
+    /// Nothing is lost or was sent again, and nothing was ever missing below `snd_una`.
+    bool in_order(Position snd_una) const {
+        return lost.empty() && log.again() == 0 && rack.fack == snd_una && rack.dsack_round == 0;
+    }
+    /// deliver() for an ACK without SACK blocks, while in_order(): `bytes` below `ack` have arrived.
+    void deliver_in_order(Position ack, std::uint64_t bytes, Instant now) {
+        Instant sent_at = Instant::min();
+        while (SentRun* const run = log.front()) {
+            if (run->range.first >= ack) break;
+            sent_at = run->sent_at;
+            if (run->range.end > ack) {
+                run->range.first = ack;
+                break;
+            }
+            log.pop_front(pool);
+        }
+        rack.fack = ack;
+        timer_at = kNever;
+        delivered += bytes;
+        delivered_at = now;
+        if (app_limited_until != 0 && delivered > app_limited_until) app_limited_until = 0;
+        if (sent_at == Instant::min()) return;
+        first_sent_at = rack.xmit_at = sent_at;
+        rack.rtt = now - sent_at;
+        rack.end_seq = ack;
+    }
     /// Marks as lost what was sent before what has arrived, more than RACK.rtt + `reordering_window` ago.
     /// [RFC8985 6.2 step 5] Answers with the bytes marked; timer_at becomes the time of the next one.
     std::uint64_t detect(Position snd_una, const SackScoreboard* board, Duration reordering_window, Instant now);

@@ -39,7 +39,6 @@ void Connection::input(const Segment& segment, Instant now) {
     if (ecn_) note_marks(segment, now);
     if (!input_ack(segment, sequence, now)) return;
     if (segment.payload_length > 0 || segment.flags.fin()) input_text(segment, sequence, now);
-    if (!ended()) rearm();
 }
 
 /// Header prediction: what the slow path would let through without a word. Urgent data is read in line. [RFC6093]

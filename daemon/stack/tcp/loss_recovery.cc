@@ -246,8 +246,8 @@ Range LossRecovery::next_lost(Position snd_una, Position snd_nxt) const {
     return next_hole({std::max(high_rxt_, snd_una), std::min(loss_edge(), snd_nxt)});
 }
 
-LossRecovery::Permit LossRecovery::next(Position snd_una, Position snd_nxt, const CongestionController& cc,
-                                        bool has_new_data) const {
+LossRecovery::Permit LossRecovery::next_of_all(Position snd_una, Position snd_nxt, const CongestionController& cc,
+                                               bool has_new_data) const {
     std::uint64_t window = credit_;
     if (state_ != State::kRecovery || cc.governs_recovery()) {
         const std::uint64_t in_pipe = pipe(snd_una, snd_nxt);

@@ -32,6 +32,7 @@
 //   on a timeout:    recovery.on_timeout(...), then output
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 
@@ -85,8 +86,33 @@ public:
     /// Call before SND.UNA is moved. Tells `cc` of a loss, of its end, or that it was none.
     Verdict on_ack(const AckFacts& facts, CongestionController& cc, SackPool& pool);
 
+    /// True: an ACK that moves SND.UNA and has no SACK blocks says that all below it has arrived, and nothing more; it
+    /// need not be judged (on_clean_ack). Nearly every ACK.
+    bool clean(Position snd_una) const {
+        return flight_ != nullptr && board_ == nullptr && state_ == State::kOpen && frto_ == FRto::kOff && !stamped_ &&
+               !probe_out_ && !blind_ && flight_->in_order(snd_una);
+    }
+    /// on_ack for such an ACK. Requires: clean(), a controller that wants no delivery events.
+    Verdict on_clean_ack(Position snd_una, Position ack, Instant now) {
+        timed_out_ = false;
+        dup_acks_ = 0;
+        high_rxt_ = std::max(high_rxt_, ack);
+        flight_->deliver_in_order(ack, ack - snd_una, now);
+        Verdict verdict;
+        verdict.newly_acked = verdict.delivered = ack - snd_una;
+        verdict.grow = true;
+        return verdict;
+    }
+
+    /// Nothing is to be repaired, and no question of F-RTO waits: without new data there is nothing to send.
+    bool quiet() const { return state_ == State::kOpen && frto_ == FRto::kOff; }
     /// What may be sent now. `has_new_data`: there is unsent data that the peer's window has room for.
-    Permit next(Position snd_una, Position snd_nxt, const CongestionController& cc, bool has_new_data) const;
+    Permit next(Position snd_una, Position snd_nxt, const CongestionController& cc, bool has_new_data) const {
+        if (!quiet() || !has_new_data) return next_of_all(snd_una, snd_nxt, cc, has_new_data);
+        const std::uint64_t in_pipe = pipe(snd_una, snd_nxt);
+        if (in_pipe >= cc.cwnd()) return {};
+        return {.kind = Permit::Kind::kNewData, .range = {}, .bytes = cc.cwnd() - in_pipe};
+    }
     /// `sent` (permit.range or its head) went out again, stamped `ts_value` if the connection uses timestamps.
     void on_retransmitted(const Permit& permit, Range sent, Position snd_nxt, std::optional<std::uint32_t> ts_value);
     void on_new_data(std::uint64_t bytes);
@@ -150,6 +176,7 @@ public:
 private:
     enum class FRto : std::uint8_t { kOff, kFirstAck, kSecondAck };  // [RFC5682 3.1] waits for the ACK of step 2, of step 3
 
+    Permit next_of_all(Position snd_una, Position snd_nxt, const CongestionController& cc, bool has_new_data) const;
     bool anything_lost(Position ack) const { return by_time() ? !flight_->lost.empty() : loss_edge() > ack; }
     Duration reordering_window(RoundTrip path) const;
     void adapt_reordering_window(const AckFacts& facts, const Verdict& verdict);

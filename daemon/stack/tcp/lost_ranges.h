@@ -9,10 +9,10 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <span>
 
+#include "daemon/base/packet.h"
 #include "daemon/stack/tcp/sequence.h"
 
 namespace culvert::stack::tcp {
@@ -68,7 +68,7 @@ private:
     }
 
     std::uint32_t count_ = 0;
-    std::array<Range, kMax + 1> ranges_;  // one more while adding
+    UnsetArray<Range, kMax + 1> ranges_;  // one more while adding
 };
 
 }  // namespace culvert::stack::tcp

@@ -58,7 +58,6 @@ void Connection::output(Instant now) {
         probe_due_ = !send_segment(snd_una_ - 1, 0, wire::kAck, segment_options(now), nullptr, now);
     }
     if (ack_due_) send_ack(now);
-    rearm();
 }
 
 /// What could go out next, were the congestion window wide enough. [RFC9293 3.8.6.2.1, 3.7.4]
@@ -113,6 +112,10 @@ void Connection::send_data(Instant now) {
     for (;;) {
         if (rate != 0 && !departs(rate, room, quantum_ends, now)) break;
         const Sendable next = next_new_data(room);
+        if (!next && recovery_.quiet()) {  // nothing to send, nothing to repair
+            blocked = next.blocked;
+            break;
+        }
         const LossRecovery::Permit permit = recovery_.next(snd_una_, snd_nxt_, *congestion_, static_cast<bool>(next));
         if (permit.kind == LossRecovery::Permit::Kind::kRetransmit) {
             if (!retransmit(permit, options, room, now)) break;
@@ -139,6 +142,7 @@ void Connection::send_data(Instant now) {
         probing_ = true;
         progress_at_ = now;  // [RFC5482 1] the user timeout counts from here
         retransmit_at_ = now + (snd_wnd_ >= room ? kCorkTimeout : rtt_.rto());
+        due(retransmit_at_);
     }
 }
 
@@ -231,6 +235,7 @@ bool Connection::departs(std::uint64_t rate, std::uint32_t room, Instant& quantu
         return true;
     }
     flight->held = true;
+    due(flight->depart_at);
     window_limited_ = true;  // the application is not what holds the sender back
     return false;
 }
@@ -367,12 +372,13 @@ void Connection::arm_loss_probe(Instant now) {
         if (in_flight() <= mss_) timeout += kMaxAckDelay;
     }
     recovery_.arm_probe(timeout, retransmit_at_, now);
+    if (Flight* const flight = recovery_.flight()) due(flight->timer_at);
 }
 
 void Connection::arm_retransmission(Instant now) {
     probing_ = false;
     retransmit_at_ = now + rtt_.rto();
-    rearm();
+    due(retransmit_at_);
 }
 
 }  // namespace culvert::stack::tcp

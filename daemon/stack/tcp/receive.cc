@@ -55,6 +55,8 @@ void Connection::receive_in_order(const Segment& segment, std::uint32_t skip, st
     if (delayed_ack_.on_data(length, worth_an_ack, nothing_waits, segment.flags.fin(), now, shared_.config.delayed_ack) ==
         DelayedAck::Urgency::kNow)
         owe_ack();
+    else
+        due(delayed_ack_.deadline());
     if (deliver(segment, skip, length) < length) {
         shared_.counters.drop(Drop::kTcpReceiveBufferFull);
         if (!ended()) owe_ack();

@@ -31,9 +31,9 @@ Instant Connection::earliest_deadline() const {
     return std::min({first, flight->timer_at, flight->held ? flight->depart_at : kNever});
 }
 
-void Connection::rearm() {
+void Connection::due(Instant deadline) {
     // An error may have come back while a segment went out (the neighbour does not answer).
-    if (!ended()) shared_.wheel.arm(*this, earliest_deadline());
+    if (!ended()) shared_.wheel.arm(*this, deadline);
 }
 
 Instant Connection::on_timer(Instant now) {
@@ -156,7 +156,7 @@ void Connection::start_idle_timer(Instant now) {
     } else {
         idle_at_ = kNever;
     }
-    rearm();
+    due(idle_at_);
 }
 
 void Connection::on_idle_timer(Instant now) {

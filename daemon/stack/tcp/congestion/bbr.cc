@@ -7,11 +7,10 @@
 namespace culvert::stack::tcp {
 namespace {
 
-constexpr std::uint64_t kInfinity = BbrModel::kInfinity;
 constexpr std::uint32_t kExtraAckedRounds = 5;  // two windows of them: 10 rounds [BBR 2.11]
 
 std::uint64_t scaled(std::uint64_t value, double gain) {
-    return value == kInfinity ? kInfinity : static_cast<std::uint64_t>(static_cast<double>(value) * gain);
+    return value == BbrModel::kInfinity ? BbrModel::kInfinity : static_cast<std::uint64_t>(static_cast<double>(value) * gain);
 }
 
 std::uint64_t in(Duration time, std::uint64_t rate) {
@@ -134,8 +133,8 @@ void Bbr::update_congestion_signals(const DeliveryEvent& event, const Sample& sa
 
 void Bbr::adapt_lower_bounds() {
     if (probing_bw() || !m_.is_loss_in_round) return;
-    if (m_.bw_shortterm == kInfinity) m_.bw_shortterm = max_bw();
-    if (m_.inflight_shortterm == kInfinity) m_.inflight_shortterm = cwnd_;
+    if (m_.bw_shortterm == BbrModel::kInfinity) m_.bw_shortterm = max_bw();
+    if (m_.inflight_shortterm == BbrModel::kInfinity) m_.inflight_shortterm = cwnd_;
     // We send 1 % less than bw on purpose, and what was not sent cannot have been delivered: without the correction the
     // bound would sink by the margin in every round with a single loss.
     m_.bw_shortterm = std::max(scaled(m_.bw_latest, 1 / kPacingMargin), scaled(m_.bw_shortterm, kBeta));
@@ -149,8 +148,8 @@ void Bbr::reset_congestion_signals() {
 }
 
 void Bbr::reset_short_term() {
-    m_.bw_shortterm = kInfinity;
-    m_.inflight_shortterm = kInfinity;
+    m_.bw_shortterm = BbrModel::kInfinity;
+    m_.inflight_shortterm = BbrModel::kInfinity;
 }
 
 void Bbr::save_state() {  // [BBR 5.5.11.1]
@@ -322,7 +321,7 @@ std::uint64_t Bbr::quantized(std::uint64_t inflight) const {
 }
 
 std::uint64_t Bbr::inflight_with_headroom() const {
-    if (m_.inflight_longterm == kInfinity) return kInfinity;
+    if (m_.inflight_longterm == BbrModel::kInfinity) return BbrModel::kInfinity;
     const std::uint64_t headroom = std::max<std::uint64_t>(mss_, scaled(m_.inflight_longterm, kHeadroom));
     return std::max(m_.inflight_longterm - std::min(m_.inflight_longterm, headroom), min_pipe_cwnd());
 }
@@ -351,7 +350,7 @@ void Bbr::set_cwnd(const DeliveryEvent& event) {  // [BBR 5.6.4.6]
     cwnd = std::max(cwnd, min_pipe_cwnd());
     if (m_.state == State::kProbeRtt) cwnd = std::min(cwnd, probe_rtt_cwnd());
 
-    std::uint64_t cap = kInfinity;  // [BBR 5.6.4.7]
+    std::uint64_t cap = BbrModel::kInfinity;  // [BBR 5.6.4.7]
     if (m_.state == State::kCruise || m_.state == State::kProbeRtt)
         cap = inflight_with_headroom();
     else if (in_probe_bw())

@@ -4,9 +4,6 @@
 #include "daemon/stack/tcp/congestion/bbr.h"
 
 namespace culvert::stack::tcp {
-namespace {
-constexpr std::uint64_t kInfinity = BbrModel::kInfinity;
-}
 
 // --- Startup and Drain [BBR 5.3.1, 5.3.2] ---------------------------------------------------------------------------
 
@@ -59,7 +56,7 @@ void Bbr::check_drain_done(const DeliveryEvent& event) {
 
 void Bbr::start_down(Instant now) {
     reset_congestion_signals();
-    m_.probe_up_acked_per_inc = kInfinity;
+    m_.probe_up_acked_per_inc = BbrModel::kInfinity;
     // [BBR 5.3.3.8] how long until the next probe: 2 to 3 seconds, so that flows do not probe together
     m_.rounds_since_probe_up = static_cast<std::uint32_t>(m_.rng.below(2));
     m_.bw_probe_wait = std::chrono::seconds(2) + Duration(static_cast<Duration::rep>(m_.rng.below(1'000'000'000)));
@@ -172,7 +169,7 @@ bool Bbr::adapt_long_term(const DeliveryEvent& event, const Sample& sample) {
             return true;
         }
     }
-    if (m_.inflight_longterm == kInfinity || inflight_too_high(event.lost_since_send, event.flight_at_send)) return false;
+    if (m_.inflight_longterm == BbrModel::kInfinity || inflight_too_high(event.lost_since_send, event.flight_at_send)) return false;
     m_.inflight_longterm = std::max(m_.inflight_longterm, event.flight_at_send);
     if (m_.state == State::kUp) probe_longterm_upward(event);
     return false;
