@@ -9,7 +9,8 @@
 namespace culvert::stack {
 namespace {
 
-/// [RFC1122 3.2.1.3] [RFC4291 2.5.2, 2.5.3, 2.7] what may never stand as the source of a packet on a wire.
+/// [RFC9293 3.9.2.3 MUST-63] [RFC1122 3.2.1.3 bad-source] [RFC1122 4.1.3.6 bad-source]
+/// [RFC4291 2.5.2, 2.5.3, 2.7] what may never stand as the source of a packet on a wire.
 bool impossible_source(const Address& source) {
     return source.is_multicast() || source.is_unspecified() || source.is_loopback() || source.is_broadcast();
 }
@@ -37,6 +38,7 @@ IpInput::Destination IpInput::judge(const Interface& interface, const Address& s
     if (impossible_source(source)) return refused(Drop::kIpSourceInvalid);
     // Nobody outside speaks with our address: a forged packet must not pass for one of ours (LAND and kin).
     if (!from_ourselves && local_addresses_.contains(source)) return refused(Drop::kIpSourceInvalid);
+    if (local_addresses_.directed_broadcast_of(source) != nullptr) return refused(Drop::kIpSourceInvalid);
     return {.drop = Drop::kNone, .cast = Cast::kUnicast, .dedicated = own->dedicated};
 }
 
@@ -60,6 +62,7 @@ IpInput::Destination IpInput::judge(const Interface& interface, const Address& s
     const bool nobody_may_ask = source.is_unspecified() && source.is_v4() == destination.is_v4();
     if (impossible_source(source) && !nobody_may_ask) return refused(Drop::kIpSourceInvalid);
     if (!from_ourselves && local_addresses_.contains(source)) return refused(Drop::kIpSourceInvalid);
+    if (local_addresses_.directed_broadcast_of(source) != nullptr) return refused(Drop::kIpSourceInvalid);
     return result;
 }
 

@@ -169,7 +169,8 @@ bool IpOutput::reserve(const Path& path, bool v4, std::uint32_t ip_header_length
     if (!reserve(path, v4, header_length, length, packet)) return false;
     const auto out = packet.fragments[0].subspan(link_header_length(path));
     if (v4) {
-        // [RFC6864 4.1] with DF set nobody will cut the packet, and its identification means nothing
+        // [RFC9293 3.8.1 MAY-4] [RFC1122 3.2.1.5 identification] [RFC6864 4.1] with DF set nobody will cut the packet,
+        // and its identification means nothing
         wire::Ipv4Header header{.source = source,
                                 .destination = destination,
                                 .protocol = static_cast<wire::IpProtocol>(protocol),

@@ -254,6 +254,7 @@ public:
         report(unresolved_error(ip_packet), nullptr, now_);
     }
 
+    /// [RFC9293 3.9.1.1 MUST-44] asked before a SYN is sent
     Result<Address> source_for(const Endpoint& destination) const {
         const Hop hop = TRY(output_.find_hop(Address::any(destination.address.family()), destination.address));
         if (hop.local) {

@@ -120,6 +120,7 @@ struct StackConfig {
     std::uint32_t max_receive_buffer = 4 * 1024 * 1024;
     Duration min_rto = std::chrono::milliseconds(200);
     Duration delayed_ack = std::chrono::milliseconds(40);
+    // [RFC9293 3.6.1 MUST-13] twice the segment lifetime, which is 30 s as on Linux
     Duration time_wait = std::chrono::seconds(60);
     Duration fin_wait_2 = std::chrono::seconds(60);  // of a connection that the application has closed
     tcp::Congestion congestion = tcp::Congestion::kCubic;

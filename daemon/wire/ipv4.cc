@@ -26,7 +26,8 @@ bool walk(std::span<const std::byte> options, std::size_t& offset, Act act) {
 }  // namespace
 
 Drop check_ipv4_options(std::span<const std::byte> options, std::size_t* offset) {
-    // [RFC1122 3.2.1.8] what is not understood is ignored; record route and timestamp are left as they are [RFC7126 4.5, 4.6]
+    // [RFC9293 3.9.2.1 MUST-50] [RFC1122 3.2.1.8 unknown, stream] what is not understood is ignored; record route and
+    // timestamp are left as they are [RFC7126 4.5, 4.6]
     std::size_t at = 0;
     const bool fine = walk(options, at, [](std::uint8_t kind) {
         return kind != kLooseSourceRoute && kind != kStrictSourceRoute;

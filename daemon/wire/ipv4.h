@@ -28,6 +28,8 @@ namespace culvert::wire {
 
 inline constexpr std::size_t kIpv4HeaderLength = 20;  // what we send: no options
 
+// [RFC9293 3.9.2.1 MUST-51 .. 53, SHLD-24 left out] source routes are refused and never sent [RFC7126 4.3, 4.4]
+// [RFC9293 3.9.2.1 MAY-10, MAY-11 left out] what we send carries no options: routers drop or delay it [RFC7126 3]
 inline constexpr std::uint8_t kLooseSourceRoute = 131;
 inline constexpr std::uint8_t kStrictSourceRoute = 137;
 

@@ -54,6 +54,8 @@ std::size_t padded(std::size_t length) { return (length + 3) / 4 * 4; }
 
 }  // namespace
 
+/// [RFC9293 3.2 MUST-4, MUST-6, MUST-64, MUST-68] Byte by byte, whatever the alignment. What is not known is skipped by
+/// its length: every kind but end and no-operation has one.
 Drop TcpOptions::parse_list(std::span<const std::byte> options, TcpOptions& parsed) {
     while (!options.empty()) {
         const std::uint8_t kind = load_8(options.data());
@@ -72,6 +74,7 @@ Drop TcpOptions::parse_list(std::span<const std::byte> options, TcpOptions& pars
     return Drop::kNone;
 }
 
+// [RFC9293 3.1 MUST-69] The header ends where its options end: there is no padding that would have to be zero.
 // The layout, each line a multiple of four bytes:
 //   MSS | SACK-permitted TIMESTAMPS, or NOP NOP with one of them | NOP window scale | cookie NOPs | NOP NOP SACK
 std::size_t emitted_length(const TcpOptions& options) {

@@ -86,6 +86,7 @@ struct Sent {
     wire::TcpOptions options;
     std::string data;
     std::uint8_t tos = 0;
+    std::uint8_t ttl = 0;
     std::optional<std::string> cookie;  // Fast Open
     Endpoint from, to;
     std::string text;
@@ -356,6 +357,7 @@ private:
         sent.options = *wire::TcpOptions::parse(view->options());
         if (const auto cookie = std::exchange(sent.options.fast_open_cookie, std::nullopt))
             sent.cookie.emplace(reinterpret_cast<const char*>(cookie->data()), cookie->size());
+        EXPECT_TRUE(sent.flags.syn() || !sent.options.mss) << transcript();  // [RFC9293 3.7.1 MUST-65] the same
         const auto payload = view->payload_in_head();
         sent.data.assign(reinterpret_cast<const char*>(payload.data()), payload.size());
         sent.text = lines_.back();
@@ -365,15 +367,18 @@ private:
             const auto ip = wire::Ipv4View::parse(std::span<const std::byte>(frame).subspan(14));
             ASSERT_TRUE(ip.has_value());
             sent.tos = ip->traffic_class();
+            sent.ttl = ip->hop_limit();
             sent.from = {ip->source(), view->source()};
             sent.to = {ip->destination(), view->destination()};
         } else {
             const auto ip = wire::Ipv6View::parse(std::span<const std::byte>(frame).subspan(14));
             ASSERT_TRUE(ip.has_value());
             sent.tos = ip->traffic_class();
+            sent.ttl = ip->hop_limit();
             sent.from = {ip->source(), view->source()};
             sent.to = {ip->destination(), view->destination()};
         }
+        // [RFC9293 3.1 MUST-2] of every segment in every test
         EXPECT_TRUE(wire::verify_transport_checksum(packet, v4 ? 34 : 54, tcp.size(), sent.from.address, sent.to.address,
                                                     wire::IpProtocol::kTcp))
             << "checksum" << transcript();

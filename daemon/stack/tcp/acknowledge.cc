@@ -23,7 +23,7 @@ bool Connection::input_ack(const Segment& segment, Position sequence, Instant no
         challenge(Drop::kTcpAckInvalid, now);
         return false;
     }
-    if (ack + max_snd_wnd_ < snd_una_) {  // [RFC5961 5.2]
+    if (ack + max_snd_wnd_ < snd_una_) {  // [RFC9293 3.10.7.4 MAY-12] [RFC5961 5.2]
         challenge(Drop::kTcpAckInvalid, now);
         return false;
     }
@@ -128,6 +128,7 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
 void Connection::advance_una(Position before, Instant now) {
     rtt_.reset_backoff();
     retries_ = 0;
+    soft_error_ = 0;
     probing_ = false;
     if (snd_una_ == snd_nxt_) {
         retransmit_at_ = kNever;
@@ -187,6 +188,7 @@ void Connection::measure_round_trip(const Segment& segment, Position ack, Instan
 void Connection::update_send_window(const Segment& segment, Position sequence, Position ack) {
     if (ack < snd_una_) return;
     if (snd_wl1_ > sequence || (snd_wl1_ == sequence && snd_wl2_ > ack)) return;
+    // [RFC9293 3.1 MUST-1, REC-1] never negative, and 32 bits once it is scaled
     const std::uint32_t window = std::uint32_t{segment.window} << snd_scale_;
     snd_wl1_ = sequence;
     snd_wl2_ = ack;

@@ -130,7 +130,7 @@ void Connection::close(ConnectionOwner& orphan, bool unread_data, bool linger_ze
     owner_ = &orphan;
     if (ended()) return;
     orphan_ = true;
-    // [RFC1122 4.2.2.13] data that the application will never read: the peer must learn that it is lost.
+    // [RFC9293 3.6.1 SHLD-3, MAY-1] data that the application will never read: the peer must learn that it is lost.
     // [RFC9293 3.10.4] CLOSE in SYN-SENT deletes the TCB, unless the application was told that it is connected.
     const bool told = fast_open_active_ && !queue_.empty();
     if (unread_data || linger_zero || (state_ == State::kSynSent && !told)) {
@@ -142,6 +142,8 @@ void Connection::close(ConnectionOwner& orphan, bool unread_data, bool linger_ze
     if (state_ == State::kFinWait2) start_idle_timer(shared_.now);
 }
 
+// [RFC9293 3.9.1 SHLD-23 left out] to leave the field alone once it is set is advice for applications
+// [RFC9293 3.8.5 SHLD-13 left out] not to begin using urgent data is, too
 void Connection::set_options(const Options& options) {
     if (ended()) {
         options_ = options;
@@ -250,6 +252,7 @@ void Connection::finish(int error) {
     shared_.ports.release(local_);
     if (owner_ == nullptr) return;
     if (SendChunk* const chunks = queue_.take_all(); chunks != nullptr) owner_->on_released(*this, chunks);
+    // [RFC9293 3.6 MUST-12]
     owner_->on_closed(*this, error);
 }
 

@@ -108,7 +108,7 @@ public:
     }
 
 private:
-    // [RFC9293 3.8.3] R2: give up. Linux: 15 for data (13 to 30 minutes), 6 for SYN, 8 for orphans.
+    // [RFC9293 3.8.3 SHLD-11] R2: give up. Linux: 15 for data (13 to 30 minutes), 6 for SYN, 8 for orphans.
     static constexpr unsigned kMaxDataRetries = 15;
     static constexpr unsigned kMaxOrphanRetries = 8;
     static constexpr unsigned kMaxSynRetries = 6;
@@ -237,6 +237,7 @@ private:
     std::uint8_t snd_scale_ = 0;
     std::uint8_t rcv_scale_ = 0;
     std::uint8_t duplicate_acks_due_ = 0;
+    std::uint8_t soft_error_ = 0;       // errno of the last ICMP error that may pass, since the last progress
     bool timestamps_ : 1 = false;       // negotiated
     bool sack_ : 1 = false;             // negotiated
     bool scaling_ : 1 = false;          // negotiated

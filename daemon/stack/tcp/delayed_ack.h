@@ -13,7 +13,7 @@ namespace culvert::stack::tcp {
 
 class DelayedAck {
 public:
-    /// [RFC9293 3.8.6.3 MUST-40] less than 500 ms; 40 ms as in Linux.
+    /// [RFC9293 3.8.6.3 SHLD-18, MUST-40] less than 500 ms; 40 ms as in Linux.
     static constexpr Duration kDelay = std::chrono::milliseconds(40);
     /// Segments acknowledged at once at the start: the peer's initial window and what it grows to in a round trip.
     static constexpr std::uint8_t kQuickAcks = 16;
@@ -25,7 +25,8 @@ public:
     Urgency on_data(std::uint32_t bytes, std::uint32_t mss, bool in_order, bool fin, Instant now,
                     Duration delay = kDelay) {
         unacked_bytes_ += bytes;
-        if (!in_order || fin || quick_acks_ > 0 || unacked_bytes_ >= 2 * mss) {  // [RFC5681 4.2] [SHLD-19]
+        // [RFC5681 4.2] [RFC9293 3.8.6.3 SHLD-19]
+        if (!in_order || fin || quick_acks_ > 0 || unacked_bytes_ >= 2 * mss) {
             deadline_ = now;
             return Urgency::kNow;
         }

@@ -3,6 +3,8 @@
 //
 //   SYN      ECE CWR   "I can"          (anything else: I cannot)
 //   SYN-ACK  ECE  -    "so can I"       (anything else, also both flags reflected by a broken host: I cannot)
+//
+// [RFC9293 3.8.7 SHLD-8]
 #pragma once
 
 #include <cstdint>

@@ -257,6 +257,7 @@ Connection* SynQueue::on_segment(std::uint32_t index, const Segment& segment, In
         return nullptr;
     }
     if (segment.flags.rst()) {
+        // [RFC9293 3.10.7.4 MUST-11] it came from LISTEN: back to it, and nobody is told
         if (segment.sequence == rcv_nxt) {
             ++shared_.counters.tcp_resets_in;
             ++shared_.counters.tcp_failed_opens;

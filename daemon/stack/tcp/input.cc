@@ -7,6 +7,7 @@
 
 namespace culvert::stack::tcp {
 
+/// [RFC9293 3.9.2 MAY-9 left out] a stream has no place for the field of one packet; datagrams have (IP_RECVTOS)
 void Connection::input(const Segment& segment, Instant now) {
     last_received_ = now;
     if (state_ == State::kSynSent) return input_syn_sent(segment, now);
@@ -61,7 +62,8 @@ bool Connection::passes_paws(const Segment& segment, Instant now) {
 /// [RFC9293 3.10.7.4, first] False: dropped, and answered with an ACK unless it is a reset.
 bool Connection::acceptable(const Segment& segment, Position sequence, Instant now) {
     const std::uint32_t length = segment.length();
-    // At RCV.NXT itself everything is looked at, also with a closed window: its ACK, RST or FIN may be good.
+    // [RFC9293 3.10.7.4 MUST-66] At RCV.NXT itself everything is looked at, also with a closed window: its ACK, RST or
+    // FIN may be good.
     if (sequence == rcv_nxt_) return true;
     if (length == 0 ? rcv_nxt_ <= sequence && sequence <= rcv_edge_
                     : sequence < rcv_edge_ && sequence + length > rcv_nxt_)
@@ -89,10 +91,12 @@ bool Connection::acceptable(const Segment& segment, Position sequence, Instant n
     return false;
 }
 
+/// [RFC9293 3.5.3 SHLD-2] It may carry data, which is nobody's.
 /// [RFC5961 3.2] Only a reset exactly at RCV.NXT counts; the true peer can repeat a wrong one with the right number.
 void Connection::input_reset(Position sequence, Instant now) {
     if (sequence != rcv_nxt_) return challenge(Drop::kTcpResetInvalid, now);
     ++shared_.counters.tcp_resets_in;
+    // [RFC9293 3.10.7.4 MUST-11] it came from SYN-SENT (a passive open is a HalfOpen until it is done): refused
     if (state_ == State::kSynReceived) {
         ++shared_.counters.tcp_failed_opens;
         return finish(fast_open_passive_ ? ECONNRESET : ECONNREFUSED);

@@ -206,6 +206,7 @@ void Connection::input_syn_sent(const Segment& segment, Instant now) {
 
 void Connection::send_syn(Instant now) {
     wire::TcpOptions options;
+    // [RFC9293 3.7.1 MUST-14, SHLD-5, MAY-3, MUST-65] in every SYN, also where it is the default, and nowhere else
     options.mss = static_cast<std::uint16_t>(advertised_mss());
     const bool answer = state_ == State::kSynReceived;  // offer only what was offered [RFC7323 2.2, 3.2] [RFC2018 2]
     options.sack_permitted = !answer || sack_;

@@ -54,13 +54,15 @@ void Connection::output(Instant now) {
     for (duplicate_acks_due_ = 0; duplicates > 0; --duplicates)
         if (!send_ack(now)) break;
     send_data(now);
+    // [RFC9293 3.8.4 MAY-6 left out] the octet of garbage is for peers of before 1989; Linux sends none either
     if (probe_due_) {  // an old byte of no length: whoever gets it must answer [RFC9293 3.8.4]
         probe_due_ = !send_segment(snd_una_ - 1, 0, wire::kAck, segment_options(now), nullptr, now);
     }
+    // [RFC9293 3.8.6.3 MUST-58] [RFC9293 3.10.7.4 MUST-59] one for all of this turn, unless data carried it
     if (ack_due_) send_ack(now);
 }
 
-/// What could go out next, were the congestion window wide enough. [RFC9293 3.8.6.2.1, 3.7.4]
+/// What could go out next, were the congestion window wide enough. [RFC9293 3.8.6.2.1 MUST-38] [RFC9293 3.7.4 SHLD-28]
 Connection::Sendable Connection::next_new_data(std::uint32_t room) const {
     Sendable next;
     if (fin_sent_) return next;
@@ -70,6 +72,7 @@ Connection::Sendable Connection::next_new_data(std::uint32_t room) const {
         return next;
     }
     const Position edge = snd_una_ + snd_wnd_;
+    // [RFC9293 3.8.6 MUST-34, SHLD-15] the edge may have moved left of what was sent: then nothing new goes
     const std::uint64_t usable = edge > snd_nxt_ ? edge - snd_nxt_ : 0;
     const auto length = static_cast<std::uint32_t>(std::min({available, usable, std::uint64_t{room}}));
     const bool all = length == available;
@@ -79,7 +82,7 @@ Connection::Sendable Connection::next_new_data(std::uint32_t room) const {
     } else if (length == room || push_out_) {
         go = true;
     } else if (all) {
-        // [RFC9293 3.7.4 SHLD-7] Nagle, in Minshall's form: one small segment at a time
+        // [RFC9293 3.7.4 SHLD-7, MUST-17] Nagle, in Minshall's form: one small segment at a time
         go = shutdown_ || (!options_.cork && (options_.no_delay || snd_small_ <= snd_una_));
     } else {
         go = length >= max_snd_wnd_ / 2;  // [RFC9293 3.8.6.2.1 (4)]
@@ -137,6 +140,7 @@ void Connection::send_data(Instant now) {
     if (congestion_->wants_delivery() && !window_limited_ && queue_.end() < snd_nxt_ + room)
         recovery_.on_app_limited(snd_una_, snd_nxt_);
     push_out_ = false;
+    // [RFC9293 3.9.1.2 MUST-60] what waits for more, or for a wider window, does not wait for ever
     if (blocked && in_flight() == 0 && !probing_) {
         // Nothing will bring an ACK, so time must: the cork's limit, or the first window probe. [RFC9293 3.8.6.1 MUST-36]
         probing_ = true;
@@ -150,7 +154,9 @@ void Connection::send_data(Instant now) {
 bool Connection::transmit_new(const Sendable& next, const wire::TcpOptions& options, std::uint32_t room, Instant now) {
     const Position first = snd_nxt_;
     wire::TcpFlags flags = wire::kAck;
-    if (next.length > 0 && first + next.length == queue_.end()) flags |= wire::kPsh;  // [RFC9293 3.9.1 MUST-61]
+    // [RFC9293 3.9.1.2 MAY-14, MAY-15, MAY-16, MAY-17 left out] sockets know neither PUSH nor flush nor records
+    // [RFC9293 3.9.1.2 MUST-61, SHLD-27] once, behind everything there is
+    if (next.length > 0 && first + next.length == queue_.end()) flags |= wire::kPsh;
     if (next.fin) flags |= wire::kFin;
     if (next.length > 0) {
         SendQueue::Reader reader = queue_.read(first, true);
@@ -256,7 +262,7 @@ bool Connection::retransmit(const LossRecovery::Permit& permit, const wire::TcpO
     } else if (!send_segment(first, 0, flags, options, nullptr, now)) {
         return false;
     }
-    if (timing_ && timed_end_ > first) timing_ = false;  // [RFC6298 3] Karn
+    if (timing_ && timed_end_ > first) timing_ = false;  // [RFC9293 3.8.1 MUST-18] [RFC6298 3] Karn
     ++shared_.counters.tcp_retransmits;
     ++total_retransmits_;
     std::optional<std::uint32_t> stamp;
@@ -279,6 +285,7 @@ bool Connection::send_segment(Position first, std::uint32_t length, wire::TcpFla
                                  .acknowledgment = to_wire(rcv_nxt_),
                                  .flags = flags,
                                  .window = window_to_advertise()};
+    // [RFC9293 3.9.1 MUST-48, SHLD-21, SHLD-22, MUST-49] as the application wants them by now
     if (!shared_.output.send(path_, local_.address, remote_.address, header, options, payload, length,
                              with_ecn(options_.tos, ecn), options_.ttl, now)) {
         mark();
@@ -345,6 +352,7 @@ bool Connection::refresh_path(Instant now) {
         return false;
     }
     path_ = *path;
+    // [RFC9293 3.7.5 SHLD-6]
     if (path_.mtu != mtu && established_once_) update_mss();
     return true;
 }

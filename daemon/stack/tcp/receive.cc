@@ -123,7 +123,7 @@ void Connection::receive_early(const Segment& segment, Position first, std::uint
         if (inserted.truncated) shared_.counters.drop(Drop::kTcpReassemblyFull);
         if (inserted.duplicate && sack_) dsack_ = *inserted.duplicate;
     }
-    // [RFC5681 4.2] a duplicate ACK at once, for every such segment
+    // [RFC9293 3.10.7.4 SHLD-31] [RFC9293 3.8.6.3 MAY-13] [RFC5681 4.2] a duplicate ACK at once, for every such segment
     delayed_ack_.on_data(0, mss_, false, false, now);
     if (duplicate_acks_due_ < kMaxDuplicateAcks) ++duplicate_acks_due_;
     owe_ack();
@@ -144,7 +144,7 @@ void Connection::input_fin(Instant now) {
 }
 
 /// The window to write into a segment, and what it promises. [RFC9293 3.8.6.2.2 MUST-39] The right edge never moves left
-/// [SHLD-14], and right only by enough to be worth a segment.
+/// [RFC9293 3.8.6 SHLD-14, MAY-8], and right only by enough to be worth a segment.
 std::uint16_t Connection::window_to_advertise() {
     const Position possible = rcv_nxt_ + std::min<std::uint64_t>(free_space(), std::uint64_t{0xffff} << rcv_scale_);
     const std::uint64_t step = std::min<std::uint64_t>(mss_, receive_buffer_ / 2);

@@ -24,6 +24,7 @@ std::expected<Segment, Drop> Segment::parse(const IpPacket& packet) {
     segment->window = view->window();
     segment->payload_offset = packet.transport_offset + static_cast<std::uint32_t>(view->header_length());
     segment->payload_length = static_cast<std::uint32_t>(view->payload_length());
+    // [RFC9293 3.1 MUST-5] in any segment
     const Drop drop = wire::TcpOptions::parse_into(view->options(), segment->options);
     if (drop != Drop::kNone) [[unlikely]]
         return std::unexpected(drop);

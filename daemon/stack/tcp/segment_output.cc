@@ -41,6 +41,7 @@ bool SegmentOutput::send(Path& path, const Address& local, const Address& remote
     writer.advance(header_length);
     wire::PartialSum sum;
     if (length > 0) sum = gather(*payload, length, writer);
+    // [RFC9293 3.1 MUST-2]
     wire::finish_tcp_checksum(head, sum, length, local, remote);
     ++counters_.tcp_segments_out;
     ip_.end(path, packet, now);

@@ -193,6 +193,7 @@ Instant TcpImpl::next_deadline() const {
     return shared_.marked != nullptr ? Instant::min() : shared_.wheel.next_deadline();
 }
 
+/// [RFC9293 3.9.1.1 MUST-41, MUST-42] Listeners stand in a table of their own, which connections do not look at.
 Result<Listener*> TcpImpl::listen(const Endpoint& local, bool dual, const ListenerOptions& options, ListenerOwner& owner) {
     Listener* const listener = listeners_.add(local, dual, options, owner);
     if (listener == nullptr) return fail(ENOBUFS, "listen: too many listeners");
@@ -213,10 +214,13 @@ void TcpImpl::close(Listener& listener) {
     if (shared_.peers != nullptr) shared_.peers->unbound(PortOwner::Protocol::kTcp, local, dual);
 }
 
+/// [RFC9293 3.9.1.1 MUST-43, MUST-45] `local` is what the application has bound or source_for() has chosen; it stays.
 Result<Connection*> TcpImpl::connect(const Endpoint& local, const Endpoint& remote, const Options& options,
                                      ConnectionOwner& owner, Instant now) {
     shared_.now = now;
     const Path path = TRY(shared_.ip.find_path(local.address, remote.address, now));
+    // [RFC9293 3.9.1.1 MUST-46] a connection has one peer: no broadcast, no group
+    if (path.resolved && path.mac.is_multicast()) return fail(ENETUNREACH, "connect: to many");
     const std::uint32_t hash = flow_hash(local, remote);
     std::uint32_t iss = shared_.isn.generate(local, remote, now);
     std::uint32_t ts_recent = 0;

@@ -55,7 +55,7 @@ public:
                        std::uint32_t& minimum_iss);
 
     /// An active open wants the flow: allowed when timestamps protect it and the old ones are at least a second old.
-    /// True: the record is gone. [RFC6191 2]
+    /// True: the record is gone. [RFC6191 2] [RFC9293 3.6.1 SHLD-4]
     bool give_way(std::uint32_t index, Instant now, std::uint32_t& minimum_iss, std::uint32_t& ts_recent);
 
     bool matches(std::uint32_t index, const Endpoint& local, const Endpoint& remote) {

@@ -64,10 +64,12 @@ Instant Connection::on_timer(Instant now) {
 }
 
 /// [RFC9293 3.8.3 MUST-20] R2, or the user's own timeout [RFC5482] [RFC9293 3.9.1 MUST-21].
+/// [RFC9293 3.8.3 SHLD-9 left out] sockets have no call for it: TCP_INFO shows the retransmissions, as on Linux
+/// [RFC9293 3.8.3 SHLD-10 left out] no R1: the neighbour is asked once progress stops confirming it [RFC4861 7.3.1]
 bool Connection::give_up(unsigned retries, unsigned limit, Instant now) {
     const bool late = options_.user_timeout > Duration::zero() ? now - progress_at_ >= options_.user_timeout
                                                                : retries >= limit;
-    if (late) finish(ETIMEDOUT);
+    if (late) finish(soft_error_ != 0 ? soft_error_ : ETIMEDOUT);  // [RFC9293 3.9.1.8 MUST-47] why nobody answered
     return late;
 }
 
@@ -93,6 +95,8 @@ void Connection::on_flight_timer(Instant now) {
     }
 }
 
+/// [RFC9293 3.8.3 MUST-22]
+/// [RFC9293 3.8.3 MUST-23 left out] 127 seconds as on Linux (tcp_syn_retries = 6): programs count on connect() failing
 void Connection::on_syn_timer(Instant now) {
     if (give_up(retries_, kMaxSynRetries, now)) {
         ++shared_.counters.tcp_failed_opens;
@@ -108,7 +112,7 @@ void Connection::on_syn_timer(Instant now) {
     mark();
 }
 
-/// [RFC6298 5.4 - 5.6]
+/// [RFC6298 5.4 - 5.6] [RFC9293 3.8.2 MUST-19] the next timeout is twice as far, and the controller begins anew.
 void Connection::on_retransmission_timer(Instant now) {
     if (in_flight() == 0) {  // there was no path when it was set: try again
         if (give_up(rtt_.backoffs(), orphan_ ? kMaxOrphanRetries : kMaxDataRetries, now)) return;
@@ -116,19 +120,20 @@ void Connection::on_retransmission_timer(Instant now) {
         mark();
         return;
     }
-    // A peer that answers, but holds its window shut, is not gone. [RFC9293 3.8.6.1 MUST-37]
+    // A peer that answers, but holds its window shut, is not gone. [RFC9293 3.8.6.1 MUST-37] [RFC9293 3.8.6 SHLD-17]
     const bool answers = snd_wnd_ == 0 && now - last_received_ < 2 * rtt_.rto();
     if (!answers && give_up(rtt_.backoffs(), orphan_ ? kMaxOrphanRetries : kMaxDataRetries, now)) return;
     ++shared_.counters.tcp_timeouts;
     rtt_.back_off();
     timing_ = false;
+    // [RFC9293 3.8.6 SHLD-16, MAY-7] all that was sent, also what lies beyond a window that has shrunk since
     recovery_.on_timeout(snd_una_, snd_nxt_, now, *congestion_, shared_.sacks, round_trip());
     note_reduction();
     arm_retransmission(now);
     mark();
 }
 
-/// Data waits, nothing is in flight. [RFC9293 3.8.6.1]
+/// Data waits, nothing is in flight. [RFC9293 3.8.6.1 MUST-35, SHLD-29]
 void Connection::on_probe_timer(Instant now) {
     if (in_flight() > 0 || (queue_.end() == snd_nxt_ && (!shutdown_ || fin_sent_))) {
         probing_ = false;
@@ -159,6 +164,7 @@ void Connection::start_idle_timer(Instant now) {
     due(idle_at_);
 }
 
+/// [RFC9293 3.8.4 MUST-24 .. 27, MUST-29, SHLD-12, MAY-5] A probe is an old sequence number without data.
 void Connection::on_idle_timer(Instant now) {
     if (orphan_ && state_ == State::kFinWait2) {  // the peer never says FIN, and nobody would read what else it says
         finish(0);
@@ -228,7 +234,14 @@ void Connection::on_icmp_error(std::uint32_t sequence, int error, std::uint32_t 
         return;
     }
     // [RFC5461] [RFC9293 3.9.2.2 MUST-54 .. 56] an established connection survives what may be forged or passing
-    if (error == 0 || (state_ != State::kSynSent && state_ != State::kSynReceived)) return;
+    // [RFC9293 3.9.2.2 SHLD-26 left out] also of codes 2 to 4: anybody who knows the ports could end it [RFC5927 5.2]
+    // [RFC9293 3.9.1.8 SHLD-20 left out] there is nothing to switch off: an error is told when the application asks
+    if (error == 0) return;
+    if (state_ != State::kSynSent && state_ != State::kSynReceived) {
+        // [RFC9293 3.9.2.2 SHLD-25] As Linux: kept, and the reason that is given if the connection does end.
+        if (in_flight() > 0) soft_error_ = static_cast<std::uint8_t>(error);
+        return;
+    }
     ++shared_.counters.tcp_failed_opens;
     finish(error);
 }

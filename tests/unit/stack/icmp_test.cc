@@ -98,7 +98,7 @@ TEST_F(IcmpTest, EachRefusalHasItsReason) {
         {"checksum", corrupt, Drop::kIcmpChecksum},
         {"echo request", error_frame(our4, 8, 0, 0, tcp), Drop::kIcmpIgnored},
         {"redirect", error_frame(our4, 5, 0, 0, tcp), Drop::kIcmpIgnored},
-        {"source quench", error_frame(our4, 4, 0, 0, tcp), Drop::kIcmpIgnored},  // [RFC6633]
+        {"source quench", error_frame(our4, 4, 0, 0, tcp), Drop::kIcmpIgnored},  // [RFC9293 3.9.2.2 MUST-55] [RFC6633]
         {"unknown code", error_frame(our4, 3, 16, 0, tcp), Drop::kIcmpIgnored},
         {"v6 echo request", error_frame(our6, 128, 0, 0, pattern(8)), Drop::kIcmpIgnored},
         {"v6 neighbour solicitation", error_frame(our6, 135, 0, 0, pattern(24)), Drop::kIcmpIgnored},

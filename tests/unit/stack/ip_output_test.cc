@@ -59,10 +59,10 @@ TEST_F(IpOutputTest, Ipv4HeadersAreWhatTheViewsProve) {
     const auto header = wire::Ipv4View::parse(ethernet.payload_in_head()).value();
     EXPECT_EQ(header.source(), our4);
     EXPECT_EQ(header.destination(), peer4);
-    EXPECT_EQ(header.hop_limit(), 64);  // [RFC1122 3.2.1.7]
+    EXPECT_EQ(header.hop_limit(), 64);
     EXPECT_EQ(header.traffic_class(), 0x2e);
     EXPECT_TRUE(header.dont_fragment());  // [RFC6864 4.1] so identification may be zero
-    EXPECT_EQ(header.identification(), 0);
+    EXPECT_EQ(header.identification(), 0);  // [RFC9293 3.8.1 MAY-4] [RFC1122 3.2.1.5 identification] in every copy
     EXPECT_EQ(header.protocol(), wire::IpProtocol::kTcp);
     EXPECT_EQ(Bytes(header.payload_in_head().begin(), header.payload_in_head().end()), pattern(100));
     EXPECT_EQ(frames[0].size(), 134u);

@@ -197,7 +197,7 @@ TEST_F(StackTest, TwoProgramsMeetOverTcpOnOurOwnAddress) {
     }
 }
 
-TEST_F(StackTest, SourceForSaysWhatIsThroughUs) {
+TEST_F(StackTest, SourceForSaysWhatIsThroughUs) {  // [RFC9293 3.9.1.1 MUST-44]
     EXPECT_EQ(stack.source_for({peer4, 80}).value(), our4);
     EXPECT_EQ(stack.source_for({ip("fd00::2"), 80}).value(), our6);
     EXPECT_EQ(stack.source_for({ip("10.9.1.1"), 80}).value(), our4) << "the route's preferred source";

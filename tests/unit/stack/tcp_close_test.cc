@@ -188,7 +188,7 @@ TEST(TcpClose, LingerZeroResets) {
     EXPECT_TRUE(t.orphanage.closed);
 }
 
-TEST(TcpClose, DataForAnOrphanIsReset) {  // [RFC1122 4.2.2.13]
+TEST(TcpClose, DataForAnOrphanIsReset) {  // [RFC9293 3.6.1 MAY-1]
     StackTest t;
     t.established();
     t.close().expect(fin().seq(1).ack(1));
@@ -310,7 +310,7 @@ TEST(TcpTimeWait, ResetOnlyAtItsSequence) {
     t.expect_nothing();
 }
 
-TEST(TcpTimeWait, ActiveOpenMayReuseWithTimestamps) {  // [RFC6191]
+TEST(TcpTimeWait, ActiveOpenMayReuseWithTimestamps) {  // [RFC9293 3.6.1 SHLD-4] [RFC6191]
     StackTest t;
     t.connect();
     t.expect(syn().seq(0));

@@ -41,7 +41,7 @@ TEST(TcpData, OverIpv6WithTimestamps) {
     t.expect(ack().seq(2857).data(text(3000).substr(2856)).ts_echo(5));  // 6 came with no news beyond Last.ACK.sent
 }
 
-TEST(TcpData, GathersAcrossChunks) {
+TEST(TcpData, GathersAcrossChunks) {  // [RFC9293 3.9.1.2 SHLD-27] [RFC9293 3.7.4 SHLD-28]
     StackTest t;
     t.established();
     const std::string all = text(4000);
@@ -82,7 +82,7 @@ TEST(TcpData, SetNoDelayReleasesWhatWaits) {
     t.expect(ack().seq(2).data("b"));
 }
 
-TEST(TcpData, CorkHoldsPartialSegmentsForAWhile) {
+TEST(TcpData, CorkHoldsPartialSegmentsForAWhile) {  // [RFC9293 3.9.1.2 MUST-60]
     StackTest t;
     t.established({.cork = true});
     t.send("head").expect_nothing();
@@ -108,7 +108,7 @@ TEST(TcpData, AckIsDelayedForOneSegment) {  // [RFC9293 3.8.6.3 MUST-40, SHLD-18
     t.after(10s).expect_nothing();
 }
 
-TEST(TcpData, OneAckForABurst) {
+TEST(TcpData, OneAckForABurst) {  // [RFC9293 3.8.6.3 MUST-58] [RFC9293 3.10.7.4 MUST-59]
     StackTest t;
     t.accepted_connection();
     for (std::uint32_t i = 0; i < 10; ++i) t.inject(ack().seq(1 + i * 1460).ack(1).len(1460));
@@ -157,7 +157,7 @@ TEST(TcpData, JumboSegmentsSpanManyChunks) {
     t.expect(ack().seq(65496).data(all.substr(65495)));
 }
 
-TEST(TcpData, WindowClosesAsTheApplicationDoesNotRead) {
+TEST(TcpData, WindowClosesAsTheApplicationDoesNotRead) {  // [RFC9293 3.8.6.1 MAY-8]
     StackTest t;
     t.app.reads = false;
     t.accepted_connection({.receive_buffer = 8192});

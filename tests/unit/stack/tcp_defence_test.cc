@@ -54,7 +54,7 @@ TEST(TcpDefence, AckOfTheFutureIsDropped) {  // [RFC9293 3.10.7.4 fifth]
     EXPECT_EQ(t.dropped(Drop::kTcpAckInvalid), 1u);
 }
 
-TEST(TcpDefence, AckOfThePastIsDropped) {  // [RFC5961 5.2]
+TEST(TcpDefence, AckOfThePastIsDropped) {  // [RFC9293 3.10.7.4 MAY-12] [RFC5961 5.2]
     StackTest t;
     t.accepted_connection();
     t.inject(ack().seq(1).ack(0x80000010).data("evil"));

@@ -49,7 +49,7 @@ TEST(TcpOpen, WhatThePeerDoesNotOfferIsNotUsed) {
     EXPECT_EQ(info.send_window, 1000u);
 }
 
-TEST(TcpOpen, SynBacksOffExponentiallyAndGivesUp) {  // [RFC6298 5.5] [RFC9293 3.8.3 MUST-23]
+TEST(TcpOpen, SynBacksOffExponentiallyAndGivesUp) {  // [RFC6298 5.5] [RFC9293 3.8.3 MUST-22]
     StackTest t;
     t.connect();
     t.expect(syn().seq(0));

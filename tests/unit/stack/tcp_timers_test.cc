@@ -58,7 +58,7 @@ TEST(TcpTimers, SillyWindowIsUsedInTheEnd) {  // [RFC9293 3.8.6.2.1] the overrid
     t.expect(ack().seq(1101).len(1460)).expect(ack().seq(2561).len(440));
 }
 
-TEST(TcpTimers, KeepaliveFindsTheDead) {  // [RFC9293 3.8.4 MUST-24 .. MUST-29]
+TEST(TcpTimers, KeepaliveFindsTheDead) {  // [RFC9293 3.8.4 MUST-24 .. 27, MUST-29, SHLD-12, MAY-5]
     StackTest t;
     t.established({.keep_alive = true, .keep_alive_idle = 10s, .keep_alive_interval = 2s, .keep_alive_count = 3});
     t.after(9s).expect_nothing();

@@ -25,7 +25,7 @@ TEST(Isn, CountsFourMicrosecondsForOneFlow) {  // [RFC9293 3.4.1 MUST-8]
     EXPECT_EQ(isn.generate(kLocal, kRemote, Instant{} + 2s), first + 250'000);
 }
 
-TEST(Isn, EveryPartOfTheFlowAndTheKeyMatter) {  // [RFC6528 3]
+TEST(Isn, EveryPartOfTheFlowAndTheKeyMatter) {  // [RFC9293 3.4.1 MUST-9, SHLD-1] [RFC6528 3]
     std::set<std::uint32_t> seen;
     const Instant now = Instant{} + 1s;
     seen.insert(IsnGenerator(key(1)).generate(kLocal, kRemote, now));

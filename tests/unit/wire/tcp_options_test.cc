@@ -72,7 +72,11 @@ const std::vector<Case> kCases = {
      }},
     {"Fast Open request", "22020101", [](TcpOptions& o) { o.fast_open_cookie.emplace(); }},
     {"Fast Open cookie", "220a 0102030405060708 0101", [](TcpOptions& o) { o.fast_open_cookie = kCookie; }},
-    {"unknown kind is skipped", "fe04dead 020405b4", [](TcpOptions& o) { o.mss = 1460; }},  // [RFC9293 3.1 MUST-6]
+    // [RFC9293 3.1 MUST-6, MUST-68]
+    {"unknown kind is skipped", "fe04dead 020405b4", [](TcpOptions& o) { o.mss = 1460; }},
+    // [RFC9293 3.1 MUST-64]
+    {"at an odd byte", "01 020405b4 000000", [](TcpOptions& o) { o.mss = 1460; }},
+    {"unknown of odd length", "fe05deadbe 020405b4 000000", [](TcpOptions& o) { o.mss = 1460; }},
     {"unknown kind of length 2", "fe02 020405b4", [](TcpOptions& o) { o.mss = 1460; }},
     // a length that the kind does not have
     {"MSS of 3", "020305 01", kNothing},
@@ -151,7 +155,7 @@ TEST(TcpOptions, RoundTrip) {
         SCOPED_TRACE("round " + std::to_string(round));
         const TcpOptions options = random_options(rng, cookie);
         const std::size_t length = emitted_length(options);
-        ASSERT_EQ(length % 4, 0u);
+        ASSERT_EQ(length % 4, 0u);  // [RFC9293 3.1 MUST-69] nothing to pad
         ASSERT_LE(length, kMaxTcpOptionsLength);
         constexpr std::byte kCanary{0xa5};
         Bytes out(length + 4, kCanary);

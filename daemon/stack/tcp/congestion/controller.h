@@ -5,6 +5,7 @@
 // A controller knows nothing about segments or holes; loss recovery knows nothing about curves. The window and the
 // threshold lie in the base class, so reading them is no virtual call. Controllers live in a fixed buffer inside the
 // connection (CongestionState) and are never allocated.
+// [RFC9293 3.8.2 MAY-18]
 #pragma once
 
 #include <cstddef>
