@@ -138,8 +138,39 @@ int Socket::operate(Client& client, std::uint32_t record, shm::Operation operati
     return shared.daemon.operation_result.load(std::memory_order_relaxed);
 }
 
+/// The kernel still says who may have the port; IP_FREEBIND only makes it believe that the address will come. It is taken
+/// back when the bind fails, so that the program finds its socket as it was.
+int Socket::bind_kernel(int fd, const sockaddr* address, socklen_t length) noexcept {
+    const int saved = errno;
+    if (libc::bind(fd, address, length) == 0) return 0;
+    if (errno != EADDRNOTAVAIL) return -1;
+    const auto wanted = to_wire(address, length, family_);
+    Client* client = Client::attached();
+    if (!wanted || client == nullptr) return fail(EADDRNOTAVAIL);
+    const std::uint32_t record = prepare_record(*client);
+    if (record == shm::kNoIndex) return fail(EADDRNOTAVAIL);
+    const int answer = operate(*client, record, shm::Operation::kOwnAddress, 0, {}, *wanted);
+    client->let_go(record, false);
+    if (answer != 0) return fail(EADDRNOTAVAIL);
+
+    const int level = family_ == AF_INET6 ? IPPROTO_IPV6 : IPPROTO_IP;
+    const int option = family_ == AF_INET6 ? IPV6_FREEBIND : IP_FREEBIND;
+    int before = 0;
+    socklen_t size = sizeof before;
+    const int on = 1;
+    libc::getsockopt(fd, level, option, &before, &size);
+    if (libc::setsockopt(fd, level, option, &on, socklen_t{sizeof on}) != 0) return fail(EADDRNOTAVAIL);
+    if (libc::bind(fd, address, length) != 0) {
+        const int error = errno;
+        libc::setsockopt(fd, level, option, &before, size);
+        return fail(error);
+    }
+    errno = saved;
+    return 0;
+}
+
 int Socket::bind(int fd, const sockaddr* address, socklen_t length) noexcept {
-    if (libc::bind(fd, address, length) != 0) return -1;
+    if (bind_kernel(fd, address, length) != 0) return -1;
     if (type_ == SOCK_DGRAM && path() == Path::kKernel) {
         const KeepErrno keep;
         try_bind_datagram(fd);

@@ -140,6 +140,8 @@ private:
 
     // datagram_socket.cc
     void try_bind_datagram(int fd) noexcept;
+    /// bind(2) of the kernel's socket, also to an address that is the daemon's alone (which the kernel does not know).
+    int bind_kernel(int fd, const sockaddr* address, socklen_t length) noexcept;
     int connect_datagram(int fd, const sockaddr* address, socklen_t length) noexcept;
     RouteAnswer ask_route(const RouteKey& key) noexcept;
     int send_datagram_state() noexcept;

@@ -102,7 +102,7 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
         wanted.port = 0;
         name_length = sizeof name;
         from_wire(wanted, family_, sockname, &name_length);
-        if (libc::bind(fd, sockname, name_length) != 0) return through_kernel(shm::KernelReason::kOption);
+        if (bind_kernel(fd, sockname, name_length) != 0) return through_kernel(shm::KernelReason::kOption);
         name_length = sizeof name;
         if (libc::getsockname(fd, sockname, &name_length) != 0) return through_kernel(shm::KernelReason::kUnknown);
         local = to_wire(sockname, name_length, family_);

@@ -96,6 +96,7 @@ enum class Operation : std::uint32_t {
     kLeaveSource = 10,
     kBlockSource = 11,
     kUnblockSource = 12,
+    kOwnAddress = 13,  // 0: remote.address is the daemon's alone, so the kernel's socket is bound with IP_FREEBIND; else EADDRNOTAVAIL
 };
 
 /// An operation that needs an answer. Written by the application, then operation_sequence + 1 and mark dirty; the daemon

@@ -1,6 +1,8 @@
 #include "daemon/control/config.h"
 
 #include <algorithm>
+#include <optional>
+#include <charconv>
 #include <array>
 #include <fstream>
 #include <initializer_list>
@@ -101,6 +103,12 @@ public:
         for (const std::string_view one : allowed) list += fmt::format("{}\"{}\"", list.empty() ? "" : ", ", one);
         refuse(*table_.get(key), fmt::format("{} = \"{}\" is not known: {} allowed", full(key), target, list));
     }
+    void read(std::string_view key, bool& target) {
+        const toml::node* node = find(key);
+        if (node == nullptr) return;
+        if (!node->is_boolean()) wrong_type(*node, key, "true or false");
+        target = node->as_boolean()->get();
+    }
     void read(std::string_view key, std::vector<std::string>& target) {
         const toml::node* node = find(key);
         if (node == nullptr) return;
@@ -190,6 +198,51 @@ void read_numbers(TableReader& reader, std::string_view key, std::vector<unsigne
     }
 }
 
+/// "10.0.0.2/24": an address in its network.
+std::optional<NetworkAddress> parse_network_address(const std::string& text) {
+    const std::size_t slash = text.find('/');
+    if (slash == std::string::npos) return std::nullopt;
+    const auto address = Address::parse(text.substr(0, slash));
+    // The network itself says whether the length is one; its address must not be the network's own number.
+    if (!address || address->is_unspecified() || address->is_multicast() || address->is_broadcast()) return std::nullopt;
+    unsigned length = 0;
+    const char* const end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data() + slash + 1, end, length);
+    if (error != std::errc{} || stop != end || length == 0 || length > (address->is_v4() ? 32u : 128u)) return std::nullopt;
+    return NetworkAddress{*address, length};
+}
+
+void read_dedicated(TableReader& reader, const toml::table& table, InterfaceConfig& interface) {
+    std::vector<std::string> texts;
+    reader.read("address", texts);
+    for (const std::string& text : texts) {
+        const auto address = parse_network_address(text);
+        if (!address)
+            refuse(*table.get("address"), fmt::format("interface.address: \"{}\" is no address with its network, such as \"10.0.0.2/24\"", text));
+        if (std::ranges::find(interface.addresses, address->address, &NetworkAddress::address) != interface.addresses.end())
+            refuse(*table.get("address"), fmt::format("interface.address names {} twice", address->address.to_string()));
+        interface.addresses.push_back(*address);
+    }
+    texts.clear();
+    reader.read("gateway", texts);
+    for (const std::string& text : texts) {
+        const auto gateway = Address::parse(text);
+        const auto near = [&](const NetworkAddress& own) { return gateway->in(own.address, own.prefix_length); };
+        if (!gateway) refuse(*table.get("gateway"), fmt::format("interface.gateway: \"{}\" is no address", text));
+        if (!gateway->is_link_local() && std::ranges::none_of(interface.addresses, near))
+            refuse(*table.get("gateway"), fmt::format("interface.gateway: {} is in none of the networks of interface.address", text));
+        interface.gateways.push_back(*gateway);
+    }
+    reader.read("autoconfigure", interface.autoconfigure);
+    // XDP and tc cannot give a router's word to the kernel and to us.
+    if (interface.autoconfigure && interface.device != "tap")
+        refuse(*table.get("autoconfigure"), "interface.autoconfigure is for device = \"tap\" only: elsewhere routers speak to the kernel");
+    if (interface.device == "tap" && !interface.dedicated())
+        refuse(table, "device = \"tap\" needs address = [\"10.0.0.2/24\"] or autoconfigure = true: the kernel's addresses are the other end's");
+    if (interface.device != "af_xdp" && interface.queues.size() > 1)
+        refuse(*table.get("queues"), fmt::format("device = \"{}\" has one queue", interface.device));
+}
+
 InterfaceConfig read_interface(const toml::table& table) {
     InterfaceConfig interface;
     TableReader reader(table, "interface");
@@ -203,7 +256,8 @@ InterfaceConfig read_interface(const toml::table& table) {
     std::string mode = attach_mode_name(interface.mode);
     reader.read("mode", mode, {"auto", "native", "generic"});
     interface.mode = mode == "native" ? AttachMode::kNative : mode == "generic" ? AttachMode::kGeneric : AttachMode::kAuto;
-    reader.read("device", interface.device, {"af_xdp"});
+    reader.read("device", interface.device, {"af_xdp", "packet", "tap"});
+    read_dedicated(reader, table, interface);
     reader.done();
     return interface;
 }
@@ -321,6 +375,18 @@ Config read_config(const toml::table& file) {
     });
     read_table(top, "filter", [&](TableReader& reader, const toml::table&) { read_filter(reader, config.filter); });
     check_filter_interfaces(file, config);
+    read_table(top, "forwarding", [&](TableReader& reader, const toml::table& table) {
+        reader.read("enabled", config.forwarding.enabled);
+        reader.read("reverse_path_check", config.forwarding.reverse_path_check);
+        const auto is_tap = [](const InterfaceConfig& interface) { return interface.device == "tap"; };
+        if (config.forwarding.enabled && !config.interfaces.empty() && std::ranges::none_of(config.interfaces, is_tap))
+            refuse(*table.get("enabled"), "forwarding.enabled needs an interface with device = \"tap\": what comes to others for "
+                                          "addresses that are not ours is the kernel's to forward");
+    });
+    const auto dedicated = std::ranges::find_if(config.interfaces, &InterfaceConfig::dedicated);
+    if (dedicated != config.interfaces.end() && config.engine.count > 1)
+        refuse(*file["engine"]["count"].node(), fmt::format("engine.count = {}: dedicated addresses ({}) are served by one engine only",
+                                                            config.engine.count, dedicated->name));
     top.done();
     return config;
 }

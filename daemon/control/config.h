@@ -32,12 +32,25 @@ inline constexpr std::uint32_t kMostFilterRules = 255;
 enum class AttachMode : std::uint8_t { kAuto, kNative, kGeneric };
 const char* attach_mode_name(AttachMode mode);
 
+/// An address and the network that it is in.
+struct NetworkAddress {
+    Address address;
+    unsigned prefix_length = 0;
+};
+
 /// One interface whose packets Culvert may take.
 struct InterfaceConfig {
     std::string name;
     std::vector<unsigned> queues;  // receive queues; empty: all. Queue i is served by engine i % engine.count
     AttachMode mode = AttachMode::kAuto;
-    std::string device = "af_xdp";
+    std::string device = "af_xdp";  // "af_xdp", "packet", "tap"
+    /// Dedicated addresses: ours alone. With any of them, or with autoconfigure, none of the kernel's addresses on this
+    /// interface is ours.
+    std::vector<NetworkAddress> addresses;
+    std::vector<Address> gateways;  // default routers through this interface
+    bool autoconfigure = false;     // addresses, routes and parameters from routers (SLAAC)
+
+    bool dedicated() const { return !addresses.empty() || autoconfigure; }
 };
 
 /// Upper bounds of what one tenant, and all of them, may use.
@@ -78,6 +91,11 @@ struct SocketConfig {
     std::vector<std::string> allow_groups;
 };
 
+struct ForwardingConfig {
+    bool enabled = false;
+    bool reverse_path_check = true;  // drop what comes from where its source does not live (RFC 3704)
+};
+
 /// Rules for what would come to Culvert, in order. One that names no interface is for all.
 struct FilterConfig {
     struct Rule {
@@ -99,6 +117,7 @@ struct Config {
     TcpConfig tcp;
     EngineConfig engine;
     FilterConfig filter;
+    ForwardingConfig forwarding;
 };
 
 /// Parses `text`. Errors: "FILE:LINE:COLUMN: what is wrong, what is allowed", code 0.

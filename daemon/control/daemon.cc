@@ -5,37 +5,22 @@
 #include <spdlog/spdlog.h>
 #include <sys/random.h>
 #include <systemd/sd-daemon.h>
+#include <systemd/sd-id128.h>
 
-#include <algorithm>
 #include <csignal>
 #include <future>
-#include <numeric>
 #include <thread>
 
 #include "daemon/control/capabilities.h"
-#include "daemon/control/program_maps.h"
+#include "daemon/control/served_interface.h"
 #include "daemon/control/server.h"
-#include "daemon/device/af_xdp/af_xdp_device.h"
+#include "daemon/stack/link/address_configuration.h"
 #include "shm/base/check.h"
 
 namespace culvert::control {
 namespace {
 
 static_assert(kMostEngines == engine::kMaxEngines && kMostCpus == CPU_SETSIZE);
-
-/// One receive queue. Its device is the engine's as soon as there is one; the memory stays here.
-struct ServedQueue {
-    unsigned number;
-    std::unique_ptr<FramePool> pool;
-    std::unique_ptr<device::AfXdpDevice> device;
-};
-
-/// Everything of one interface that the engines' devices stand on.
-struct ServedInterface {
-    std::unique_ptr<device::SteeringProgram> program;
-    std::unique_ptr<ProgramMaps> maps;
-    std::vector<ServedQueue> queues;  // never empty
-};
 
 void fill_random(void* into, std::size_t bytes) {
     CHECK(::getrandom(into, bytes, 0) == static_cast<ssize_t>(bytes));
@@ -51,6 +36,15 @@ stack::tcp::Congestion congestion_of(std::string_view name) {
     if (name == "bbr") return stack::tcp::Congestion::kBbr;
     if (name == "dctcp") return stack::tcp::Congestion::kDctcp;
     return name == "cubic" ? stack::tcp::Congestion::kCubic : stack::tcp::Congestion::kNewReno;
+}
+
+/// Known to this machine only, and the same after a restart: addresses that follow from it stay. [RFC7217 5]
+void read_stable_secret(std::uint64_t (&secret)[2]) {
+    constexpr sd_id128_t kWhatFor = SD_ID128_MAKE(1c, a7, 3e, 54, 0b, 6d, 49, 92, b1, 8f, 52, d0, 77, 6e, 21, 3a);
+    sd_id128_t id{};
+    if (::sd_id128_get_machine_app_specific(kWhatFor, &id) < 0) return fill_random(secret, sizeof secret);  // no machine id
+    secret[0] = id.qwords[0];
+    secret[1] = id.qwords[1];
 }
 
 engine::EngineConfig engine_config(const Config& config) {
@@ -71,6 +65,7 @@ engine::EngineConfig engine_config(const Config& config) {
                 : config.tcp.ecn == "off" ? stack::tcp::EcnMode::kOff
                                           : stack::tcp::EcnMode::kPassive;
     fill_random(stack.secret, sizeof stack.secret);
+    read_stable_secret(stack.stable_secret);
     return engine;
 }
 
@@ -83,81 +78,6 @@ std::vector<engine::EngineConfig> engine_configs(const Config& config) {
         if (!cpus.empty()) engines[i].cpu = static_cast<int>(cpus[i % cpus.size()]);
     }
     return engines;
-}
-
-/// What a person can do about an interface that could not be taken.
-std::string interface_advice(const std::string& name, const Error& error) {
-    switch (error.code) {
-        case ENODEV: return fmt::format("{}: no such interface (ip link shows those there are)", name);
-        case EBUSY: return fmt::format("{}; end that program first, or serve another interface", error.what);
-        case ENETDOWN: return fmt::format("{}: the interface is down; ip link set {} up", name, name);
-        case EPERM: return fmt::format("{}: not permitted ({}); run as root or with the capabilities of culvertd.service", name, error.what);
-        default: return fmt::format("{}: {}", name, error.message());
-    }
-}
-
-/// The queues of the configuration, or all that the interface has. A queue that is not served is the kernel's: what
-/// arrives there for one of our connections misses it.
-Result<std::vector<unsigned>> queues_to_serve(const InterfaceConfig& config) {
-    const Result<device::InterfaceFacts> facts = device::interface_facts(config.name);
-    if (!facts) return fail(0, interface_advice(config.name, facts.error()));
-    if (config.queues.empty()) {
-        if (facts->queues > kMostQueues)
-            return fail(0, fmt::format("{}: {} receive queues are more than Culvert serves; ethtool -L {} combined {}", config.name,
-                                       facts->queues, config.name, kMostQueues));
-        std::vector<unsigned> all(facts->queues);
-        std::iota(all.begin(), all.end(), 0u);
-        return all;
-    }
-    for (const unsigned queue : config.queues)
-        if (queue >= facts->queues)
-            return fail(0, fmt::format("{}: there is no receive queue {}; it has {} (ethtool -l {})", config.name, queue,
-                                       facts->queues, config.name));
-    if (config.queues.size() < facts->queues)
-        spdlog::warn("{} has {} receive queues, of which {} are served: packets that arrive on the others go to the kernel and "
-                     "miss Culvert's connections, unless the NIC's flow rules keep them away; leave out `queues` to serve all",
-                     config.name, facts->queues, config.queues.size());
-    return config.queues;
-}
-
-Result<ServedInterface> open_interface(const InterfaceConfig& config, const EngineConfig& engine) {
-    ServedInterface served;
-    const device::XdpMode mode = config.mode == AttachMode::kGeneric ? device::XdpMode::kGeneric : device::XdpMode::kNative;
-    auto program = device::SteeringProgram::attach(config.name, mode);
-    if (!program) return fail(0, interface_advice(config.name, program.error()));
-    served.program = std::move(*program);
-    if (config.mode == AttachMode::kNative && served.program->mode() != device::XdpMode::kNative)
-        return fail(0, fmt::format("{}: its driver has no native XDP ({}); set mode = \"auto\" or \"generic\"", config.name,
-                                   served.program->describe()));
-    const std::vector<unsigned> queues = TRY(queues_to_serve(config));
-    // The receive side of a queue keeps a fill ring's worth of chunks for itself; as many more are for output.
-    const std::uint32_t least = 2 * device::AfXdpDevice::Options().rings.fill;
-    const std::uint32_t frames = std::max(engine.frames / static_cast<std::uint32_t>(queues.size()), least);
-    for (const unsigned queue : queues) {
-        auto pool = std::make_unique<FramePool>(frames);
-        auto device = device::AfXdpDevice::create(*pool, *served.program, {.queue = queue, .rings = {}});
-        if (!device) return fail(0, interface_advice(config.name, device.error()));
-        spdlog::info("{}, engine {}; steering {}", (*device)->describe(), queue % engine.count, served.program->describe());
-        served.queues.push_back({queue, std::move(pool), std::move(*device)});
-    }
-    served.maps = std::make_unique<ProgramMaps>(*served.program);
-    return served;
-}
-
-stack::Interface stack_interface(const device::InterfaceFacts& facts) {
-    stack::Interface interface;
-    interface.index = static_cast<std::uint32_t>(facts.ifindex);
-    interface.name = facts.name;
-    interface.mac = facts.mac;
-    interface.mtu = facts.mtu;
-    interface.up = facts.up;
-    return interface;
-}
-
-std::vector<device::Statistic> steering_statistics(const device::SteeringProgram& program) {
-    std::vector<device::Statistic> numbers = program.counters();
-    for (device::Statistic& each : program.filter_statistics()) numbers.push_back(std::move(each));
-    return numbers;
 }
 
 /// Runs the engines until told to stop; ends them in order: connections first, then the loops.
@@ -196,9 +116,23 @@ private:
     std::vector<std::thread> threads_;
 };
 
+/// Says what becomes of dedicated addresses, once an event: rare, and what a person looks for when nothing answers.
+class AddressReporter final : public stack::AddressObserver {
+public:
+    void on_address(std::uint32_t, const Address& address, unsigned prefix_length, Event event) override {
+        const std::string text = fmt::format("{}/{}", address.to_string(), prefix_length);
+        switch (event) {
+            case Event::kAssigned: return spdlog::info("address {} is ours", text);
+            case Event::kDuplicate: return spdlog::error("address {} is somebody else's on this link; it is not used", text);
+            case Event::kDefended: return spdlog::warn("somebody else claimed our address {}; it was defended", text);
+            case Event::kRemoved: return spdlog::info("address {} is ours no more", text);
+        }
+    }
+};
+
 /// Each engine gets the queues whose number fits it; of an interface without one it gets the way through another's.
 void add_devices(engine::Fleet& engines, ServedInterface& served) {
-    const stack::Interface known = stack_interface(served.queues.front().device->facts());
+    const stack::Interface& known = served.described;
     std::vector<bool> has_queue(engines.size());
     for (ServedQueue& queue : served.queues) {
         has_queue[queue.number % engines.size()] = true;
@@ -221,36 +155,46 @@ Result<void> run_daemon(const Config& config, std::function<Result<Config>()> re
 
     std::vector<ServedInterface> served;
     for (const InterfaceConfig& interface : config.interfaces) {
-        if (mirror->find_link(interface.name) == nullptr)
+        if (interface.device != "tap" && mirror->find_link(interface.name) == nullptr)
             return fail(0, interface_advice(interface.name, {ENODEV, ""}));
-        served.push_back(TRY(open_interface(interface, config.engine)));
+        served.push_back(TRY(open_interface(interface, config.engine, config.forwarding.enabled)));
     }
 
     const auto set_filter = [&served](const FilterConfig& filter) -> Result<void> {
         for (const ServedInterface& each : served)
-            TRY_VOID(each.program->set_filter(filter.rules_for(each.program->interface()), filter.otherwise));
+            if (each.program != nullptr)
+                TRY_VOID(each.program->set_filter(filter.rules_for(each.described.name), filter.otherwise));
         return {};
     };
     TRY_VOID(set_filter(config.filter));
 
+    AddressReporter reporter;  // outlives the engines
     Mailbox mailbox;
     Steering steering(kernel_connections, ephemeral_ports());
     KernelFeed feed(*mirror, steering, mailbox);
     engine::Fleet engines(engine_configs(config), feed, steering);
     std::vector<InterfaceReport> reports;
     for (ServedInterface& interface : served) {
-        device::SteeringProgram& program = *interface.program;
+        const int ifindex = static_cast<int>(interface.described.index);
         add_devices(engines, interface);
-        steering.add_interface(program.ifindex(), *interface.maps);
-        feed.add_interface(program.ifindex());
-        reports.push_back({static_cast<std::uint32_t>(program.ifindex()), program.interface(),
-                           [&program] { return program.describe(); }, [&program] { return steering_statistics(program); }});
+        if (interface.dedicated) {
+            feed.add_interface(ifindex, *interface.dedicated);
+        } else {
+            feed.add_interface(ifindex);
+            steering.add_interface(ifindex, *interface.maps);
+        }
+        reports.push_back({interface.described.index, interface.described.name, [&interface] { return interface.steering(); },
+                           [&interface] { return interface.steering_statistics(); }});
     }
 
     const std::unique_ptr<EventLoop> loop = TRY(EventLoop::create());
     const std::unique_ptr<Server> server =
         TRY(Server::create({*loop, mailbox, engines, *mirror, feed, steering, std::move(reports), std::move(reload), set_filter}, config,
                            std::move(socket), std::move(policy)));
+    engines.post_all([&config, &reporter](engine::Engine& engine) {
+        engine.stack().set_forwarding(config.forwarding.enabled, config.forwarding.reverse_path_check);
+        engine.stack().set_address_observer(&reporter);
+    });
     feed.start(engines);
     {
         const EngineThreads threads(engines);

@@ -28,6 +28,10 @@ void KernelFeed::start(engine::Fleet& engines) {
     mirror_.set_listener([this](const MirrorChange& change) { note(change); });
     for (const auto& [ifindex, link] : mirror_.links()) send_link(link, false);
     addresses_changed_ = interfaces_;
+    for (const auto& [ifindex, own] : dedicated_)
+        engines.post_all([index = static_cast<std::uint32_t>(ifindex), addresses = own.addresses](engine::Engine& engine) {
+            engine.stack().set_addresses(index, addresses);
+        });
     routes_changed_ = true;
     send_what_changed();
     for (const auto& [key, neighbor] : mirror_.neighbors()) send_neighbor(neighbor, false);
@@ -56,12 +60,20 @@ void KernelFeed::note(const MirrorChange& change) {
 }
 
 void KernelFeed::send_link(const LinkState& link, bool removed) {
-    if (engines_ == nullptr || !interfaces_.contains(link.ifindex)) return;
-    if (removed) spdlog::error("interface {} is gone; restart culvertd when it is back", link.name);
-    const bool up = link.up && !removed;
-    engines_->post_all([index = static_cast<std::uint32_t>(link.ifindex), up, mtu = link.mtu, mac = link.mac](engine::Engine& engine) {
+    const auto own = dedicated_.find(link.ifindex);
+    if (engines_ == nullptr || (!interfaces_.contains(link.ifindex) && own == dedicated_.end())) return;
+    const bool our_mac = own != dedicated_.end() && own->second.own_mac;
+    bool up = link.up && !removed;
+    if (removed && our_mac) {
+        // Our end of it is a descriptor, which goes on working: into a container, most likely. It no longer tells its state.
+        spdlog::info("interface {} has gone to another network namespace, or away", link.name);
+        up = true;
+    } else if (removed) {
+        spdlog::error("interface {} is gone; restart culvertd when it is back", link.name);
+    }
+    engines_->post_all([index = static_cast<std::uint32_t>(link.ifindex), up, mtu = link.mtu, mac = link.mac, our_mac](engine::Engine& engine) {
         engine.stack().set_interface_state(index, up, mtu);
-        engine.stack().set_mac(index, mac);
+        if (!our_mac) engine.stack().set_mac(index, mac);
     });
 }
 
@@ -86,7 +98,13 @@ void KernelFeed::send_routes() {
     if (engines_ == nullptr) return;
     std::vector<stack::Route> routes;
     routes.reserve(mirror_.routes().size());
+    for (const auto& [ifindex, own] : dedicated_) routes.insert(routes.end(), own.routes.begin(), own.routes.end());
     for (const auto& [key, state] : mirror_.routes()) {
+        // The kernel's ways through such an interface are not ours. Its own addresses there stay its own, unless they are the
+        // other end of the link.
+        if (const auto own = dedicated_.find(state.ifindex);
+            own != dedicated_.end() && (own->second.own_mac || state.type != RouteType::kLocal))
+            continue;
         stack::Route route;
         route.destination = state.destination;
         route.prefix_length = state.prefix_length;

@@ -6,6 +6,7 @@
 //        +----resolve---- Mailbox <-- NeighborResolver (engine's thread)
 #pragma once
 
+#include <map>
 #include <set>
 #include <vector>
 
@@ -21,8 +22,17 @@ public:
     KernelFeed(NetlinkMirror& mirror, Steering& steering, Mailbox& mailbox)
         : mirror_(mirror), steering_(steering), mailbox_(mailbox) {}
 
-    /// Startup, before start(): changes of this interface are of interest.
+    /// What is ours on an interface with dedicated addresses, whatever the kernel has there.
+    struct Dedicated {
+        std::vector<stack::InterfaceAddress> addresses;
+        std::vector<stack::Route> routes;
+        bool own_mac = false;  // of our end of a link whose other end is the kernel's
+    };
+
+    /// Startup, before start(): the kernel's addresses, neighbours and routes of this interface are ours too.
     void add_interface(int ifindex) { interfaces_.insert(ifindex); }
+    /// Startup, before start(): of this one only the state of the link is the kernel's.
+    void add_interface(int ifindex, Dedicated dedicated) { dedicated_.emplace(ifindex, std::move(dedicated)); }
     /// Startup, before the engines run: posts everything that is known, and follows from now on.
     void start(engine::Fleet& engines);
     /// Control thread: the mirror's descriptor is readable.
@@ -46,6 +56,7 @@ private:
     Mailbox& mailbox_;
     engine::Fleet* engines_ = nullptr;
     std::set<int> interfaces_;
+    std::map<int, Dedicated> dedicated_;
     std::set<int> addresses_changed_;
     bool routes_changed_ = false;
 };

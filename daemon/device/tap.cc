@@ -11,7 +11,7 @@
 
 namespace culvert::device {
 
-Result<Tap> open_tap(FramePool& pool, const std::string& name) {
+Result<Tap> open_tap(FramePool& pool, const std::string& name, bool super_packets) {
     if (name.empty() || name.size() >= IFNAMSIZ) return fail(EINVAL, name + ": not an interface name");
     UniqueFd fd(::open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC));
     if (!fd) return fail(errno, "/dev/net/tun");
@@ -20,7 +20,8 @@ Result<Tap> open_tap(FramePool& pool, const std::string& name) {
     request.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
     if (::ioctl(fd.get(), TUNSETIFF, &request) != 0) return fail(errno, name + ": TUNSETIFF");
     // What the kernel may leave to us: checksums, and cutting TCP. UDP it cuts itself.
-    if (::ioctl(fd.get(), TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN) != 0)
+    constexpr unsigned long kLeftToUs = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
+    if (::ioctl(fd.get(), TUNSETOFFLOAD, super_packets ? kLeftToUs : 0) != 0)
         return fail(errno, name + ": TUNSETOFFLOAD");
     Tap tap;
     tap.facts = TRY(interface_facts(name));

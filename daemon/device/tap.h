@@ -22,7 +22,8 @@ struct Tap {
 /// Makes the interface `name`, or attaches to it if it is there, made persistent by `ip tuntap`, and free. It is left down or
 /// up as it was; a new one is down, without an address. It goes with the device unless it was persistent.
 /// Errors: EPERM, EBUSY somebody else has it, EINVAL it is no TAP interface.
-Result<Tap> open_tap(FramePool& pool, const std::string& name);
+/// `super_packets` false: every frame is one that could go on to a wire, its checksum filled in; for forwarding.
+Result<Tap> open_tap(FramePool& pool, const std::string& name, bool super_packets = true);
 
 /// A MAC for our end of a link that has none of its own: locally administered, the same for the same host and name.
 MacAddress our_mac(const std::string& name);

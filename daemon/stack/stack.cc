@@ -399,6 +399,12 @@ MulticastGroups& Stack::groups() { return impl_->own_link_.groups(); }
 RouteTable& Stack::routes() { return impl_->routes_; }
 NeighborTable& Stack::neighbors() { return impl_->neighbors_; }
 bool Stack::is_local(const Address& address) const { return impl_->output_.is_local(address); }
+bool Stack::is_dedicated(const Address& address) const {
+    const Interface* const owner = impl_->output_.local_addresses().owner(address);
+    return owner != nullptr && std::ranges::any_of(owner->addresses, [&](const InterfaceAddress& own) {
+               return own.dedicated && own.address == address;
+           });
+}
 
 void Stack::input(Interface& interface, const RxPacket& packet, Instant now) {
     impl_->now_ = now;

@@ -181,6 +181,8 @@ public:
     void set_groups(MulticastGroups* groups);
     /// True if the address is one of Culvert's interfaces' own.
     bool is_local(const Address& address) const;
+    /// True if it is ours alone (InterfaceAddress::dedicated): no kernel socket can be bound to it as it is.
+    bool is_dedicated(const Address& address) const;
 
     // --- the turn ---------------------------------------------------------------------------------------------------
     void input(Interface& interface, const RxPacket& packet, Instant now);

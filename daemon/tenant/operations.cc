@@ -38,6 +38,9 @@ void Tenant::run_operation(std::uint32_t index, std::uint32_t sequence, Instant 
             refresh_info(index);
             result = 0;
             break;
+        case shm::Operation::kOwnAddress:
+            result = stack_.is_dedicated(from_wire(remote).address) ? 0 : EADDRNOTAVAIL;
+            break;
         case shm::Operation::kJoinGroup:
         case shm::Operation::kLeaveGroup:
         case shm::Operation::kJoinSource:

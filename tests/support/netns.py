@@ -356,7 +356,8 @@ class Lab:
     def daemon(self, host="server", link=0, **options):
         if ON_KERNEL:
             return KernelDaemon()
-        return Daemon(self, host, f"veth{link}", **options)
+        named = "[[interface]]" in options.get("config", "")  # by the configuration itself
+        return Daemon(self, host, None if named else f"veth{link}", **options)
 
     def start(self, name, words, host="server", under=None, prefix=(), **options):
         """Starts a program on a host; `under` a daemon: with `culvert run`."""

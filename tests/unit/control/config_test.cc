@@ -93,6 +93,20 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{"[log]\nlevel = \"loud\"\n",
                 "c.toml:2:9: log.level = \"loud\" is not known: \"trace\", \"debug\", \"info\", \"warning\", \"error\" allowed"},
         Refused{"interface = \"eth0\"\n", "c.toml:1:13: interface is a string, must be an array of tables: [[interface]]"},
+        Refused{"[[interface]]\nname = \"a\"\ndevice = \"tap\"\n",
+                "c.toml:1:1: device = \"tap\" needs address = [\"10.0.0.2/24\"] or autoconfigure = true: the kernel's addresses "
+                "are the other end's"},
+        Refused{"[[interface]]\nname = \"a\"\naddress = [\"10.0.0.2\"]\n",
+                "c.toml:3:11: interface.address: \"10.0.0.2\" is no address with its network, such as \"10.0.0.2/24\""},
+        Refused{"[[interface]]\nname = \"a\"\naddress = [\"10.0.0.2/24\"]\ngateway = [\"10.0.1.1\"]\n",
+                "c.toml:4:11: interface.gateway: 10.0.1.1 is in none of the networks of interface.address"},
+        Refused{"[[interface]]\nname = \"a\"\nautoconfigure = true\n",
+                "c.toml:3:17: interface.autoconfigure is for device = \"tap\" only: elsewhere routers speak to the kernel"},
+        Refused{"[[interface]]\nname = \"a\"\naddress = [\"10.0.0.2/24\"]\n[engine]\ncount = 2\n",
+                "c.toml:5:9: engine.count = 2: dedicated addresses (a) are served by one engine only"},
+        Refused{"[[interface]]\nname = \"a\"\n[forwarding]\nenabled = true\n",
+                "c.toml:4:11: forwarding.enabled needs an interface with device = \"tap\": what comes to others for addresses that "
+                "are not ours is the kernel's to forward"},
         Refused{"[[filter.rule]]\nsource = \"any\"\n", "c.toml:1:1: [[filter.rule]] needs an action: \"allow\" or \"deny\""},
         Refused{"[[filter.rule]]\naction = \"deny\"\nsource = \"10.0.0.1/8\"\n",
                 "c.toml:3:10: filter.rule.source: \"10.0.0.1/8\" has bits beyond its length"},
@@ -127,6 +141,31 @@ TEST(Config, AbsentFileSaysWhy) {
     const Result<Config> config = load_config("/nonexistent/culvert.toml");
     ASSERT_FALSE(config);
     EXPECT_EQ(config.error().message(), "cannot read /nonexistent/culvert.toml: No such file or directory");
+}
+
+TEST(Config, DedicatedAddressesComeWithTheirNetworksAndRouters) {
+    const Result<Config> config = parse_config(R"(
+[[interface]]
+name = "culvert0"
+device = "tap"
+address = ["10.0.0.2/24", "fd00::2/64"]
+gateway = ["10.0.0.1", "fe80::1"]
+autoconfigure = true
+[forwarding]
+enabled = true
+reverse_path_check = false
+)",
+                                               "c.toml");
+    ASSERT_TRUE(config) << config.error().message();
+    const InterfaceConfig& interface = config->interfaces.at(0);
+    EXPECT_TRUE(interface.dedicated());
+    ASSERT_EQ(interface.addresses.size(), 2u);
+    EXPECT_EQ(interface.addresses[0].address, Address::v4(10, 0, 0, 2));
+    EXPECT_EQ(interface.addresses[0].prefix_length, 24u);
+    EXPECT_EQ(interface.gateways.size(), 2u);
+    EXPECT_TRUE(interface.autoconfigure);
+    EXPECT_TRUE(config->forwarding.enabled);
+    EXPECT_FALSE(config->forwarding.reverse_path_check);
 }
 
 TEST(Config, FilterRulesKeepTheirOrderAndTheirInterface) {
@@ -187,6 +226,9 @@ TEST(Config, ExampleIsValidAndHoldsTheDefaults) {
     ASSERT_EQ(example->interfaces.size(), 1u);
     EXPECT_EQ(example->interfaces[0].queues, InterfaceConfig{}.queues);
     EXPECT_EQ(example->engine.frames, defaults.engine.frames);
+    EXPECT_FALSE(example->interfaces[0].dedicated());
+    EXPECT_EQ(example->forwarding.enabled, defaults.forwarding.enabled);
+    EXPECT_EQ(example->forwarding.reverse_path_check, defaults.forwarding.reverse_path_check);
     EXPECT_TRUE(example->filter.rules.empty());
     EXPECT_EQ(example->filter.otherwise, defaults.filter.otherwise);
 }
