@@ -201,7 +201,6 @@ void Connection::input_syn_sent(const Segment& segment, Instant now) {
     }
     // [RFC9293 3.10.7.3] other text is processed at once: a server may answer in its SYN-ACK [RFC7413 4.2.2]
     if (!ended() && segment.payload_length > 0) input_text(segment, rcv_nxt_, now);
-    if (!ended()) rearm();
 }
 
 void Connection::send_syn(Instant now) {
