@@ -1,5 +1,6 @@
 // Every reason for which a packet, a request or an application is refused. One name, one counter.
 //
+// [RFC1122 3.1 counters]
 // Add a line where you add an early return. `culvert stat` shows the names as they stand here; none may be reused
 // for two different causes.
 #pragma once

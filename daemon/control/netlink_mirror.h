@@ -10,6 +10,7 @@
 // the listener never needs to know.
 //
 // Only the main and the local table of the network namespace in which the mirror was made.
+// [RFC1122 3.3.1.6 manual] by `ip address`, `ip route`, `ip link`, or whatever else configures the host
 #pragma once
 
 #include <cstdint>

@@ -6,9 +6,9 @@
 //         +--> in place: the chunk moves from the receiving device to the queue of the sending one; only MACs, TTL and
 //              checksum are written. Where the two have no memory in common, the packet is copied once.
 //
-// Off unless configured. Never forwarded: link-local, loopback, broadcast (also directed, RFC 2644), multicast, and what
-// carries a source route. The routes' next hops are few, so each has its MAC and MTU looked up once and kept until routes or
-// neighbours change.
+// [RFC1122 3.1 gateway-rules, gateway-switch, gateway-default, gateway-auto] Off unless configured. Never forwarded:
+// link-local, loopback, broadcast (also directed, RFC 2644), multicast, and what carries a source route. The routes'
+// next hops are few, so each has its MAC and MTU looked up once and kept until routes or neighbours change.
 #pragma once
 
 #include <cstdint>

@@ -9,7 +9,7 @@
 namespace culvert::stack {
 namespace {
 
-/// Codes of IPv4's destination unreachable, 0 to 15 [RFC792] [RFC1122 3.2.2.1] [RFC1812 5.2.7.1].
+/// Codes of IPv4's destination unreachable, 0 to 15 [RFC792] [RFC1122 3.2.2.1 act, hint] [RFC1812 5.2.7.1].
 constexpr IcmpMeaning kUnreachableV4[] = {
     {ENETUNREACH, false},   //  0 net
     {EHOSTUNREACH, false},  //  1 host
@@ -70,6 +70,7 @@ IcmpMeaning meaning_of(Family family, std::uint8_t type, std::uint8_t code) {
                 return code < std::size(kUnreachableV4) ? kUnreachableV4[code] : IcmpMeaning{};
             case wire::icmp_v4::kTimeExceeded: return {EHOSTUNREACH, false};
             case wire::icmp_v4::kParameterProblem: return {EPROTO, true};
+            // [RFC1122 3.2.2.3 quench, act left out] source quench must be ignored [RFC6633 3, 5]
             default: return {};  // source quench is dead [RFC6633]
         }
     }

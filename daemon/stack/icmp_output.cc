@@ -12,7 +12,7 @@
 namespace culvert::stack {
 namespace {
 
-/// [RFC1812 4.3.2.5] internetwork control, with normal service [RFC1122 3.2.2].
+/// [RFC1812 4.3.2.5] internetwork control, with normal service [RFC1122 3.2.2 tos].
 constexpr std::uint8_t kErrorTos = 0xc0;
 constexpr std::size_t kMaxMessage = 65535;
 
@@ -23,7 +23,7 @@ struct Subject {
     std::size_t total_length;
 };
 
-/// [RFC1122 3.2.2] [RFC4443 2.4 (e.1), (e.2)] only questions may be complained about.
+/// [RFC1122 3.2.2 about-error] [RFC4443 2.4 (e.1), (e.2)] only questions may be complained about.
 bool is_query(Family family, std::uint8_t type) {
     if (family == Family::kIpv6) return type >= 128 && type != wire::icmp_v6::kRedirect;
     return type == wire::icmp_v4::kEchoReply || type == wire::icmp_v4::kEchoRequest || (type >= 13 && type <= 18);
@@ -33,7 +33,7 @@ std::optional<Subject> examine_v4(std::span<const std::byte> packet) {
     if (packet.size() < wire::kIpv4HeaderLength) return std::nullopt;
     const std::byte* const data = packet.data();
     const std::size_t header = std::size_t{wire::load_8(data) & 0x0fu} * 4;
-    if ((wire::load_be16(data + 6) & 0x1fff) != 0) return std::nullopt;  // not the first fragment
+    if ((wire::load_be16(data + 6) & 0x1fff) != 0) return std::nullopt;  // [RFC1122 3.2.2 about-fragment]
     if (static_cast<wire::IpProtocol>(wire::load_8(data + 9)) == wire::IpProtocol::kIcmp &&
         (packet.size() <= header || !is_query(Family::kIpv4, wire::load_8(data + header))))
         return std::nullopt;
@@ -122,6 +122,8 @@ std::uint32_t IcmpOutput::next_identification(const Address& from, const Address
     return static_cast<std::uint32_t>(pair >> 32) + identifications_[pair & (kDestinations - 1)]++;
 }
 
+/// [RFC1122 3.3.8 errors] [RFC1122 3.4 icmp] whatever no rule or limit forbids.
+/// [RFC1122 3.2.2.2 send] Never a redirect.
 void IcmpOutput::error(const RxPacket& packet, std::size_t ip_offset, const Address& from,
                        const wire::IcmpHeader& header, Instant now) {
     const auto ip = packet.head.subspan(ip_offset);
@@ -130,6 +132,7 @@ void IcmpOutput::error(const RxPacket& packet, std::size_t ip_offset, const Addr
     if (!subject) return;
     const LocalAddresses& own = output_.local_addresses();
     const Address& to = subject->source;
+    // [RFC1122 3.2.2 about-source]
     if (to.is_unspecified() || to.is_multicast() || to.is_broadcast() || to.is_loopback() ||
         own.directed_broadcast_of(to) != nullptr)
         return;
@@ -137,6 +140,8 @@ void IcmpOutput::error(const RxPacket& packet, std::size_t ip_offset, const Addr
     const bool for_groups = !v4 && (header.type == wire::icmp_v6::kPacketTooBig ||
                                     (header.type == wire::icmp_v6::kParameterProblem &&
                                      header.code == wire::icmp_v6::kUnknownOption));
+    // [RFC1122 3.2.2 about-broadcast]; about-link-broadcast: judge() has dropped it,
+    // [RFC1122 3.2.2 about-link-broadcast]
     const Address& addressed = subject->destination;
     if ((addressed.is_multicast() && !for_groups) || addressed.is_broadcast() ||
         own.directed_broadcast_of(addressed) != nullptr)
@@ -158,6 +163,7 @@ void IcmpOutput::error(const RxPacket& packet, std::size_t ip_offset, const Addr
     const std::size_t room = (v4 ? kMaxErrorV4 : kMaxErrorV6) - ip_header - wire::kIcmpHeaderLength;
     const std::size_t there = std::min<std::size_t>(subject->total_length, packet.length - ip_offset);
     const auto quote = std::span(scratch_).first(std::min(room, there));
+    // [RFC1122 3.2.2 quote]
     const std::size_t quoted = copy_out(packet, ip_offset, quote);
     TxPacket out;
     std::uint32_t offset = 0;
@@ -177,7 +183,7 @@ void IcmpOutput::error(const IpPacket& ip, const wire::IcmpHeader& header, Insta
 }
 
 void IcmpOutput::port_unreachable(const IpPacket& ip, Instant now) {
-    // [RFC1122 4.1.3.1] [RFC4443 3.1]
+    // [RFC1122 4.1.3.1 port-unreachable] [RFC1122 3.2.2.1 generate] [RFC4443 3.1]
     const bool v4 = ip.destination.is_v4();
     error(ip,
           {.type = v4 ? wire::icmp_v4::kDestinationUnreachable : wire::icmp_v6::kDestinationUnreachable,
@@ -186,7 +192,7 @@ void IcmpOutput::port_unreachable(const IpPacket& ip, Instant now) {
 }
 
 void IcmpOutput::protocol_unreachable(const IpPacket& ip, Instant now) {
-    // [RFC1122 3.2.2.1] [RFC8200 4] over IPv6 the pointer names the field that named the protocol
+    // [RFC1122 3.2.2.1 generate] [RFC8200 4] over IPv6 the pointer names the field that named the protocol
     if (ip.destination.is_v4())
         return error(ip, {wire::icmp_v4::kDestinationUnreachable, wire::icmp_v4::kProtocolUnreachable, 0}, now);
     const auto view = wire::Ipv6View::parse(ip.packet.head.subspan(ip.network_offset), ip.packet.length - ip.network_offset);
@@ -195,8 +201,10 @@ void IcmpOutput::protocol_unreachable(const IpPacket& ip, Instant now) {
 }
 
 void IcmpOutput::echo_reply(const IpPacket& ip, Instant now) {
-    // [RFC1122 3.2.2.6] a broadcast or group is not answered, and neither is [RFC4443 4.2]'s: who sends one may forge the
-    // source, and everybody would answer it. Options of the request are not reversed: what we send has none.
+    // [RFC1122 3.2.2.6 server, source, data, broadcast] a broadcast or group is not answered, and neither is
+    // [RFC4443 4.2]'s: who sends one may forge the source, and everybody would answer it. Options of the request are
+    // not reversed: what we send has none.
+    // [RFC1122 3.2.2.6 reflect, reverse left out] what we send has no options; who traces a way does it with TTLs
     if (!ip.dedicated || ip.cast != Cast::kUnicast || ip.transport_length > scratch_.size()) return;
     auto path = output_.find_path(ip.destination, ip.source, now);
     if (!path) return counters_.drop(Drop::kIpNoRoute);

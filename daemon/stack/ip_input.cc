@@ -29,10 +29,12 @@ void IpInput::set_interfaces(std::span<Interface* const> interfaces) {
 
 IpInput::Destination IpInput::judge(const Interface& interface, const Address& source, const Address& destination,
                                     bool link_group, bool from_ourselves) const {
+    // [RFC1122 3.2.1.3 bad-destination]
+    // [RFC1122 3.3.4.2 wrong-interface left out] weak host, as Linux: an address is ours at every interface
     const LocalAddress* const own = local_addresses_.match(destination);
     if (own == nullptr) [[unlikely]]
         return judge_group(interface, source, destination, from_ourselves);
-    // [RFC1122 3.3.6] a link-layer broadcast around a unicast address is silently discarded
+    // [RFC1122 3.3.6 unicast-in-broadcast] a link-layer broadcast around a unicast address is silently discarded
     if (link_group) [[unlikely]]
         return refused(Drop::kIpUnicastInBroadcast);
     if (impossible_source(source)) return refused(Drop::kIpSourceInvalid);
@@ -76,6 +78,8 @@ std::expected<IpPacket, Drop> IpInput::accept_ip(const LinkFrame& frame, const R
     const Destination verdict = judge(*frame.interface, source, destination, frame.group, from_ourselves);
     if (verdict.drop != Drop::kNone) return std::unexpected(verdict.drop);
     if (view->is_fragment()) return std::unexpected(Drop::kIpFragment);
+    // [RFC1122 3.2.1.6 receive-tos] [RFC1122 3.4 interface] TOS and interface go up with it;
+    // [RFC1122 3.2.1.7 accept-low] any TTL will do
     return IpPacket{.packet = packet,
                     .interface = *frame.interface,
                     .source = source,
@@ -149,6 +153,7 @@ std::expected<LinkFrame, Drop> IpInput::accept_link(Interface& interface, const 
     const auto ethernet = wire::EthernetView::parse(packet.head);
     if (!ethernet) return std::unexpected(ethernet.error());
     const MacAddress destination = ethernet->destination();
+    // [RFC1122 2.4 broadcast-flag]
     const bool group = destination.is_multicast();
     if (!group && destination != interface.mac) return std::unexpected(Drop::kEthernetNotForUs);
     if (ethernet->is_tagged()) [[unlikely]]

@@ -11,6 +11,7 @@ namespace culvert::stack {
 namespace {
 
 /// [RFC1112 6.4] 01:00:5e and 23 bits of the group; [RFC2464 7] 33:33 and 32 bits.
+/// [RFC1122 3.3.7 multicast]
 MacAddress multicast_mac(const Address& group) {
     const auto bytes = group.bytes();
     if (group.is_v4())
@@ -24,6 +25,8 @@ std::uint32_t link_header_length(const Path& path) {
     return static_cast<std::uint32_t>(wire::kEthernetHeaderLength + (path.tagged ? wire::kVlanTagLength : 0));
 }
 
+/// [RFC1122 3.2.1.7 set, send-zero] Zero means the default. What an application wants sent with TTL 0 stays on this
+/// host.
 std::uint8_t ttl_for(std::uint8_t ttl, const Interface& interface, const Address& destination) {
     if (ttl != 0) return ttl;
     if (destination.is_multicast()) return 1;  // [RFC1112 6.1]
@@ -74,6 +77,8 @@ Result<Hop> IpOutput::find_hop(const Address& source, const Address& destination
         return Hop{interface, destination, std::nullopt, false};
     }
 
+    // [RFC1122 3.3.1.1 mask, alone] [RFC1122 3.3.1.2 default, several] the longest prefix decides; the default route is
+    // the shortest
     const Route* const route = routes_.lookup(destination);
     // As Linux: who names an interface that the routes do not, means that the destination is on its link.
     if (named != nullptr && (route == nullptr || route->interface != wanted))
@@ -94,6 +99,10 @@ bool IpOutput::is_directed_broadcast(const Interface& interface, const Address& 
     return found != nullptr && found->interface == &interface;
 }
 
+/// [RFC1122 3.3.1.2 cache] the caller keeps it until stale() says that it is worth less.
+/// [RFC1122 3.3.1.3 tos left out] routes by TOS went with RFC 2474; the kernel's rules are not mirrored
+/// [RFC1122 3.3.3 learn] its MTU is the largest packet; [RFC1122 3.3.6 ones, limited] broadcasts are all ones.
+/// [RFC1122 3.3.3 off-net left out] path MTU discovery has taken the place of the 576 bytes [RFC1191 1]
 Result<Path> IpOutput::find_path(const Address& source, const Address& destination, Instant now,
                                  std::uint32_t interface) {
     const Hop hop = TRY(find_hop(source, destination, interface));
@@ -129,6 +138,7 @@ Result<Path> IpOutput::find_path(const Address& source, const Address& destinati
     return path;
 }
 
+/// [RFC1122 3.3.3 no-larger]
 bool IpOutput::reserve(const Path& path, bool v4, std::uint32_t ip_header_length, std::uint32_t payload_length,
                        TxPacket& packet) {
     DCHECK(path.interface != nullptr);
@@ -144,6 +154,12 @@ bool IpOutput::reserve(const Path& path, bool v4, std::uint32_t ip_header_length
         counters_.drop(Drop::kTxNoFrame);
         return false;
     }
+    // [RFC1122 2.3.3 encapsulation, 2.3.1 trailers] Ethernet II and nothing else; [RFC1122 3.3.6 link-broadcast] to
+    // whom find_path says
+    // [RFC1122 2.3.3 ieee, switch left out] nobody has spoken IP in LLC frames on Ethernet since RFC 1042; Linux
+    // neither
+    // [RFC1122 2.4 tos left out] Ethernet has no field for it, and VLAN tags carry priorities that only an operator can
+    // map
     const wire::EthernetHeader header{.destination = path.mac,
                                       .source = interface.mac,
                                       .ether_type = v4 ? wire::EtherType::kIpv4 : wire::EtherType::kIpv6};
@@ -204,6 +220,8 @@ bool IpOutput::reserve(const Path& path, bool v4, std::uint32_t ip_header_length
     return true;
 }
 
+/// [RFC1122 3.2.1.6 send-tos] [RFC1122 3.4 services] every field is the caller's.
+/// [RFC1122 3.2.1.6 mapping, 3.2.1.8 send-stream] TOS stands in the header as it is, and there are no options.
 bool IpOutput::begin(const Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
                      std::uint8_t tos, std::uint8_t ttl, std::uint32_t transport_length, TxPacket& packet,
                      std::uint32_t& transport_offset) {
@@ -251,6 +269,7 @@ void IpOutput::learn_path_mtu(const Address& destination, std::uint32_t mtu, Ins
     if (path_mtus_.learn(destination, mtu, now)) routes_.touch();
 }
 
+/// [RFC1122 3.3.3 fragment]
 bool IpOutput::send_message(Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
                             std::uint8_t tos, std::uint8_t ttl, std::uint32_t identification,
                             std::span<const std::byte> message, Instant now) {

@@ -41,7 +41,8 @@ public:
         for (Interface* interface : interfaces) {
             for (const InterfaceAddress& own : interface->addresses) {
                 entries_.push_back({own.address, interface, own.dedicated || interface->resolves_itself});
-                // [RFC1122 3.3.6] the obsolete form with all host bits zero is an ordinary address, as on Linux since 5.14
+                // [RFC1122 3.3.6 formats left out] the obsolete form with all host bits zero is an ordinary address, as
+                // on Linux since 5.14
                 if (const auto broadcast = directed_broadcast(own))
                     broadcasts_.push_back({*broadcast, interface, own.dedicated || interface->resolves_itself});
             }
@@ -68,6 +69,7 @@ public:
     /// The same without remembering: for addresses that are usually not ours, such as a packet's source.
     bool contains(const Address& address) const { return own_.may_have(address) && find(entries_, address) != nullptr; }
     /// The directed broadcast address of a network that one of our interfaces is in; nullptr if it is none.
+    /// [RFC1122 3.3.6 recognize]
     const LocalAddress* directed_broadcast_of(const Address& address) const {
         return to_all_.may_have(address) ? find(broadcasts_, address) : nullptr;
     }

@@ -37,6 +37,7 @@ void NeighborTable::update(std::uint32_t interface, const Address& address, cons
     if (state == NeighborState::kFailed) drop_pending(entry);
 }
 
+/// [RFC1122 2.3.2.1 arp-flush] who ages entries (the kernel, or NeighborProber) says so.
 void NeighborTable::remove(std::uint32_t interface, const Address& address, TxQueue& tx) {
     const auto found = entries_.find({interface, address});
     if (found == entries_.end()) return;
@@ -61,6 +62,7 @@ bool NeighborTable::make_room() {
     return entries_.size() < kMaxEntries;
 }
 
+/// [RFC1122 2.4 unresolved] Waits; only who has been asked in vain is unreachable.
 void NeighborTable::enqueue(std::uint32_t interface, const Address& next_hop, TxPacket packet, TxQueue& tx,
                             Instant now) {
     const Key key{interface, next_hop};
@@ -90,7 +92,7 @@ void NeighborTable::enqueue(std::uint32_t interface, const Address& next_hop, Tx
         return;
     }
     if (entry.pending.size() >= kMaxPending) {
-        // [RFC1122 2.3.2.2] at least the latest packet is saved: the oldest makes room.
+        // [RFC1122 2.3.2.2 arp-queue] at least the latest packet is saved: the oldest makes room.
         counters_.drop(Drop::kNeighborQueueFull);
         tx.abandon(entry.pending.front());
         entry.pending.erase(entry.pending.begin());
@@ -135,6 +137,7 @@ void NeighborTable::advance(Instant now) {
     next_deadline_ = next;
 }
 
+/// [RFC1122 2.3.2.1 arp-flood]
 OwnResolver::Answer::Kind NeighborTable::ask(const Key& key, Entry& entry, Duration interval, Instant now) {
     using Kind = OwnResolver::Answer::Kind;
     if (own_ != nullptr) {

@@ -50,10 +50,12 @@ struct FragmentPart {
     std::uint8_t tos = 0;
 };
 
+/// [RFC1122 3.2.1.4 reassembly] [RFC1122 3.3.2 reassemble, size, limit, learn] whatever fits an IP packet; 65535 bytes,
+/// which is what every transport may count on.
 class Reassembly {
 public:
-    // [RFC1122 3.3.2] asks for a fixed value between 60 and 120 seconds; 30 is Linux's for IPv4, as memory is what an
-    // attacker wants and a fragment that is late by seconds is lost.
+    // [RFC1122 3.3.2 fixed left out] asks for a fixed value between 60 and 120 seconds; 30 is Linux's for IPv4, as
+    // memory is what an attacker wants and a fragment that is late by seconds is lost.
     static constexpr Duration kTimeoutV4 = std::chrono::seconds(30);
     static constexpr Duration kTimeoutV6 = std::chrono::seconds(60);  // [RFC8200 4.5]
     /// Unfinished datagrams of one source. More of them push out its own oldest.

@@ -14,6 +14,7 @@ namespace culvert::stack {
 namespace {
 
 /// The network part: all bits behind the prefix cleared. An IPv4 prefix counts from bit 96 of the mapped form.
+/// [RFC1122 3.2.1.3 subnets]
 Address network_of(const Address& address, unsigned prefix_length) {
     const unsigned bits = prefix_length + (address.is_v4() ? 96u : 0u);
     std::array<std::byte, 16> bytes;

@@ -1,4 +1,6 @@
 // Which of our addresses speaks to a destination, when the application has not said (RFC 1122 3.3.4.3, RFC 6724 5).
+// [RFC1122 3.1 remote-multihoming left out] to try a peer's other addresses is the application's (getaddrinfo, RFC
+// 8305)
 #pragma once
 
 #include <optional>

@@ -113,6 +113,7 @@ public:
                 return counters_.drop(Drop::kIpProtocolUnknown);
         }
     }
+    /// [RFC1122 3.1 log left out] a flood would fill the disk: drops are counted by name, and pcap shows the packets
     /// Frames that are no whole IP packet for us: some of them are somebody's all the same.
     [[gnu::cold]] void not_accepted(Drop drop, Interface& interface, const RxPacket& packet, Instant now) {
         switch (drop) {
@@ -184,15 +185,16 @@ public:
         const auto options = head.subspan(wire::kIpv4HeaderLength, header - wire::kIpv4HeaderLength);
         wire::check_ipv4_options(options, &at);
         const std::uint8_t kind = wire::load_8(options.data() + at);
-        // [RFC1122 3.2.2.5] [RFC792] the pointer says where the options are malformed
+        // [RFC1122 3.2.2.5 generate] [RFC792] the pointer says where the options are malformed
         wire::IcmpHeader answer{wire::icmp_v4::kParameterProblem, 0,
                                 static_cast<std::uint32_t>(wire::kIpv4HeaderLength + at) << 24};
+        // [RFC1122 3.3.5 refused]
         if (kind == wire::kLooseSourceRoute || kind == wire::kStrictSourceRoute)
             answer = {wire::icmp_v4::kDestinationUnreachable, wire::icmp_v4::kSourceRouteFailed, 0};  // [RFC7126 4.3, 4.4]
         icmp_output_.error(packet, frame.offset, Address::any(Family::kIpv4), answer, now);
     }
     void on_timeout(Interface&, bool dedicated, std::span<const std::byte> quote, Instant now) override {
-        // [RFC792] [RFC1122 3.3.2 MUST] [RFC4443 3.3] only who has seen the first fragment can be answered
+        // [RFC792] [RFC1122 3.3.2 timeout] [RFC4443 3.3] only who has seen the first fragment can be answered
         if (!dedicated || quote.empty()) return;
         const RxPacket packet{.head = quote, .rest = {}, .length = static_cast<std::uint32_t>(quote.size())};
         const bool v4 = (wire::load_8(quote.data()) >> 4) == 4;
@@ -217,11 +219,17 @@ public:
             return link_->icmpv6(ip, message->type(), now);
         }
         if (message->is_echo_reply()) {
+            // [RFC1122 3.2.2.6 pass, client]
             if (raw_ != nullptr && raw_->echo_reply(ip, now)) return;
             copy_to_each(ip);  // a ping socket of another engine may wait for it
         }
         if (message->is_echo_request() && ip.dedicated) return icmp_output_.echo_reply(ip, now);
-        // [RFC1122 3.2.2.2] redirects are not followed: routes are the kernel's, and it hears them itself
+        // [RFC1122 3.2.2 unknown] [RFC1122 3.2.2.7 information] silently
+        // [RFC1122 3.2.2.2 update, both, illegal left out] not over IPv4: anybody on the way can forge one. Where
+        // routes are the kernel's, it hears them itself and decides; over IPv6 see RouterDiscovery [RFC4861 8.3].
+        // [RFC1122 3.3.1.2 same left out] as no redirect of IPv4 is followed
+        // [RFC1122 3.2.2.8 timestamp left out] it tells strangers our clock (CVE-1999-0524)
+        // [RFC1122 3.2.2.9 mask left out] deprecated [RFC6918 2.3]
         counters_.drop(Drop::kIcmpIgnored);
     }
     void advance(Instant now) {
@@ -306,6 +314,7 @@ private:
     static constexpr int kLocalRounds = 4;
     static constexpr std::size_t kLocalBurst = 256;  // packets to ourselves in one round
 
+    /// [RFC1122 3.2.2 demultiplex] [RFC1122 3.2.2.1 pass] [RFC1122 3.2.2.4 pass] [RFC1122 3.2.2.5 pass]
     void report(const std::expected<IcmpError, Drop>& error, const IpPacket* message, Instant now) {
         if (!error) return counters_.drop(error.error());
         bool believed = false;

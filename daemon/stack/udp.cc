@@ -174,6 +174,7 @@ void Udp::connect(Socket& socket, const Endpoint* remote, std::uint32_t interfac
     // As Linux does, the route chooses the local address now. Without a route the socket stays on any address, and send()
     // reports why.
     if (interface != 0 && to->address.is_link_local()) socket.interface_ = interface;
+    // [RFC1122 4.1.3.5 notified] getsockname() shows it
     const Result<Address> source = source_for(socket, Address::any(to->address.family()), *to, socket.interface_);
     if (source) socket.local_.address = *source;
     socket.remote_ = to;
@@ -215,6 +216,8 @@ void Udp::close(Socket& socket) {
 }
 
 /// The source address of a datagram: the one asked for, the socket's, the route's, the interface's best.
+/// [RFC1122 3.2.1.3 own-source] [RFC1122 4.1.3.6 own-source] [RFC1122 3.3.4.2 choose] [RFC1122 4.1.3.5 choose, wild]
+/// [RFC1122 3.3.6 source] What is asked for, if it is ours; else what the socket is bound to; else what fits the way.
 Result<Address> Udp::source_for(const Socket& socket, const Address& local, const Endpoint& remote,
                                 std::uint32_t interface) const {
     const bool v4 = remote.address.is_v4();

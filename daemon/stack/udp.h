@@ -11,6 +11,7 @@
 //   udp.cc sockets and who fits | udp_input.cc datagrams and errors in | udp_output.cc datagrams out
 //
 // Sockets live in a pool made at startup and hang in intrusive hash chains: nothing is allocated per datagram.
+// [RFC1122 3.3.7 capability left out] SIOCGIFFLAGS and getifaddrs() ask the kernel, whose interface it is
 #pragma once
 
 #include <cstddef>

@@ -58,6 +58,7 @@ bool Udp::input(const IpPacket& ip, Instant now) {
         counters_.drop(view.error());
         return true;
     }
+    // [RFC1122 4.1.3.5 local-address] [RFC1122 4.1.4 receive-tos] the application can have all of it
     const DatagramInfo info{.remote = {ip.source, view->source()},
                             .local = ip.destination,
                             .interface = ip.interface.index,
@@ -73,7 +74,7 @@ bool Udp::input(const IpPacket& ip, Instant now) {
         counters_.drop(Drop::kUdpNoSocket);
         return false;
     }
-    // [RFC1122 4.1.3.4] [RFC8200 8.1] zero means "none" over IPv4 and is wrong over IPv6
+    // [RFC1122 4.1.3.4 checksum, discard] [RFC8200 8.1] zero means "none" over IPv4 and is wrong over IPv6
     if (!wire::verify_transport_checksum(ip.packet, ip.transport_offset, view->length(), ip.source, ip.destination,
                                          wire::IpProtocol::kUdp)) [[unlikely]] {
         counters_.drop(Drop::kUdpChecksum);
@@ -152,7 +153,8 @@ void Udp::learn_mtu(Socket& socket, const IcmpError& error, Instant now) {
 bool Udp::icmp_error(const IcmpError& error, const IpPacket* message, Instant now) {
     const Interface* const own = output_.local_addresses().owner(error.local.address);
     Socket* const socket = find(error.local, error.remote, own != nullptr ? own->index : 0);
-    // [RFC1122 4.1.3.3] errors go up; without IP_RECVERR only a connected socket can tell which of its datagrams is meant
+    // [RFC1122 4.1.3.3 icmp] errors go up; without IP_RECVERR only a connected socket can tell which of its datagrams
+    // is meant
     const bool too_big = error.next_hop_mtu != 0;
     if (socket == nullptr || (!too_big && !socket->options_.errors && !socket->remote_)) {
         if (!passed_on(error, message)) counters_.drop(Drop::kIcmpUnmatched);

@@ -53,6 +53,7 @@ Result<void> Udp::find_way(Socket& socket, const Endpoint& remote, const SendOpt
         (wanted.is_unspecified() ? (socket.dual_ || wanted.is_v4() == remote.address.is_v4())
                                  : wanted == socket.path_source_)) [[likely]]
         return {};
+    // [RFC1122 3.3.4.2 reply] an application answers with IP_PKTINFO, or with the address that it has bound
     const Address source = TRY(source_for(socket, options.source, remote, interface));
     socket.path_ = TRY(output_.find_path(source, remote.address, now, interface));
     socket.path_source_ = source;
@@ -75,6 +76,7 @@ std::uint32_t Udp::path_mtu(Socket& socket, const Endpoint& remote, std::uint32_
     return mtu_of(socket, socket.options_.path_mtu, now);
 }
 
+/// [RFC1122 4.1.4 services] TTL and TOS of each datagram.
 Result<void> Udp::send(Socket& socket, const Endpoint& remote, Payload payload, std::uint32_t length,
                        const SendOptions& options, Instant now) {
     const bool v4 = remote.address.is_v4();
@@ -82,7 +84,7 @@ Result<void> Udp::send(Socket& socket, const Endpoint& remote, Payload payload, 
     TRY_VOID(find_way(socket, remote, options, options.interface != 0 ? options.interface : socket.interface_, now));
     Path& path = socket.path_;
     const Endpoint from{socket.path_source_, socket.local_.port};
-    // [RFC1122 3.2.1.3] a broadcast only by those who mean it
+    // A broadcast only by those who mean it
     const bool for_many = path.resolved && path.mac.is_multicast();
     const bool to_group = remote.address.is_multicast();
     if (for_many && !to_group && !options.broadcast) return fail(EACCES, "broadcast");
@@ -173,6 +175,8 @@ Result<void> Udp::send_whole(const Outgoing& out, Reader& reader, std::uint32_t 
         writer.advance(here);
         length -= static_cast<std::uint32_t>(here);
     }
+    // [RFC1122 4.1.3.4 checksum, default]
+    // [RFC1122 4.1.3.4 none left out] it costs nothing while the payload is copied
     wire::finish_udp_checksum(header, sum.sum(), out.from.address, out.to.address);
     ++counters_.udp_out;
     output_.end(*out.path, packet, out.now);

@@ -30,6 +30,10 @@ inline constexpr std::size_t kIpv4HeaderLength = 20;  // what we send: no option
 
 // [RFC9293 3.9.2.1 MUST-51 .. 53, SHLD-24 left out] source routes are refused and never sent [RFC7126 4.3, 4.4]
 // [RFC9293 3.9.2.1 MAY-10, MAY-11 left out] what we send carries no options: routers drop or delay it [RFC7126 3]
+// [RFC1122 3.2.1.8 source-route, completed-route, return-route, one-route left out] the same
+// [RFC1122 3.3.5 source-routes left out] the same
+// [RFC1122 3.2.1.8 send, receive left out] as above: IP_OPTIONS of a datagram socket leaves it to the kernel
+// [RFC1122 4.1.3.2 options-up, options-down left out] the same
 inline constexpr std::uint8_t kLooseSourceRoute = 131;
 inline constexpr std::uint8_t kStrictSourceRoute = 137;
 
@@ -48,12 +52,12 @@ public:
         if (head.size() < kIpv4HeaderLength) return std::unexpected(Drop::kIpv4Truncated);
         const std::uint8_t first = load_8(head.data());
         const std::size_t header_length = std::size_t{first & 0x0fu} * 4;
-        // [RFC1122 3.2.1.1] a version other than 4 is silently discarded
+        // [RFC1122 3.2.1.1 version] a version other than 4 is silently discarded
         if ((first >> 4) != 4 || header_length < kIpv4HeaderLength) return std::unexpected(Drop::kIpv4Version);
         const std::size_t total_length = load_be16(head.data() + 2);
         if (head.size() < header_length || total_length < header_length || total_length > available)
             return std::unexpected(Drop::kIpv4Truncated);
-        // [RFC1122 3.2.1.2] a host MUST verify the header checksum
+        // [RFC1122 3.2.1.2 checksum] a host MUST verify the header checksum
         PartialSum sum = sum_fixed<kIpv4HeaderLength>(head.data());
         const auto options = head.subspan(kIpv4HeaderLength, header_length - kIpv4HeaderLength);
         if (!options.empty()) [[unlikely]]

@@ -106,7 +106,7 @@ protected:
 INSTANTIATE_TEST_SUITE_P(Families, DatagramControlTest, testing::Bool(),
                          [](const auto& each) { return each.param ? "IPv4" : "IPv6"; });
 
-TEST_P(DatagramControlTest, WhatWasAskedForIsToldInLinuxOrder) {
+TEST_P(DatagramControlTest, WhatWasAskedForIsToldInLinuxOrder) {  // [RFC1122 4.1.4 receive-tos]
     Fd fd = bound();
     for (const int name : {IP_PKTINFO, IP_RECVTTL, IP_RECVTOS, IP_RECVORIGDSTADDR})
         ASSERT_EQ(fd.set_int(IPPROTO_IP, name, 1), 0);

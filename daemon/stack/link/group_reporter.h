@@ -7,7 +7,8 @@
 //   query of an old version  -> for as long as such a querier is about, speak like it: one report a group, kept back when
 //                               another host reports first, and a "leave" from whoever reported last
 //
-// Never reported: 224.0.0.1 and ff02::1, which everybody has joined, and IPv6 groups of narrower scope than the link.
+// [RFC1122 3.3.7 igmp] Never reported: 224.0.0.1 and ff02::1, which everybody has joined, and IPv6 groups of narrower
+// scope than the link.
 #pragma once
 
 #include <memory>

@@ -76,7 +76,7 @@ void LinkLayer::advance(Instant now) {
 }
 
 bool LinkLayer::accepts_group(const Interface& interface, const Address& group, const Address& source) const {
-    // [RFC1112 4] [RFC4291 2.8] everybody is in these
+    // [RFC1122 3.3.7 all-hosts] [RFC1112 4] [RFC4291 2.8] everybody is in these
     if (interface.link != nullptr && (group == kAllNodes || group == kAllHosts || group == kAllNodesHere)) return true;
     // [RFC3376 4.1.12] A query about a group comes to the group, from a router that no filter names: where queries are ours to
     // answer, whether the source is wanted is seen by the sockets alone.

@@ -153,7 +153,8 @@ void NeighborProber::set_mac(Neighbor& neighbor, const MacAddress& mac, Instant 
     neighbor.mac_since = now;
 }
 
-/// One request: to everybody while nothing is known, to the neighbour itself afterwards. [RFC4861 7.2.2] [RFC1122 2.3.2.1]
+/// One request: to everybody while nothing is known, to the neighbour itself afterwards. [RFC4861 7.2.2]
+/// [RFC1122 2.3.3 arp]
 bool NeighborProber::solicit(Neighbor& neighbor, Instant now) {
     Interface& interface = neighbor.link->interface;
     const std::optional<Address> source = choose_source(interface, neighbor.address);
@@ -209,7 +210,7 @@ OwnResolver::Answer NeighborProber::resolve(LinkInterface& link, const Address& 
         case State::kIncomplete: return {Kind::kAsked, {}};
         case State::kFailed: break;
     }
-    // [RFC1122 2.3.2.1 MUST] no flood of requests: who has failed again and again is asked less and less.
+    // [RFC1122 2.3.2.1 arp-flood] no flood of requests: who has failed again and again is asked less and less.
     if (now < neighbor->mac_since) return {Kind::kUnreachable, {}};
     enter(*neighbor, State::kIncomplete, now);
     wheel_.schedule(*neighbor, on_timer(*neighbor, now));
@@ -229,6 +230,8 @@ void NeighborProber::fail(Neighbor& neighbor, Instant now) {
     if (was_known && watcher_ != nullptr) watcher_->on_neighbor_lost(link.interface, address, now);
 }
 
+/// [RFC1122 2.3.2.1 arp-timeout left out] RFC 4861's times for ARP too: entries in use are asked, not timed out
+/// [RFC1122 3.3.1.4 detect, forever, no-ping, traffic] Who is in use and was not heard of is asked, nobody else.
 Instant NeighborProber::on_timer(TimerNode& node, Instant now) {
     auto& neighbor = static_cast<Neighbor&>(node);
     if (now < neighbor.deadline) return neighbor.deadline;
@@ -307,6 +310,7 @@ Drop NeighborProber::advertised(LinkInterface& link, const Address& address, con
     return Drop::kNone;
 }
 
+/// [RFC1122 3.3.1.4 indication, advice] TCP gets on: nobody needs to be asked.
 void NeighborProber::confirm(LinkInterface& link, const Address& address, Instant now) {
     Neighbor* const neighbor = find(link, address);
     if (neighbor == nullptr || (neighbor->state != State::kDelay && neighbor->state != State::kProbe)) return;

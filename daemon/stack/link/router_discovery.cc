@@ -165,6 +165,8 @@ const RouterDiscovery::Router* RouterDiscovery::best(const State& state) const {
     return choice;
 }
 
+/// [RFC1122 3.3.1.5 switch] over IPv6; over IPv4 routes are configured, or the kernel's, and come and go with their
+/// links.
 void RouterDiscovery::neighbor_lost(Interface& interface, const Address& address, Instant now) {
     State* const state = find(interface);
     if (state == nullptr) return;

@@ -93,7 +93,7 @@ TEST_F(NetlinkMirrorTest, DumpsWhatIsThereAtTheStart) {
     });
 }
 
-TEST_F(NetlinkMirrorTest, FollowsChanges) {
+TEST_F(NetlinkMirrorTest, FollowsChanges) {  // [RFC1122 3.3.1.6 manual]
     in_namespace([&] {
         std::vector<MirrorChange> changes;
         mirror_->set_listener([&](const MirrorChange& change) { changes.push_back(change); });

@@ -101,7 +101,7 @@ protected:
 INSTANTIATE_TEST_SUITE_P(Families, ForwardTest, testing::Bool(),
                          [](const auto& param) { return param.param ? "Ipv4" : "Ipv6"; });
 
-TEST_P(ForwardTest, PassesAPacketOnOneHopOlder) {  // [RFC1812 5.3.1] [RFC8200 3]
+TEST_P(ForwardTest, PassesAPacketOnOneHopOlder) {  // [RFC1122 3.1 gateway-rules] [RFC1812 5.3.1] [RFC8200 3]
     const Bytes frame = udp(to);
     Bytes expected = frame;
     wire::store_mac(expected.data(), kRouterMac);

@@ -109,7 +109,7 @@ protected:
 INSTANTIATE_TEST_SUITE_P(Families, IcmpOutputTest, testing::Bool(),
                          [](const auto& param) { return param.param ? "Ipv4" : "Ipv6"; });
 
-TEST_P(IcmpOutputTest, AnswersAnEcho) {  // [RFC1122 3.2.2.6 MUST] [RFC4443 4.2 MUST]
+TEST_P(IcmpOutputTest, AnswersAnEcho) {  // [RFC1122 3.2.2.6 server, source] [RFC4443 4.2 MUST]
     const auto out = answers(ip_frame(peer, our, icmp(), echo_request(56, our)));
     ASSERT_EQ(out.size(), 1u);
     const Answer answer = read(out[0]);
@@ -117,7 +117,7 @@ TEST_P(IcmpOutputTest, AnswersAnEcho) {  // [RFC1122 3.2.2.6 MUST] [RFC4443 4.2 
     EXPECT_EQ(answer.to, peer);
     EXPECT_EQ(answer.type, v4 ? 0 : 129);
     EXPECT_EQ(answer.rest, 0x00070001u);
-    EXPECT_EQ(answer.payload, pattern(56));  // [RFC1122 3.2.2.6 MUST] all of the data
+    EXPECT_EQ(answer.payload, pattern(56));  // [RFC1122 3.2.2.6 data] all of the data
     EXPECT_EQ(counters.icmp_out, 1u);
 }
 
@@ -147,7 +147,7 @@ TEST_P(IcmpOutputTest, TheKernelAnswersForSharedAddresses) {
     EXPECT_EQ(counters.icmp_out, 0u);
 }
 
-TEST_P(IcmpOutputTest, AClosedPortIsTold) {  // [RFC1122 4.1.3.1 SHOULD] [RFC4443 3.1]
+TEST_P(IcmpOutputTest, AClosedPortIsTold) {  // [RFC1122 4.1.3.1 port-unreachable] [RFC1122 3.3.8 errors] [RFC1122 3.4 icmp] [RFC4443 3.1]
     const Bytes frame = udp_to(our);
     const auto out = answers(frame);
     ASSERT_EQ(out.size(), 1u);
@@ -155,7 +155,7 @@ TEST_P(IcmpOutputTest, AClosedPortIsTold) {  // [RFC1122 4.1.3.1 SHOULD] [RFC444
     EXPECT_EQ(answer.from, our);
     EXPECT_EQ(answer.type, v4 ? 3 : 1);
     EXPECT_EQ(answer.code, v4 ? 3 : 4);
-    EXPECT_TRUE(std::ranges::equal(answer.payload, std::span(frame).subspan(14)));  // [RFC1122 3.2.2 MUST] the header
+    EXPECT_TRUE(std::ranges::equal(answer.payload, std::span(frame).subspan(14)));  // [RFC1122 3.2.2 quote] the header
 }
 
 TEST_P(IcmpOutputTest, QuotesNoMoreThanMayBe) {  // [RFC1812 4.3.2.3] [RFC4443 2.4 (c)]
@@ -164,7 +164,7 @@ TEST_P(IcmpOutputTest, QuotesNoMoreThanMayBe) {  // [RFC1812 4.3.2.3] [RFC4443 2
     EXPECT_EQ(read(out[0]).length, v4 ? 576u : 1280u);
 }
 
-TEST_P(IcmpOutputTest, AnUnknownProtocolIsTold) {  // [RFC1122 3.2.2.1 SHOULD] [RFC8200 4]
+TEST_P(IcmpOutputTest, AnUnknownProtocolIsTold) {  // [RFC1122 3.2.2.1 generate] [RFC8200 4]
     const auto out = answers(ip_frame(peer, our, static_cast<wire::IpProtocol>(200), pattern(40)));
     ASSERT_EQ(out.size(), 1u);
     const Answer answer = read(out[0]);
@@ -175,7 +175,8 @@ TEST_P(IcmpOutputTest, AnUnknownProtocolIsTold) {  // [RFC1122 3.2.2.1 SHOULD] [
     EXPECT_TRUE(answers(ip_frame(peer, our, wire::IpProtocol::kNoNextHeader, {})).empty() || v4);
 }
 
-TEST_P(IcmpOutputTest, KeepsSilentAboutWhatMustNotBeAnswered) {  // [RFC1122 3.2.2 MUST NOT] [RFC4443 2.4 (e) MUST NOT]
+// [RFC1122 3.2.2 about-error, about-broadcast, about-link-broadcast, about-source]
+TEST_P(IcmpOutputTest, KeepsSilentAboutWhatMustNotBeAnswered) {  // [RFC4443 2.4 (e) MUST NOT]
     const auto silent = [&](const Bytes& frame, const char* what) { EXPECT_TRUE(answers(frame).empty()) << what; };
     if (v4) {
         silent(udp_frame({peer, 1}, {ip("10.0.0.255"), 9}, pattern(10)), "directed broadcast");
@@ -214,7 +215,7 @@ TEST_P(IcmpOutputTest, ErrorsAreLimited) {  // [RFC1122 3.2.2] [RFC4443 2.4 (f) 
     EXPECT_EQ(sent, 106u) << "echoes are as many as were asked for";
 }
 
-TEST_P(IcmpOutputTest, ATimedOutReassemblyIsTold) {  // [RFC1122 3.3.2 MUST] [RFC792] [RFC4443 3.3]
+TEST_P(IcmpOutputTest, ATimedOutReassemblyIsTold) {  // [RFC1122 3.3.2 timeout] [RFC1122 3.2.2 about-fragment] [RFC792] [RFC4443 3.3]
     const Bytes message = udp_message({peer, 4000}, {our, 9}, pattern(3000));
     const auto frames = cut(peer, our, wire::IpProtocol::kUdp, 5, message, 1400);
     EXPECT_TRUE(answers(frames[0]).empty());
@@ -246,9 +247,9 @@ TEST_P(IcmpOutputTest, BadHeadersAreTold) {
         };
         const auto problem = answers(with_option({1, 7, 9, 0}));  // record route beyond the header
         ASSERT_EQ(problem.size(), 1u);
-        EXPECT_EQ(read(problem[0]).type, 12);  // [RFC1122 3.2.2.5 SHOULD]
+        EXPECT_EQ(read(problem[0]).type, 12);  // [RFC1122 3.2.2.5 generate]
         EXPECT_EQ(read(problem[0]).rest >> 24, 21u);
-        const auto routed = answers(with_option({131, 3, 4, 0}));  // [RFC7126 4.3]
+        const auto routed = answers(with_option({131, 3, 4, 0}));  // [RFC1122 3.3.5 refused] [RFC7126 4.3]
         ASSERT_EQ(routed.size(), 1u);
         EXPECT_EQ(read(routed[0]).type, 3);
         EXPECT_EQ(read(routed[0]).code, 5);

@@ -115,7 +115,7 @@ TEST_F(IcmpTest, EachRefusalHasItsReason) {
         EXPECT_EQ(refusal(c.frame), c.expected) << c.name << ": " << drop_name(refusal(c.frame));
 }
 
-TEST(IcmpMeaning, IsWhatLinuxTellsAnApplication) {
+TEST(IcmpMeaning, IsWhatLinuxTellsAnApplication) {  // [RFC1122 3.2.2.1 act]
     const struct {
         Family family;
         std::uint8_t type, code;

@@ -64,6 +64,7 @@ TEST_F(IpInputTest, AcceptsAPacketThatGoesOnInFurtherFragments) {
     EXPECT_EQ(result->transport_length, 1000u);
 }
 
+// [RFC1122 3.2.1.3 bad-destination, bad-source] [RFC1122 4.1.3.6 bad-source] [RFC9293 3.9.2.3 MUST-63]
 TEST_F(IpInputTest, EachMalformedPacketGivesExactlyItsReason) {
     const struct {
         const char* name;
@@ -75,6 +76,7 @@ TEST_F(IpInputTest, EachMalformedPacketGivesExactlyItsReason) {
         {"whole v6", false, [](Bytes&) {}, Drop::kNone},
         {"13 bytes", true, [](Bytes& f) { f.resize(13); }, Drop::kEthernetTruncated},
         {"other MAC", true, [](Bytes& f) { f[5] = std::byte{9}; }, Drop::kEthernetNotForUs},
+        // [RFC1122 2.4 broadcast-flag] [RFC1122 3.3.6 unicast-in-broadcast]
         {"broadcast MAC", true, [](Bytes& f) { std::fill_n(f.begin(), 6, std::byte{0xff}); }, Drop::kIpUnicastInBroadcast},
         {"ARP", true, [](Bytes& f) { f[13] = std::byte{6}; }, Drop::kEtherTypeUnknown},
         {"VLAN", true, [](Bytes& f) { f[12] = std::byte{0x81}; }, Drop::kVlanForeign},
@@ -90,6 +92,8 @@ TEST_F(IpInputTest, EachMalformedPacketGivesExactlyItsReason) {
          [](Bytes& f) { std::fill_n(f.begin() + 26, 4, std::byte{0}); fix_ipv4_checksum(f); }, Drop::kIpSourceInvalid},
         {"from everybody", true,
          [](Bytes& f) { std::fill_n(f.begin() + 26, 4, std::byte{255}); fix_ipv4_checksum(f); }, Drop::kIpSourceInvalid},
+        {"from a broadcast address", true,
+         [](Bytes& f) { f[29] = std::byte{255}; fix_ipv4_checksum(f); }, Drop::kIpSourceInvalid},
         {"from loopback", true, [](Bytes& f) { f[26] = std::byte{127}; fix_ipv4_checksum(f); }, Drop::kIpSourceInvalid},
         {"from ourselves", true, [](Bytes& f) { f[29] = std::byte{1}; fix_ipv4_checksum(f); }, Drop::kIpSourceInvalid},
         {"first fragment", true, [](Bytes& f) { f[20] = std::byte{0x20}; fix_ipv4_checksum(f); }, Drop::kIpFragment},
@@ -163,13 +167,14 @@ TEST_F(IpInputTest, BroadcastsAreForEverybodyOnTheLinkAndNobodyElse) {
         Drop drop;
     } cases[] = {
         {"10.0.0.2", "255.255.255.255", Drop::kNone},
-        {"10.0.0.2", "10.0.0.255", Drop::kNone},         // [RFC1122 3.2.1.3 (e)] [RFC1122 3.3.6] directed
+        {"10.0.0.2", "10.0.0.255", Drop::kNone},         // [RFC1122 3.3.6 recognize] directed
         {"0.0.0.0", "255.255.255.255", Drop::kNone},     // a DHCP client
         {"10.0.0.2", "10.0.1.255", Drop::kIpNotForUs},   // of another network
         {"10.0.0.2", "10.0.0.0", Drop::kIpNotForUs},     // the obsolete form
         {"10.0.0.1", "10.0.0.255", Drop::kIpSourceInvalid},
         {"224.0.0.1", "10.0.0.255", Drop::kIpSourceInvalid},
         {"255.255.255.255", "10.0.0.255", Drop::kIpSourceInvalid},
+        {"10.0.0.255", "10.0.0.255", Drop::kIpSourceInvalid},
     };
     for (const auto& c : cases) {
         Bytes frame = ip_frame(ip(c.source), ip(c.destination), wire::IpProtocol::kUdp, pattern(40), wire::kBroadcastMac);

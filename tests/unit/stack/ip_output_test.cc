@@ -47,7 +47,7 @@ TEST_F(IpOutputTest, Ipv4HeadersAreWhatTheViewsProve) {
     know(peer4, kPeerMac);
     Path path = path_to(peer4);
     EXPECT_TRUE(path.resolved);
-    EXPECT_EQ(path.mtu, 1500u);
+    EXPECT_EQ(path.mtu, 1500u);  // [RFC1122 3.3.3 learn]
     ASSERT_TRUE(send(path, our4, peer4, pattern(100), 0x2e, 0));
 
     const auto frames = take_frames(tx);
@@ -55,12 +55,13 @@ TEST_F(IpOutputTest, Ipv4HeadersAreWhatTheViewsProve) {
     const auto ethernet = wire::EthernetView::parse(frames[0]).value();
     EXPECT_EQ(ethernet.destination(), kPeerMac);
     EXPECT_EQ(ethernet.source(), kOurMac);
-    EXPECT_EQ(ethernet.ether_type(), wire::EtherType::kIpv4);
+    EXPECT_EQ(ethernet.ether_type(), wire::EtherType::kIpv4);  // [RFC1122 2.3.3 encapsulation, 2.3.1 trailers]
     const auto header = wire::Ipv4View::parse(ethernet.payload_in_head()).value();
     EXPECT_EQ(header.source(), our4);
     EXPECT_EQ(header.destination(), peer4);
     EXPECT_EQ(header.hop_limit(), 64);
-    EXPECT_EQ(header.traffic_class(), 0x2e);
+    EXPECT_EQ(header.traffic_class(), 0x2e);  // [RFC1122 3.2.1.6 send-tos, mapping] [RFC1122 3.4 services]
+    EXPECT_TRUE(header.options().empty());    // [RFC1122 3.2.1.8 send-stream]
     EXPECT_TRUE(header.dont_fragment());  // [RFC6864 4.1] so identification may be zero
     EXPECT_EQ(header.identification(), 0);  // [RFC9293 3.8.1 MAY-4] [RFC1122 3.2.1.5 identification] in every copy
     EXPECT_EQ(header.protocol(), wire::IpProtocol::kTcp);
@@ -79,7 +80,7 @@ TEST_F(IpOutputTest, Ipv6HeadersAreWhatTheViewsProve) {
     const auto header = wire::Ipv6View::parse(ethernet.payload_in_head()).value();
     EXPECT_EQ(header.source(), our6);
     EXPECT_EQ(header.destination(), peer6);
-    EXPECT_EQ(header.hop_limit(), 9);
+    EXPECT_EQ(header.hop_limit(), 9);  // [RFC1122 3.2.1.7 set]
     EXPECT_EQ(header.traffic_class(), 0x2e);
     EXPECT_EQ(header.flow_label(), 0u);
     EXPECT_EQ(header.payload_length(), 100u);
@@ -96,7 +97,7 @@ TEST_F(IpOutputTest, APacketMaySpanFrames) {
     EXPECT_EQ(sent, pattern(8980));
 }
 
-TEST_F(IpOutputTest, OnLinkGoesToTheNeighbourElseToTheGateway) {
+TEST_F(IpOutputTest, OnLinkGoesToTheNeighbourElseToTheGateway) {  // [RFC1122 3.3.1.1 mask] [RFC1122 3.3.1.2 default]
     EXPECT_EQ(path_to(peer4).next_hop, peer4);
     EXPECT_EQ(path_to(ip("192.0.2.1")).next_hop, router4);
     EXPECT_EQ(path_to(peer6).next_hop, peer6);
@@ -111,7 +112,7 @@ TEST_F(IpOutputTest, SaysWhyThereIsNoPath) {
                      .type = Route::Type::kUnreachable},
                     {.destination = ip("10.3.0.1"), .prefix_length = 32, .interface = 8,
                      .type = Route::Type::kLocal}});
-    EXPECT_EQ(error_to(peer4), 0);
+    EXPECT_EQ(error_to(peer4), 0);  // [RFC1122 3.3.1.1 alone]
     EXPECT_EQ(error_to(ip("192.0.2.1")), ENETUNREACH) << "no route";
     EXPECT_EQ(error_to(ip("10.1.0.1")), ENETUNREACH) << "an interface that is not ours";
     EXPECT_EQ(error_to(ip("10.2.0.1")), EHOSTUNREACH) << "an unreachable route";
@@ -124,7 +125,7 @@ TEST_F(IpOutputTest, SaysWhyThereIsNoPath) {
     EXPECT_EQ(error_to(ip("ff02::1")), ENETUNREACH) << "no interface is up";
 }
 
-TEST_F(IpOutputTest, GroupsAndBroadcastsNeedNoNeighbour) {
+TEST_F(IpOutputTest, GroupsAndBroadcastsNeedNoNeighbour) {  // [RFC1122 3.3.6 link-broadcast, ones, limited]
     const struct {
         const char* destination;
         MacAddress mac;
@@ -141,14 +142,14 @@ TEST_F(IpOutputTest, GroupsAndBroadcastsNeedNoNeighbour) {
     EXPECT_TRUE(resolver.asked.empty());
 }
 
-TEST_F(IpOutputTest, MulticastStaysOnTheLinkUnlessAskedOtherwise) {  // [RFC1112 6.1]
+TEST_F(IpOutputTest, MulticastStaysOnTheLinkUnlessAskedOtherwise) {  // [RFC1122 3.3.7 multicast] [RFC1112 6.1]
     Path path = path_to(ip("224.1.2.3"));
     ASSERT_TRUE(send(path, our4, ip("224.1.2.3"), pattern(8)));
     const auto frames = take_frames(tx);
     EXPECT_EQ(wire::Ipv4View::parse(std::span(frames.at(0)).subspan(14)).value().hop_limit(), 1);
 }
 
-TEST_F(IpOutputTest, AnUnknownNeighbourGetsThePacketWhenItAnswers) {
+TEST_F(IpOutputTest, AnUnknownNeighbourGetsThePacketWhenItAnswers) {  // [RFC1122 2.4 unresolved]
     Path path = path_to(peer4);
     EXPECT_FALSE(path.resolved);
     ASSERT_TRUE(send(path, our4, peer4, pattern(10)));
@@ -170,7 +171,7 @@ TEST_F(IpOutputTest, AnUnknownNeighbourGetsThePacketWhenItAnswers) {
     EXPECT_FALSE(output.stale(path));
 }
 
-TEST_F(IpOutputTest, APathGrowsOldWithRoutesAndNeighbours) {
+TEST_F(IpOutputTest, APathGrowsOldWithRoutesAndNeighbours) {  // [RFC1122 3.3.1.2 cache]
     know(peer4, kPeerMac);
     Path path = path_to(peer4);
     EXPECT_FALSE(output.stale(path));
@@ -181,7 +182,7 @@ TEST_F(IpOutputTest, APathGrowsOldWithRoutesAndNeighbours) {
     EXPECT_TRUE(output.stale(path));
 }
 
-TEST_F(IpOutputTest, RefusesMoreThanTheMtuByName) {
+TEST_F(IpOutputTest, RefusesMoreThanTheMtuByName) {  // [RFC1122 3.3.3 no-larger]
     know(peer4, kPeerMac);
     Path path = path_to(peer4);
     EXPECT_TRUE(send(path, our4, peer4, pattern(1480)));

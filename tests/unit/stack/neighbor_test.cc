@@ -49,7 +49,7 @@ TEST_F(NeighborTest, PacketsWaitForTheAnswerAndLeaveInOrder) {
     EXPECT_EQ(pool.available(), pool.count());
 }
 
-TEST_F(NeighborTest, TheKernelIsAskedAtMostOnceASecond) {
+TEST_F(NeighborTest, TheKernelIsAskedAtMostOnceASecond) {  // [RFC1122 2.3.2.1 arp-flood]
     enqueue(1);
     now += 999ms;
     enqueue(2);
@@ -59,7 +59,7 @@ TEST_F(NeighborTest, TheKernelIsAskedAtMostOnceASecond) {
     EXPECT_EQ(resolver.asked.size(), 2u);
 }
 
-TEST_F(NeighborTest, TheOldestPacketMakesRoom) {  // [RFC1122 2.3.2.2]
+TEST_F(NeighborTest, TheOldestPacketMakesRoom) {  // [RFC1122 2.3.2.2 arp-queue]
     for (std::uint8_t i = 0; i < NeighborTable::kMaxPending + 2; ++i) enqueue(i);
     EXPECT_EQ(counters.dropped(Drop::kNeighborQueueFull), 2u);
     know(peer4, kPeerMac);
@@ -97,7 +97,7 @@ TEST_F(NeighborTest, WhatNobodyAnswersExpires) {
     EXPECT_EQ(pool.available(), pool.count());
 }
 
-TEST_F(NeighborTest, RemovedNeighbourDropsWhatWaited) {
+TEST_F(NeighborTest, RemovedNeighbourDropsWhatWaited) {  // [RFC1122 2.3.2.1 arp-flush]
     enqueue(1);
     neighbors.remove(7, peer4, tx);
     EXPECT_EQ(counters.dropped(Drop::kNeighborUnresolved), 1u);

@@ -66,7 +66,7 @@ protected:
 INSTANTIATE_TEST_SUITE_P(Families, ReassemblyTest, testing::Bool(),
                          [](const auto& param) { return param.param ? "Ipv4" : "Ipv6"; });
 
-TEST_P(ReassemblyTest, PutsAPacketTogetherInAnyOrder) {  // [RFC1122 3.3.2 MUST] [RFC791 3.2] [RFC8200 4.5]
+TEST_P(ReassemblyTest, PutsAPacketTogetherInAnyOrder) {  // [RFC1122 3.2.1.4 reassembly] [RFC1122 3.3.2 reassemble] [RFC791 3.2] [RFC8200 4.5]
     const Bytes message = pattern(5000);
     auto frames = cut(from, to, wire::IpProtocol::kUdp, 77, message, 1000);
     std::ranges::sort(frames);
@@ -78,7 +78,7 @@ TEST_P(ReassemblyTest, PutsAPacketTogetherInAnyOrder) {  // [RFC1122 3.3.2 MUST]
     EXPECT_EQ(reassembly->free_chunks(), idle_chunks());
 }
 
-TEST_P(ReassemblyTest, TheLongestPacketIsTakenAndNotOneByteMore) {  // ping of death
+TEST_P(ReassemblyTest, TheLongestPacketIsTakenAndNotOneByteMore) {  // [RFC1122 3.3.2 size, limit, learn]; ping of death
     const std::size_t longest = v4 ? 65515 : 65535;
     const Bytes message = pattern(longest);
     const auto frames = cut(from, to, wire::IpProtocol::kUdp, 1, message, 1480);
@@ -149,7 +149,7 @@ TEST_P(ReassemblyTest, ADuplicateOfTheNetworkIsHarmless) {  // [RFC8200 4.5]
     EXPECT_EQ(add(frames[2]).message, message);
 }
 
-TEST_P(ReassemblyTest, TimeEndsIt) {  // [RFC1122 3.3.2 MUST] a timeout; [RFC8200 4.5] 60 seconds
+TEST_P(ReassemblyTest, TimeEndsIt) {  // [RFC1122 3.3.2 timeout] a timeout; [RFC8200 4.5] 60 seconds
     add(one(1, 0, true, pattern(1480)));
     add(one(2, 1480, false, pattern(10)));
     const Duration limit = v4 ? 30s : 60s;

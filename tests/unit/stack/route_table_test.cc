@@ -18,7 +18,7 @@ TEST(RouteTable, EmptyTableKnowsNoWay) {
     EXPECT_EQ(table.lookup(ip("fd00::1")), nullptr);
 }
 
-TEST(RouteTable, LongestPrefixWinsThenLowestMetric) {
+TEST(RouteTable, LongestPrefixWinsThenLowestMetric) {  // [RFC1122 3.2.1.3 subnets] [RFC1122 3.3.1.2 several]
     RouteTable table;
     table.replace({to("0.0.0.0", 0, 1), to("10.0.0.0", 8, 2), to("10.1.0.0", 16, 3, 100), to("10.1.0.0", 16, 4, 50),
                    to("10.1.2.3", 32, 5), to("::", 0, 6), to("fd00::", 16, 7), to("fd00::1", 128, 8)});
@@ -42,7 +42,7 @@ TEST(RouteTable, FamiliesDoNotMix) {
     EXPECT_EQ(table.lookup(ip("fd00::1")), nullptr);
 }
 
-TEST(RouteTable, HostBitsOfANetworkDoNotMatter) {
+TEST(RouteTable, HostBitsOfANetworkDoNotMatter) {  // [RFC1122 3.2.1.3 subnets]
     RouteTable table;
     table.replace({to("10.1.2.3", 8, 1)});
     EXPECT_NE(table.lookup(ip("10.200.0.1")), nullptr);

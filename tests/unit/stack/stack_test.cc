@@ -241,7 +241,7 @@ TEST_F(StackTest, ConnectToADeadNeighbourFailsAsOnLinux) {
     EXPECT_EQ(pool.available(), pool.count());
 }
 
-TEST_F(StackTest, AnIcmpErrorEndsAConnectThatItIsAbout) {
+TEST_F(StackTest, AnIcmpErrorEndsAConnectThatItIsAbout) {  // [RFC1122 3.2.2 demultiplex] [RFC1122 3.2.2.1 pass]
     stack.neighbors().update(7, peer4, kPeerMac, NeighborState::kReachable, tx);
     Side client;
     ASSERT_TRUE(stack.connect({our4, 40000}, {peer4, 80}, {}, client, now));
@@ -269,7 +269,7 @@ TEST_F(StackTest, AnIcmpErrorEndsAConnectThatItIsAbout) {
     EXPECT_EQ(counters.icmp_in, 1u);
 }
 
-TEST_F(StackTest, AnIcmpErrorReachesTheConnectedUdpSocket) {
+TEST_F(StackTest, AnIcmpErrorReachesTheConnectedUdpSocket) {  // [RFC1122 4.1.3.3 icmp] [RFC1122 3.2.2 demultiplex]
     stack.neighbors().update(7, peer4, kPeerMac, NeighborState::kReachable, tx);
     Inbox inbox;
     udp::Socket& socket = **stack.bind_udp({ip("0.0.0.0"), 1000}, false, inbox);
@@ -287,7 +287,7 @@ TEST_F(StackTest, AnIcmpErrorReachesTheConnectedUdpSocket) {
     EXPECT_THAT(inbox.errors, ElementsAre(ECONNREFUSED));
 }
 
-TEST_F(StackTest, CountsWhatItCannotUse) {
+TEST_F(StackTest, CountsWhatItCannotUse) {  // [RFC1122 3.1 counters]
     const auto input = [&](const Bytes& frame) { stack.input(*eth0, received(frame), now); };
     input(Bytes(10));
     EXPECT_EQ(counters.dropped(Drop::kEthernetTruncated), 1u);

@@ -460,7 +460,7 @@ TEST(TcpOpen, JumboMtuAnnouncesJumboMss) {
     t.expect(syn().seq(0).mss(65495));
 }
 
-TEST(TcpOpen, IcmpErrorEndsOnlyAnAttempt) {  // [RFC9293 3.9.2.2 MUST-54, MUST-56] [RFC5461]
+TEST(TcpOpen, IcmpErrorEndsOnlyAnAttempt) {  // [RFC9293 3.9.2.2 MUST-54, MUST-56] [RFC1122 3.2.2.1 hint] [RFC5461]
     StackTest t;
     t.connect();
     t.expect(syn().seq(0));

@@ -94,7 +94,7 @@ protected:
 
 // --- input -----------------------------------------------------------------------------------------------------------
 
-TEST_F(UdpTest, ADatagramArrivesWithWhereItCameFrom) {
+TEST_F(UdpTest, ADatagramArrivesWithWhereItCameFrom) {  // [RFC1122 4.1.3.5 local-address] [RFC1122 3.4 interface]
     Inbox inbox;
     bind(our4, 53, inbox);
     Bytes frame = udp_frame({peer4, 4000}, {our4, 53}, pattern(200));
@@ -129,7 +129,7 @@ TEST_F(UdpTest, AnEmptyDatagramIsADatagram) {
     EXPECT_THAT(inbox.items[0].payload, IsEmpty());
 }
 
-TEST_F(UdpTest, EachRefusalHasItsReason) {
+TEST_F(UdpTest, EachRefusalHasItsReason) {  // [RFC1122 4.1.3.4 checksum, discard]
     Inbox inbox;
     bind(our4, 53, inbox);
     bind(our6, 53, inbox);
@@ -228,7 +228,7 @@ TEST_F(UdpTest, AConnectedSocketHearsNobodyElse) {
     EXPECT_EQ(inbox.items.size(), 1u);
 }
 
-TEST_F(UdpTest, ConnectFixesTheLocalAddressUntilDisconnect) {
+TEST_F(UdpTest, ConnectFixesTheLocalAddressUntilDisconnect) {  // [RFC1122 4.1.3.5 notified]
     Inbox inbox;
     Socket& socket = bind(ip("0.0.0.0"), 4444, inbox);
     const Endpoint peer{peer4, 53};
@@ -303,7 +303,7 @@ TEST_F(UdpTest, AClosedConnectedSocketIsGone) {
 
 // --- output ----------------------------------------------------------------------------------------------------------
 
-TEST_F(UdpTest, SendsWhatAPeerAccepts) {
+TEST_F(UdpTest, SendsWhatAPeerAccepts) {  // [RFC1122 4.1.3.4 checksum, default]
     know(peer4, kPeerMac);
     know(peer6, kPeerMac);
     Inbox inbox;
@@ -327,6 +327,7 @@ TEST_F(UdpTest, SendsWhatAPeerAccepts) {
     EXPECT_EQ(counters.udp_out, 2u);
 }
 
+// [RFC1122 3.3.4.2 choose, reply] [RFC1122 4.1.3.5 choose, wild]
 TEST_F(UdpTest, AnyAddressSocketsSpeakWithTheRightOne) {
     eth0.addresses.push_back({ip("10.0.0.9"), 24});
     apply();
@@ -350,7 +351,11 @@ TEST_F(UdpTest, SaysWhyItCannotSend) {
     EXPECT_EQ(error_of(send(six, {peer6, 1}, pattern(65528))), EMSGSIZE);
     EXPECT_EQ(error_of(send(four, {peer6, 1}, pattern(1))), ENETUNREACH) << "IPv4 socket, IPv6 peer";
     EXPECT_EQ(error_of(send(six, {peer4, 1}, pattern(1))), ENETUNREACH) << "not dual";
+    // [RFC1122 3.2.1.3 own-source] [RFC1122 4.1.3.6 own-source]
     EXPECT_EQ(error_of(send(four, {peer4, 1}, pattern(1), ip("10.0.0.77"))), EADDRNOTAVAIL);
+    // [RFC1122 3.3.6 source]
+    for (const char* many : {"10.0.0.255", "255.255.255.255", "224.0.0.1"})
+        EXPECT_EQ(error_of(send(four, {peer4, 1}, pattern(1), ip(many))), EADDRNOTAVAIL) << many;
     EXPECT_EQ(error_of(send(four, {ip("127.0.0.1"), 1}, pattern(1))), EHOSTUNREACH);
     EXPECT_EQ(error_of(send(four, {our4, 54}, pattern(1))), EHOSTUNREACH) << "nobody here: the kernel's port";
     routes.replace({});
@@ -392,7 +397,7 @@ Bytes reassemble(const std::vector<Bytes>& frames, std::uint32_t mtu) {
     return message;
 }
 
-TEST_F(UdpTest, LargeDatagramsAreCutAndFitTogetherAgain) {
+TEST_F(UdpTest, LargeDatagramsAreCutAndFitTogetherAgain) {  // [RFC1122 3.3.3 fragment]
     know(peer4, kPeerMac);
     know(peer6, kPeerMac);
     Inbox inbox;
@@ -639,7 +644,7 @@ TEST_F(UdpTest, ASocketOfOneInterfaceHearsAndSpeaksThroughThatOnly) {
 
 // --- to many ---------------------------------------------------------------------------------------------------------
 
-TEST_F(UdpTest, ABroadcastMustBeMeantAndIsHeardByAllOnThisHost) {  // [RFC1122 4.1.3.4] EACCES without SO_BROADCAST
+TEST_F(UdpTest, ABroadcastMustBeMeantAndIsHeardByAllOnThisHost) {  // EACCES without SO_BROADCAST
     Inbox one, two, connected, other_port;
     Socket& socket = bind(ip("0.0.0.0"), 53, one);
     bind(ip("0.0.0.0"), 53, two);

@@ -150,7 +150,7 @@ TEST_P(TenantDatagramTest, ABurstOfOneFlowIsOneDatagramForThoseWhoAsk) {
     EXPECT_EQ(receive(plain).size(), 3u);
 }
 
-TEST_P(TenantDatagramTest, WhatTheHeaderSaysIsDone) {
+TEST_P(TenantDatagramTest, WhatTheHeaderSaysIsDone) {  // [RFC1122 4.1.4 services] [RFC1122 3.2.1.7 send-zero]
     const std::uint32_t socket = bind();
     shm::DatagramHeader header{};
     header.remote = wire(peer());

@@ -102,7 +102,7 @@ TEST(Ipv4, PayloadMayGoBeyondTheHead) {
     EXPECT_FALSE(Ipv4View::parse(truncated(packet, 28), packet.size() - 1));
 }
 
-TEST(Ipv4, RefusesOtherVersionsAndShortHeaders) {  // [RFC1122 3.2.1.1]
+TEST(Ipv4, RefusesOtherVersionsAndShortHeaders) {  // [RFC1122 3.2.1.1 version]
     for (const unsigned first : {0x05u, 0x35u, 0x55u, 0x65u, 0xf5u, 0x40u, 0x44u}) {
         Bytes packet = packet_of(kHeader, 4);
         packet[0] = static_cast<std::byte>(first);
@@ -116,7 +116,7 @@ TEST(Ipv4, RefusesATotalLengthBelowTheHeader) {
     EXPECT_EQ(refusal(with_checksum(packet, 20)), Drop::kIpv4Truncated);
 }
 
-TEST(Ipv4, RefusesEveryFlippedBitOfTheHeader) {  // [RFC1122 3.2.1.2]
+TEST(Ipv4, RefusesEveryFlippedBitOfTheHeader) {  // [RFC1122 3.2.1.2 checksum]
     const Bytes packet = packet_of(kHeader, 4);
     for (std::size_t bit = 0; bit < 160; ++bit) {
         Bytes flipped = packet;

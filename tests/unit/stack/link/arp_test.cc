@@ -132,6 +132,7 @@ TEST_F(ArpTest, AnswersForOurAddressAndNoOther) {
     EXPECT_EQ(LinkHost::describe(host.next()), "arp reply 10.0.0.1 -> 0.0.0.0");
 }
 
+// [RFC1122 2.3.3 arp]
 TEST_F(ArpTest, ResolvesAndSendsWhatWaited) {
     send("10.0.0.2", "one");
     send("10.0.0.2", "two");
@@ -153,7 +154,7 @@ TEST_F(ArpTest, AFragmentedDatagramOf64KWaitsWhole) {
     EXPECT_EQ(host.dropped(Drop::kNeighborQueueFull), 0u);
 }
 
-// [RFC1122 2.3.2.1 MUST] at most one request a second; after three it is over, and the socket hears of it.
+// [RFC1122 2.3.2.1 arp-flood] at most one request a second; after three it is over, and the socket hears of it.
 TEST_F(ArpTest, AsksThreeTimesThenGivesUpForLongerAndLonger) {
     send("10.0.0.2");
     host.after(2999ms);
@@ -178,6 +179,7 @@ TEST_F(ArpTest, AsksThreeTimesThenGivesUpForLongerAndLonger) {
 }
 
 // [RFC826] [RFC4861 7.3.3] used, not confirmed: asked directly, and replaced when it does not answer.
+// [RFC1122 3.3.1.4 detect, forever, no-ping, traffic] [RFC1122 2.3.2.1 arp-flush]
 TEST_F(ArpTest, AnUnusedNeighbourIsLeftAloneAndAUsedOneIsProbed) {
     send("10.0.0.2");
     host.receive(arp_reply("10.0.0.2", "10.0.0.1")).forget();

@@ -104,7 +104,7 @@ INSTANTIATE_TEST_SUITE_P(Families, GroupReporterTest, testing::Bool(),
                          [](const auto& param) { return param.param ? "Igmp" : "Mld"; });
 
 // [RFC3376 5.1] [RFC3810 6.1] at once, and once more within a second
-TEST_P(GroupReporterTest, JoinAndLeaveAreReportedTwice) {
+TEST_P(GroupReporterTest, JoinAndLeaveAreReportedTwice) {  // [RFC1122 3.3.7 igmp]
     join();
     host.after(1ms);
     EXPECT_THAT(lines(), ElementsAre(report(record("to_ex"))));
@@ -143,7 +143,7 @@ TEST_P(GroupReporterTest, SourcesAreAllowedAndBlocked) {
 }
 
 // [RFC3376 5.2] [RFC3810 6.2]
-TEST_P(GroupReporterTest, AGeneralQueryIsAnsweredAfterARandomDelay) {
+TEST_P(GroupReporterTest, AGeneralQueryIsAnsweredAfterARandomDelay) {  // [RFC1122 3.3.7 all-hosts] it comes to that group
     join();
     ASSERT_TRUE(host.stack.groups().join_source(members[1], 7, ip(names().other), source(1)));
     host.after(10s).forget();

@@ -312,7 +312,7 @@ TEST_F(NudTest, ThreeProbesUnansweredAndItIsGone) {
     send("fd00::2");
     EXPECT_EQ(LinkHost::describe(host.next()), "ns fd00::1 -> ff02::1:ff00:2 fd00::2 smac") << "from the start";
 }
-TEST_F(NudTest, ProgressOfTcpConfirms) {  // [RFC4861 7.3.1]
+TEST_F(NudTest, ProgressOfTcpConfirms) {  // [RFC1122 3.3.1.4 indication, advice] [RFC4861 7.3.1]
     delay();
     EXPECT_TRUE(host.stack.neighbors().wants_confirmation());
     host.stack.neighbors().confirm(7, ip("fd00::2"), host.now);

@@ -185,7 +185,7 @@ TEST_F(RouterTest, ALifetimeWithoutEnd) {
     EXPECT_FALSE(address_in("2001:db8::")->deprecated);
 }
 
-// [RFC4861 6.3.6] a router that does not answer makes room for another.
+// [RFC1122 3.3.1.5 switch] [RFC4861 6.3.6] a router that does not answer makes room for another.
 TEST_F(RouterTest, ASilentRouterIsReplaced) {
     say({.prefixes = {both("2001:db8::", 7200, 7200)}});
     say({.from = "fe80::ff", .mac = kPeerMac});
