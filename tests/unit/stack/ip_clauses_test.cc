@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "daemon/stack/input_hooks.h"
+#include "daemon/stack/ip_packet.h"
 #include "daemon/stack/stack.h"
 #include "daemon/stack/tcp/connection.h"
 #include "daemon/stack/tcp/listener.h"
@@ -177,7 +179,7 @@ TEST_P(IpClauses, OptionsThatNobodyKnowsAreIgnored) {  // [RFC9293 3.9.2.1 MUST-
 TEST_P(IpClauses, WhatHasArrivedHasHopsEnoughAndBringsItsTos) {  // [RFC1122 3.2.1.7 accept-low] [RFC1122 3.2.1.6 receive-tos]
     Inbox inbox;
     ASSERT_TRUE(stack.bind_udp({our, 53}, false, inbox));
-    for (const std::uint8_t hops : {0, 1}) {
+    for (const std::uint8_t hops : {std::uint8_t{0}, std::uint8_t{1}}) {
         Bytes frame = udp_frame({peer, 4000}, {our, 53}, pattern(10));
         frame[v4 ? 22 : 21] = std::byte{hops};
         if (v4) {
