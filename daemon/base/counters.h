@@ -68,6 +68,7 @@ namespace culvert {
     X(hand_over_wakeups, "wake-ups of other engines")                   \
     X(icmp_out, "ICMP messages sent")                                   \
     X(icmp_limited, "ICMP errors not sent because of a limit")          \
+    X(tcp_super_packets_out, "TCP packets sent for the device to cut")  \
     X(ip_forwarded, "IP packets forwarded")                             \
     X(ip_reassembled, "IP packets put together from fragments")         \
     X(turns, "turns of the engine loop")                                \

@@ -140,12 +140,12 @@ Result<Path> IpOutput::find_path(const Address& source, const Address& destinati
 
 /// [RFC1122 3.3.3 no-larger]
 bool IpOutput::reserve(const Path& path, bool v4, std::uint32_t ip_header_length, std::uint32_t payload_length,
-                       TxPacket& packet) {
+                       TxPacket& packet, bool to_be_cut) {
     DCHECK(path.interface != nullptr);
-    // A path to ourselves has no link that limits it, only the length fields of the headers.
+    // A path to ourselves has no link that limits it, nor has what the device cuts: only the length fields of the headers.
     const std::uint32_t ip_length = ip_header_length + payload_length;
     const std::uint32_t longest = v4 ? 0xffff : 0xffff + static_cast<std::uint32_t>(wire::kIpv6HeaderLength);
-    if (ip_length > (path.local ? longest : std::min(longest, path.mtu))) {
+    if (ip_length > (path.local || to_be_cut ? longest : std::min(longest, path.mtu))) {
         counters_.drop(Drop::kPacketTooBig);
         return false;
     }
@@ -177,12 +177,12 @@ bool IpOutput::reserve(const Path& path, bool v4, std::uint32_t ip_header_length
                                                            const Address& destination, std::uint8_t protocol,
                                                            std::uint8_t tos, std::uint8_t ttl, const Fragment* fragment,
                                                            std::uint32_t length, TxPacket& packet,
-                                                           std::uint32_t& transport_offset) {
+                                                           std::uint32_t& transport_offset, bool to_be_cut) {
     const bool v4 = destination.is_v4();
     const bool fragment_header = !v4 && fragment != nullptr && (fragment->offset != 0 || fragment->more);
     std::uint32_t header_length = static_cast<std::uint32_t>(v4 ? wire::kIpv4HeaderLength : wire::kIpv6HeaderLength);
     if (fragment_header) header_length += static_cast<std::uint32_t>(wire::kIpv6FragmentHeaderLength);
-    if (!reserve(path, v4, header_length, length, packet)) return false;
+    if (!reserve(path, v4, header_length, length, packet, to_be_cut)) return false;
     const auto out = packet.fragments[0].subspan(link_header_length(path));
     if (v4) {
         // [RFC9293 3.8.1 MAY-4] [RFC1122 3.2.1.5 identification] [RFC6864 4.1] with DF set nobody will cut the packet,
@@ -226,6 +226,12 @@ bool IpOutput::begin(const Path& path, const Address& source, const Address& des
                      std::uint8_t tos, std::uint8_t ttl, std::uint32_t transport_length, TxPacket& packet,
                      std::uint32_t& transport_offset) {
     return write_headers(path, source, destination, protocol, tos, ttl, nullptr, transport_length, packet, transport_offset);
+}
+
+bool IpOutput::begin_super(const Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
+                           std::uint8_t tos, std::uint8_t ttl, std::uint32_t transport_length, TxPacket& packet,
+                           std::uint32_t& transport_offset) {
+    return write_headers(path, source, destination, protocol, tos, ttl, nullptr, transport_length, packet, transport_offset, true);
 }
 
 bool IpOutput::begin_fragment(const Path& path, const Address& source, const Address& destination,

@@ -111,6 +111,11 @@ public:
     bool begin(const Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
                std::uint8_t tos, std::uint8_t ttl, std::uint32_t transport_length, TxPacket& packet,
                std::uint32_t& transport_offset);
+    /// The same for a packet that the device cuts (Interface::segmentation_limit): the MTU does not bound it. The caller sets
+    /// TxPacket::segment_size.
+    bool begin_super(const Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
+                     std::uint8_t tos, std::uint8_t ttl, std::uint32_t transport_length, TxPacket& packet,
+                     std::uint32_t& transport_offset);
     /// The same for one fragment of a message, or (offset 0, no more) for a whole one that routers may cut on its way
     /// over IPv4. Over IPv6 a fragment header is written unless the fragment is the whole.
     bool begin_fragment(const Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
@@ -150,9 +155,9 @@ private:
     Interface* interface_for_unrouted(const Address& source) const;
     bool write_headers(const Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
                        std::uint8_t tos, std::uint8_t ttl, const Fragment* fragment, std::uint32_t length,
-                       TxPacket& packet, std::uint32_t& transport_offset);
+                       TxPacket& packet, std::uint32_t& transport_offset, bool to_be_cut = false);
     bool reserve(const Path& path, bool v4, std::uint32_t ip_header_length, std::uint32_t payload_length,
-                 TxPacket& packet);
+                 TxPacket& packet, bool to_be_cut);
 
     RouteTable& routes_;
     NeighborTable& neighbors_;

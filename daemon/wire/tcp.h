@@ -156,4 +156,13 @@ inline void finish_tcp_checksum(std::span<std::byte> header, PartialSum payload,
     store_be16(header.data() + 16, wire::checksum(sum));
 }
 
+/// Leaves the checksum to whoever cuts and sends the segment: the field holds the sum of the pseudo-header, for all of
+/// `payload_length`. (CHECKSUM_PARTIAL of Linux, include/linux/skbuff.h)
+inline void leave_tcp_checksum(std::span<std::byte> header, std::size_t payload_length, const Address& source,
+                               const Address& destination) {
+    const PartialSum sum = pseudo_header_sum(source, destination, IpProtocol::kTcp,
+                                             static_cast<std::uint32_t>(header.size() + payload_length));
+    store_be16(header.data() + 16, static_cast<std::uint16_t>(~wire::checksum(sum)));
+}
+
 }  // namespace culvert::wire

@@ -263,6 +263,10 @@ TEST_P(StackOnTap, MegabytesGoThroughInSuperPackets) {
     EXPECT_EQ(mirror.wrong, 0u);
     EXPECT_GT(number("file_rx_merged"), 0u) << "the kernel sends super-packets";
     EXPECT_LT(number("file_rx_packets"), kBytes / 1448) << "fewer packets than segments";
+    EXPECT_GT(number("file_tx_segmented"), 0u) << "and takes them";
+    EXPECT_EQ(number("file_tx_segmented"), counters.tcp_super_packets_out);
+    EXPECT_LT(number("file_tx_packets"), kBytes / 1448) << "ACKs and data together";
+    EXPECT_GE(counters.tcp_segments_out, kBytes / 1448);
     stack.close(**listener);
 }
 

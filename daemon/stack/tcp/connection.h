@@ -172,9 +172,11 @@ private:
         explicit operator bool() const { return length > 0 || fin; }
     };
     Sendable next_new_data(std::uint32_t room) const;
+    Sendable widened(const Sendable& next, std::uint64_t permitted, std::uint32_t room) const;
     bool retransmit(const LossRecovery::Permit& permit, const wire::TcpOptions& options, std::uint32_t room, Instant now);
+    /// More than `segment_size` bytes: as one packet that the device cuts.
     bool send_segment(Position first, std::uint32_t length, wire::TcpFlags flags, const wire::TcpOptions& options,
-                      SendQueue::Reader* payload, Instant now);
+                      SendQueue::Reader* payload, Instant now, std::uint32_t segment_size = UINT32_MAX);
     bool send_ack(Instant now);
     void send_reset(Instant now);
     wire::TcpOptions segment_options(Instant now) const;

@@ -96,6 +96,17 @@ Connection::Sendable Connection::next_new_data(std::uint32_t room) const {
     return next;
 }
 
+/// As many full segments as the device takes for one packet and cuts itself; `next` where it takes none.
+Connection::Sendable Connection::widened(const Sendable& next, std::uint64_t permitted, std::uint32_t room) const {
+    const std::uint32_t limit = path_.local || path_.tagged ? 0 : path_.interface->segmentation_limit;
+    if (limit < 2 * room || next.length != room || next.fin || cwr_due_) return next;
+    const std::uint64_t available = queue_.end() - snd_nxt_;
+    const std::uint64_t usable = snd_una_ + snd_wnd_ - snd_nxt_;  // at least `room`: next_new_data has looked
+    const std::uint64_t length = std::min({available, usable, permitted, std::uint64_t{limit}}) / room * room;
+    if (length <= room) return next;
+    return {.length = static_cast<std::uint32_t>(length), .fin = length == available && fin_wanted(), .blocked = false};
+}
+
 void Connection::send_data(Instant now) {
     if (state_ == State::kFinWait2) return;
     const bool idle = in_flight() == 0;
@@ -134,7 +145,8 @@ void Connection::send_data(Instant now) {
             mark();
             break;
         }
-        if (!transmit_new(next, options, room, now)) break;
+        const std::uint64_t burst_left = kMaxBurst - (snd_nxt_ - sent_before);
+        if (!transmit_new(rate == 0 ? widened(next, std::min(permit.bytes, burst_left), room) : next, options, room, now)) break;
     }
     if (snd_nxt_ != sent_before) arm_loss_probe(now);
     if (congestion_->wants_delivery() && !window_limited_ && queue_.end() < snd_nxt_ + room)
@@ -160,7 +172,7 @@ bool Connection::transmit_new(const Sendable& next, const wire::TcpOptions& opti
     if (next.fin) flags |= wire::kFin;
     if (next.length > 0) {
         SendQueue::Reader reader = queue_.read(first, true);
-        if (!send_segment(first, next.length, flags, options, &reader, now)) return false;
+        if (!send_segment(first, next.length, flags, options, &reader, now, room)) return false;
     } else if (!send_segment(first, 0, flags, options, nullptr, now)) {
         return false;
     }
@@ -277,7 +289,8 @@ bool Connection::retransmit(const LossRecovery::Permit& permit, const wire::TcpO
 
 /// False: no frame was free; the connection stays marked and tries again when the device has given some back.
 bool Connection::send_segment(Position first, std::uint32_t length, wire::TcpFlags flags,
-                              const wire::TcpOptions& options, SendQueue::Reader* payload, Instant now) {
+                              const wire::TcpOptions& options, SendQueue::Reader* payload, Instant now,
+                              std::uint32_t segment_size) {
     const wire::Ecn ecn = ecn_ ? mark_segment(first, length, flags) : wire::Ecn::kNotCapable;
     const wire::TcpHeader header{.source = local_.port,
                                  .destination = remote_.port,
@@ -286,8 +299,13 @@ bool Connection::send_segment(Position first, std::uint32_t length, wire::TcpFla
                                  .flags = flags,
                                  .window = window_to_advertise()};
     // [RFC9293 3.9.1 MUST-48, SHLD-21, SHLD-22, MUST-49] as the application wants them by now
-    if (!shared_.output.send(path_, local_.address, remote_.address, header, options, payload, length,
-                             with_ecn(options_.tos, ecn), options_.ttl, now)) {
+    const std::uint8_t tos = with_ecn(options_.tos, ecn);
+    const bool sent =
+        length > segment_size
+            ? shared_.output.send_super(path_, local_.address, remote_.address, header, options, *payload, length,
+                                        static_cast<std::uint16_t>(segment_size), tos, options_.ttl, now)
+            : shared_.output.send(path_, local_.address, remote_.address, header, options, payload, length, tos, options_.ttl, now);
+    if (!sent) {
         mark();
         return false;
     }

@@ -1,6 +1,7 @@
 #include "daemon/stack/tcp/segment_output.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "daemon/wire/checksum.h"
 
@@ -20,6 +21,18 @@ wire::PartialSum gather(SendQueue::Reader& from, std::uint32_t length, PacketWri
         length -= static_cast<std::uint32_t>(n);
     }
     return sum.sum();
+}
+
+void copy(SendQueue::Reader& from, std::uint32_t length, PacketWriter& to) {
+    while (length > 0) {
+        const auto source = from.run();
+        const auto room = to.room();
+        const std::size_t n = std::min({source.size(), room.size(), std::size_t{length}});
+        std::memcpy(room.data(), source.data(), n);
+        from.advance(n);
+        to.advance(n);
+        length -= static_cast<std::uint32_t>(n);
+    }
 }
 
 }  // namespace
@@ -44,6 +57,29 @@ bool SegmentOutput::send(Path& path, const Address& local, const Address& remote
     // [RFC9293 3.1 MUST-2]
     wire::finish_tcp_checksum(head, sum, length, local, remote);
     ++counters_.tcp_segments_out;
+    ip_.end(path, packet, now);
+    return true;
+}
+
+bool SegmentOutput::send_super(Path& path, const Address& local, const Address& remote, const wire::TcpHeader& header,
+                               const wire::TcpOptions& options, SendQueue::Reader& payload, std::uint32_t length,
+                               std::uint16_t segment_size, std::uint8_t tos, std::uint8_t ttl, Instant now) {
+    const auto header_length = static_cast<std::uint32_t>(wire::tcp_header_length(options));
+    TxPacket packet;
+    std::uint32_t offset = 0;
+    if (!ip_.begin_super(path, local, remote, static_cast<std::uint8_t>(wire::IpProtocol::kTcp), tos, ttl,
+                         header_length + length, packet, offset))
+        return false;
+    PacketWriter writer(packet, offset);
+    const auto head = writer.room().first(header_length);
+    wire::emit(header, options, head);
+    writer.advance(header_length);
+    copy(payload, length, writer);
+    wire::leave_tcp_checksum(head, length, local, remote);
+    packet.segment_size = segment_size;
+    packet.transport_offset = static_cast<std::uint16_t>(offset);
+    counters_.tcp_segments_out += (length + segment_size - 1) / segment_size;
+    ++counters_.tcp_super_packets_out;
     ip_.end(path, packet, now);
     return true;
 }

@@ -28,6 +28,11 @@ public:
     bool send(Path& path, const Address& local, const Address& remote, const wire::TcpHeader& header,
               const wire::TcpOptions& options, SendQueue::Reader* payload, std::uint32_t length, std::uint8_t tos,
               std::uint8_t ttl, Instant now);
+    /// Several segments of `segment_size` payload bytes as one packet, for a device that cuts them
+    /// (Interface::segmentation_limit): same header for all, PSH and FIN for the last.
+    bool send_super(Path& path, const Address& local, const Address& remote, const wire::TcpHeader& header,
+                    const wire::TcpOptions& options, SendQueue::Reader& payload, std::uint32_t length,
+                    std::uint16_t segment_size, std::uint8_t tos, std::uint8_t ttl, Instant now);
     /// For segments of no connection: the path is looked up and forgotten.
     bool send_once(const Endpoint& local, const Endpoint& remote, const wire::TcpHeader& header,
                    const wire::TcpOptions& options, Instant now, std::uint8_t tos = 0, std::uint8_t ttl = kDefaultTtl);
