@@ -133,10 +133,8 @@ bool Engine::turn() {
     bool busy = false;
     for (Port& port : ports_) {
         const std::size_t count = port.device->receive(burst_);
-        for (std::size_t i = 0; i < count; ++i) {
-            counters_.rx_bytes += burst_[i].length;
-            stack_.input(*port.interface, burst_[i], now_);
-        }
+        for (std::size_t i = 0; i < count; ++i) counters_.rx_bytes += burst_[i].length;
+        stack_.input(*port.interface, std::span<const RxPacket>(burst_).first(count), now_);
         counters_.rx_frames += count;
         busy |= count != 0;
     }

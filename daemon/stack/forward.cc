@@ -1,6 +1,7 @@
 #include "daemon/stack/forward.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "daemon/wire/checksum.h"
@@ -71,6 +72,24 @@ void copy_bytes(const RxPacket& packet, std::size_t offset, std::size_t length, 
 }
 
 }  // namespace
+
+void Forwarder::expect(std::span<const RxPacket> packets) const {
+    if (!routes_.is_large()) return;
+    DCHECK(packets.size() <= kAhead);
+    std::array<Address, kAhead> destinations;
+    std::size_t count = 0;
+    for (const RxPacket& packet : packets) {
+        const std::byte* const frame = packet.head.data();
+        if (packet.head.size() < kLink + wire::kIpv4HeaderLength) continue;
+        const auto type = static_cast<wire::EtherType>(wire::load_be16(frame + 12));
+        if (type == wire::EtherType::kIpv4) {
+            destinations[count++] = Address::from_v4(std::span<const std::byte, 4>(frame + kLink + 16, 4));
+        } else if (type == wire::EtherType::kIpv6 && packet.head.size() >= kLink + wire::kIpv6HeaderLength) {
+            destinations[count++] = Address::from_v6(std::span<const std::byte, 16>(frame + kLink + 24, 16));
+        }
+    }
+    routes_.expect(std::span(destinations).first(count));
+}
 
 bool Forwarder::forward(Interface& in, const RxPacket& packet, Instant now) {
     const auto frame = packet.head;

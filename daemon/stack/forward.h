@@ -39,6 +39,9 @@ public:
     /// True: the packet has been forwarded, or dropped and counted. False: it is for us, or for nobody that a router may
     /// serve, and has not been touched.
     bool forward(Interface& in, const RxPacket& packet, Instant now);
+    /// Packets that will be forwarded next, at most kAhead: with a large table, their routes are brought to the caches.
+    static constexpr std::size_t kAhead = RouteTable::kAhead;
+    void expect(std::span<const RxPacket> packets) const;
 
     /// A packet that waited for a neighbour who did not answer, IP header first. True: it was somebody else's, who has been
     /// told.

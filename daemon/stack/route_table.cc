@@ -58,7 +58,6 @@ void RouteTable::build(std::vector<Route> routes) {
     });
     routes_ = std::move(routes);
     hops_.clear();
-    hop_of_.clear();
 
     // Sorted by bytes, IPv4 lies in one block inside IPv6 as its mapped form does; each family has an index of its own.
     std::map<HopKey, std::uint32_t> numbers;
@@ -68,18 +67,18 @@ void RouteTable::build(std::vector<Route> routes) {
         const Route& route = routes_[i];
         const auto [found, is_new] = numbers.emplace(key_of(route), static_cast<std::uint32_t>(hops_.size()));
         if (is_new) hops_.push_back({route.interface, route.gateway, route.type, route.mtu});
-        hop_of_.push_back(found->second);
         const bool is_best = i == 0 || routes_[i - 1].destination != route.destination ||
                              routes_[i - 1].prefix_length != route.prefix_length;
         if (!is_best) continue;  // another way to the same network, with a higher metric
         if (route.destination.is_v4()) {
-            v4.push_back({key_v4(route.destination), route.prefix_length, i});
+            v4.push_back({key_v4(route.destination), route.prefix_length, i, found->second});
         } else {
-            v6.push_back({key_v6(route.destination), route.prefix_length, i});
+            v6.push_back({key_v6(route.destination), route.prefix_length, i, found->second});
         }
     }
     ranges_v4_.build(v4);
     ranges_v6_.build(v6);
+    is_large_ = routes_.size() >= kLarge;
     ++generation_;
 }
 

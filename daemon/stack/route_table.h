@@ -59,9 +59,32 @@ public:
     }
     /// The same route's next hop, 0 .. next_hops() - 1; kNoHop when there is none.
     std::uint32_t next_hop_index(const Address& destination) const {
-        const std::uint32_t index = find(destination);
-        return index != kNoHop ? hop_of_[index] : kNoHop;
+        return destination.is_v4() ? ranges_v4_.find_note(key_v4(destination)) : ranges_v6_.find_note(key_v6(destination));
     }
+    /// Announces the memory that lookups of `destinations` (at most kAhead) will read to the caches, all of them at a time:
+    /// one wait instead of one for each. Changes nothing.
+    static constexpr std::size_t kAhead = 16;
+    template <class Destinations>
+    void expect(const Destinations& destinations) const {
+        using V4 = RangeIndex<std::uint32_t>::Cursor;
+        using V6 = RangeIndex<Wide>::Cursor;
+        V4 v4[kAhead];
+        V6 v6[kAhead];
+        std::size_t v4_count = 0, v6_count = 0;
+        for (const Address& destination : destinations) {
+            if (destination.is_v4()) {
+                v4[v4_count++] = ranges_v4_.begin(key_v4(destination));
+            } else {
+                v6[v6_count++] = ranges_v6_.begin(key_v6(destination));
+            }
+        }
+        for (int step = 0; step < kStepsAhead; ++step) {
+            for (std::size_t i = 0; i < v4_count; ++i) ranges_v4_.step(v4[i]);
+            for (std::size_t i = 0; i < v6_count; ++i) ranges_v6_.step(v6[i]);
+        }
+    }
+    /// Lookups wait for memory often enough that expect() pays.
+    bool is_large() const { return is_large_; }
     const NextHop& next_hop(std::uint32_t index) const { return hops_[index]; }
     std::size_t next_hops() const { return hops_.size(); }
     /// Changes with every replace() and touch().
@@ -70,9 +93,11 @@ public:
     void touch() { ++generation_; }
     std::span<const Route> routes() const { return routes_; }
     /// Memory of what lookups read.
-    std::size_t index_bytes() const { return ranges_v4_.bytes() + ranges_v6_.bytes() + hop_of_.capacity() * 4; }
+    std::size_t index_bytes() const { return ranges_v4_.bytes() + ranges_v6_.bytes(); }
 
 private:
+    static constexpr int kStepsAhead = 2;        // a slot, then a finer one or the ranges
+    static constexpr std::size_t kLarge = 4096;  // routes: from here on the index outgrows the first cache
     void build(std::vector<Route> routes);
     __extension__ using Wide = unsigned __int128;
 
@@ -93,8 +118,8 @@ private:
     }
 
     std::vector<Route> routes_;          // sorted by network, then shortest prefix, then metric
-    std::vector<std::uint32_t> hop_of_;  // the next hop of each
     std::vector<NextHop> hops_;
+    bool is_large_ = false;
     RangeIndex<std::uint32_t> ranges_v4_;
     RangeIndex<Wide> ranges_v6_;
     std::uint32_t generation_ = 1;

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "daemon/base/prefetch.h"
 #include "daemon/stack/forward.h"
 #include "daemon/stack/icmp.h"
 #include "daemon/stack/icmp_output.h"
@@ -88,6 +89,31 @@ public:
         if (!ip) [[unlikely]]
             return not_accepted(ip.error(), interface, packet, now);
         deliver(*ip, now);
+    }
+    /// In groups: while one is worked on, the headers of the next are on their way, and before its turn comes, what they
+    /// point to is.
+    void input(Interface& interface, std::span<const RxPacket> burst, Instant now) {
+        constexpr std::size_t kGroup = 16;
+        static_assert(kGroup <= Forwarder::kAhead && kGroup <= tcp::Tcp::kAhead);
+        expect_headers(burst.first(std::min(kGroup, burst.size())));
+        while (!burst.empty()) {
+            const auto group = burst.first(std::min(kGroup, burst.size()));
+            burst = burst.subspan(group.size());
+            expect_headers(burst.first(std::min(kGroup, burst.size())));
+            if (group.size() > 1) {
+                if (forwarder_.enabled()) [[unlikely]]
+                    forwarder_.expect(group);
+                tcp_.expect(group);
+            }
+            for (const RxPacket& packet : group) input(interface, packet, false, now);
+        }
+    }
+    /// Ethernet to TCP is a line and a bit.
+    static void expect_headers(std::span<const RxPacket> packets) {
+        for (const RxPacket& packet : packets) {
+            prefetch_line(packet.head.data());
+            prefetch_line(packet.head.data() + 64);
+        }
     }
     /// A whole packet for us, to whom its protocol says.
     void deliver(const IpPacket& ip, Instant now) {
@@ -418,6 +444,10 @@ bool Stack::is_dedicated(const Address& address) const {
 void Stack::input(Interface& interface, const RxPacket& packet, Instant now) {
     impl_->now_ = now;
     impl_->input(interface, packet, false, now);
+}
+void Stack::input(Interface& interface, std::span<const RxPacket> burst, Instant now) {
+    impl_->now_ = now;
+    impl_->input(interface, burst, now);
 }
 void Stack::input_passed(Interface& interface, const RxPacket& packet, bool from_ourselves, Instant now) {
     impl_->now_ = now;

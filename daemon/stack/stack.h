@@ -186,6 +186,9 @@ public:
 
     // --- the turn ---------------------------------------------------------------------------------------------------
     void input(Interface& interface, const RxPacket& packet, Instant now);
+    /// A burst as the device gave it: the same for each packet in order, while what the next ones need (headers, routes,
+    /// connections) is on its way from memory.
+    void input(Interface& interface, std::span<const RxPacket> burst, Instant now);
     /// The same for a packet that another engine has passed on. `from_ourselves`: it was sent to one of our own addresses.
     void input_passed(Interface& interface, const RxPacket& packet, bool from_ourselves, Instant now);
     void advance(Instant now);

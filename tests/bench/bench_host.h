@@ -19,7 +19,7 @@ namespace culvert::bench {
 
 inline stack::StackConfig bench_config() {
     stack::StackConfig config;
-    config.max_connections = 8192;
+    config.max_connections = 16384;
     config.time_wait = std::chrono::milliseconds(100);  // of virtual time: ports come round again
     config.secret[0] = 0x0123456789abcdef;
     config.secret[1] = 0xfedcba9876543210;
@@ -28,8 +28,8 @@ inline stack::StackConfig bench_config() {
 
 class Host final : public stack::NeighborResolver, public stack::PortOwner {
 public:
-    Host(int number, std::uint32_t mtu)
-        : address(Address::v4(10, 0, 0, static_cast<std::uint8_t>(number))), stack(bench_config(), *this, *this, counters, rng) {
+    Host(int number, std::uint32_t mtu, const stack::StackConfig& config = bench_config())
+        : address(Address::v4(10, 0, 0, static_cast<std::uint8_t>(number))), stack(config, *this, *this, counters, rng) {
         stack::Interface made;
         made.index = 2;
         made.name = "bench0";
@@ -50,7 +50,7 @@ public:
     }
     /// Frames in, as Engine::turn does it.
     void input(std::span<const RxPacket> burst, Instant now) {
-        for (const RxPacket& packet : burst) stack.input(*interface, packet, now);
+        stack.input(*interface, burst, now);
     }
     /// The rest of Engine::turn.
     void turn(Instant now) {
@@ -58,6 +58,14 @@ public:
         if (stack.next_deadline() <= now) stack.advance(now);
         stack.flush(now);
         if (tenant) tenant->deliver_events();
+    }
+    /// Gives what would be sent back to the pool; returns how many chunks that were.
+    std::size_t discard_output() {
+        const auto pending = tx.pending();
+        const std::size_t count = pending.size();
+        for (const TxQueue::Descriptor& descriptor : pending) pool.release(descriptor.chunk);
+        tx.consume(count);
+        return count;
     }
     static MacAddress mac_of(int number) { return {{2, 0, 0, 0, 0, static_cast<std::uint8_t>(number)}}; }
 

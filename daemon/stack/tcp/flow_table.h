@@ -15,6 +15,7 @@
 #include <cstring>
 #include <span>
 
+#include "daemon/base/prefetch.h"
 #include "daemon/stack/peers.h"
 #include "daemon/wire/address.h"
 #include "shm/base/check.h"
@@ -80,6 +81,14 @@ public:
             const FlowRef ref = unpack(slots_[slot].what);
             if (matches(ref)) return ref;
         }
+        return {};
+    }
+    /// Announces to the caches what find(hash) will read first.
+    void expect(std::uint32_t hash) const { prefetch_line(&slots_[hash & mask_]); }
+    /// The first flow that find(hash) will ask about; none if there is none near.
+    FlowRef guess(std::uint32_t hash) const {
+        for (std::uint32_t slot = hash & mask_; slots_[slot].what != 0; slot = (slot + 1) & mask_)
+            if (slots_[slot].hash == hash) return unpack(slots_[slot].what);
         return {};
     }
     /// Requires: not in the table yet. `share_hash`: as Peers::flow_began.

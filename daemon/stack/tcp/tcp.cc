@@ -2,9 +2,13 @@
 
 #include <optional>
 
+#include "daemon/base/prefetch.h"
 #include "daemon/stack/tcp/half_open.h"
 #include "daemon/stack/tcp/listener.h"
 #include "daemon/stack/tcp/shared.h"
+#include "daemon/wire/ethernet.h"
+#include "daemon/wire/ipv4.h"
+#include "daemon/wire/ipv6.h"
 
 namespace culvert::stack::tcp {
 
@@ -17,6 +21,7 @@ public:
     ~TcpImpl();
 
     void input(const IpPacket& packet, Instant now);
+    void expect(std::span<const RxPacket> frames);
     bool icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
                     std::uint32_t next_hop_mtu, Instant now, const IpPacket* message);
     void advance(Instant now);
@@ -40,6 +45,9 @@ public:
     }
 
 private:
+    /// Fewer flows stay in the caches by themselves.
+    static constexpr std::uint32_t kManyFlows = 512;
+
     std::uint32_t flow_hash(const Endpoint& local, const Endpoint& remote) const {
         return static_cast<std::uint32_t>(shared_.hash(local, remote));
     }
@@ -83,6 +91,55 @@ FlowRef TcpImpl::find(std::uint32_t hash, const Endpoint& local, const Endpoint&
         }
         return false;
     });
+}
+
+namespace {
+
+/// The flow of a frame that carries TCP behind nothing but Ethernet and a bare IP header. Only a guess of what the way in
+/// will find: nothing is proved, so nothing but prefetching may follow from it.
+bool read_flow(std::span<const std::byte> frame, Endpoint& local, Endpoint& remote) {
+    constexpr std::size_t kIp = wire::kEthernetHeaderLength;
+    if (frame.size() < kIp + wire::kIpv4HeaderLength + wire::kTcpHeaderLength) return false;
+    const std::byte* const ip = frame.data() + kIp;
+    const auto type = static_cast<wire::EtherType>(wire::load_be16(frame.data() + 12));
+    constexpr auto kTcp = static_cast<std::uint8_t>(wire::IpProtocol::kTcp);
+    const std::byte* ports = ip + wire::kIpv4HeaderLength;
+    if (type == wire::EtherType::kIpv4) {
+        if (wire::load_8(ip) != 0x45 || wire::load_8(ip + 9) != kTcp) return false;
+        remote.address = Address::from_v4(std::span<const std::byte, 4>(ip + 12, 4));
+        local.address = Address::from_v4(std::span<const std::byte, 4>(ip + 16, 4));
+    } else if (type == wire::EtherType::kIpv6) {
+        if (frame.size() < kIp + wire::kIpv6HeaderLength + 4 || wire::load_8(ip + 6) != kTcp) return false;
+        remote.address = Address::from_v6(std::span<const std::byte, 16>(ip + 8, 16));
+        local.address = Address::from_v6(std::span<const std::byte, 16>(ip + 24, 16));
+        ports = ip + wire::kIpv6HeaderLength;
+    } else {
+        return false;
+    }
+    remote.port = wire::load_be16(ports);
+    local.port = wire::load_be16(ports + 2);
+    return true;
+}
+
+}  // namespace
+
+void TcpImpl::expect(std::span<const RxPacket> frames) {
+    if (shared_.flows.size() < kManyFlows) return;
+    DCHECK(frames.size() <= Tcp::kAhead);
+    std::uint32_t hashes[Tcp::kAhead];
+    std::size_t count = 0;
+    for (const RxPacket& frame : frames) {
+        Endpoint local, remote;
+        if (!read_flow(frame.head, local, remote)) continue;
+        hashes[count] = flow_hash(local, remote);
+        shared_.flows.expect(hashes[count++]);
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+        const FlowRef flow = shared_.flows.guess(hashes[i]);
+        if (flow.kind != FlowRef::Kind::kConnection) continue;
+        const std::byte* const at = shared_.connections.at(flow.index);
+        for (std::size_t line = 0; line < sizeof(Connection); line += 64) prefetch_line(at + line);
+    }
 }
 
 void TcpImpl::input(const IpPacket& packet, Instant now) {
@@ -252,6 +309,7 @@ Tcp::Tcp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters
     : impl_(std::make_unique<TcpImpl>(config, output, ports, counters, rng, peers)) {}
 Tcp::~Tcp() = default;
 void Tcp::input(const IpPacket& packet, Instant now) { impl_->input(packet, now); }
+void Tcp::expect(std::span<const RxPacket> frames) { impl_->expect(frames); }
 bool Tcp::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
                      std::uint32_t next_hop_mtu, Instant now, const IpPacket* message) {
     return impl_->icmp_error(local, remote, sequence, error, next_hop_mtu, now, message);

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <memory>
+#include <span>
 
 #include "daemon/base/counters.h"
 #include "daemon/base/instant.h"
+#include "daemon/base/packet.h"
 #include "daemon/base/rng.h"
 #include "daemon/stack/ip_output.h"
 #include "daemon/stack/ip_packet.h"
@@ -37,6 +39,10 @@ public:
 
     /// A segment for one of our addresses (the checksum has not been verified yet).
     void input(const IpPacket& packet, Instant now);
+    /// Frames whose segments may come next, at most kAhead: while there are many flows, their places in the flow table and
+    /// their connections are brought to the caches. What is no plain TCP is passed over.
+    static constexpr std::size_t kAhead = 16;
+    void expect(std::span<const RxPacket> frames);
     /// An ICMP error about a segment of ours: flow from the embedded header. `sequence` is the embedded TCP sequence
     /// number. `next_hop_mtu` != 0 for "packet too big". `error` is the errno value for hard errors, 0 otherwise.
     /// `message`: the packet that brought it, for the engine that it concerns; null when it came from ourselves.

@@ -172,6 +172,11 @@ TEST(RouteTable, HoldsAHundredThousandRoutesOfEachFamily) {
         table.replace(routes);
         EXPECT_LE(table.next_hops(), 8u);
         EXPECT_LT(table.index_bytes(), 16u << 20);
+        EXPECT_TRUE(table.is_large());
+        // Announced first, of either family, or not: the answers are the same.
+        std::vector<Address> ahead;
+        for (std::size_t i = 0; i < RouteTable::kAhead; ++i) ahead.push_back(random_address(rng, rng.below(2) == 0, 256));
+        table.expect(ahead);
         for (int i = 0; i < 40; ++i) {
             Address wanted = random_address(rng, v4, 256);
             if (i % 2 == 0) wanted = routes[rng.below(routes.size())].destination;
@@ -181,6 +186,27 @@ TEST(RouteTable, HoldsAHundredThousandRoutesOfEachFamily) {
             if (got == nullptr) continue;
             ASSERT_EQ(got->prefix_length, expected->prefix_length) << wanted.to_string();
         }
+    }
+}
+
+/// Routes inside routes inside routes crowd the same few slots at every level.
+TEST(RouteTable, DeeplyNestedRoutesDoNotMakeTheIndexLarge) {
+    Rng rng(9);
+    std::vector<Route> routes;
+    for (std::uint32_t i = 0; i < 300; ++i) {
+        const Address network = random_address(rng, false, 256);
+        for (unsigned length = 16; length <= 128; length += 4)
+            routes.push_back({.destination = network, .prefix_length = length, .interface = length});
+    }
+    RouteTable table;
+    table.replace(routes);
+    EXPECT_LT(table.index_bytes(), 4u << 20);
+    for (int i = 0; i < 300; ++i) {
+        Address wanted = routes[rng.below(routes.size())].destination;
+        const Route* const expected = naive_lookup(routes, wanted);
+        const Route* const got = table.lookup(wanted);
+        ASSERT_NE(got, nullptr);
+        ASSERT_EQ(got->prefix_length, expected->prefix_length) << wanted.to_string();
     }
 }
 
