@@ -101,6 +101,38 @@ protected:
 INSTANTIATE_TEST_SUITE_P(Families, ForwardTest, testing::Bool(),
                          [](const auto& param) { return param.param ? "Ipv4" : "Ipv6"; });
 
+/// A burst is its packets in order, whatever is asked for ahead: good ones, ends of their way, runts and strangers, in more than
+/// one group and with a table that is worth it.
+TEST_P(ForwardTest, ABurstIsItsPacketsInOrder) {
+    std::vector<Route> routes(stack.routes().routes().begin(), stack.routes().routes().end());
+    for (std::uint32_t i = 0; i < 5000; ++i)
+        routes.push_back({.destination = v4 ? Address::v4(20, static_cast<std::uint8_t>(i >> 8), static_cast<std::uint8_t>(i), 0)
+                                            : ip(("2001:db8:1" + std::to_string(i % 1000) + ":" + std::to_string(i / 1000) + "::").c_str()),
+                          .prefix_length = v4 ? 24u : 64u,
+                          .gateway = ip(v4 ? "10.1.0.254" : "fd01::fe"),
+                          .interface = 8});
+    stack.routes().replace(routes);
+    ASSERT_TRUE(stack.routes().is_large());
+    std::vector<Bytes> frames, expected;
+    for (std::size_t i = 0; i < 45; ++i) {
+        Bytes frame = udp(ip(v4 ? "20.0.7.9" : "2001:db8:107::9"), 20 + i);
+        if (i % 5 == 1) set_hops(frame, 1, v4);
+        if (i % 5 == 2) frame.resize(15 + i % 20);
+        if (i % 5 == 3) frame[0] ^= std::byte{4};  // another's MAC
+        frames.push_back(frame);
+    }
+    for (const Bytes& frame : frames)
+        for (Bytes& sent : forward(frame)) expected.push_back(std::move(sent));
+    ASSERT_EQ(expected.size(), 18u);
+    std::vector<RxPacket> burst;
+    for (const Bytes& frame : frames) burst.push_back(received(frame, ChecksumState::kUnverified));
+    stack.input(*eth0, burst, now);
+    stack.flush(now);
+    EXPECT_EQ(take_frames(tx1), expected);
+    stack.input(*eth0, std::span<const RxPacket>(), now);
+    EXPECT_TRUE(take_frames(tx1).empty());
+}
+
 TEST_P(ForwardTest, PassesAPacketOnOneHopOlder) {  // [RFC1122 3.1 gateway-rules] [RFC1812 5.3.1] [RFC8200 3]
     const Bytes frame = udp(to);
     Bytes expected = frame;
