@@ -54,6 +54,8 @@ namespace culvert {
     X(tcp_time_wait, "TCP connections in TIME-WAIT now")                \
     X(udp_in, "UDP datagrams received")                                 \
     X(udp_out, "UDP datagrams sent")                                    \
+    X(raw_in, "packets that raw and ping sockets received")             \
+    X(raw_out, "packets that raw and ping sockets sent")                \
     X(arp_in, "ARP packets taken in")                                   \
     X(arp_out, "ARP packets sent")                                      \
     X(ndp_in, "neighbour discovery messages taken in")                  \

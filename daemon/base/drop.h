@@ -94,6 +94,8 @@ namespace culvert {
     X(kUdpQueueFull, "UDP receive queue full")                                                \
     X(kUdpPathDisbelieved, "ICMP packet too big for a UDP socket that probes by itself")      \
     X(kUdpErrorQueueFull, "UDP error queue full")                                             \
+    X(kRawQueueFull, "receive queue of a raw or ping socket full")                            \
+    X(kRawChecksum, "checksum wrong where a raw socket has us check it")                      \
     /* TCP */                                                                                 \
     X(kTcpTruncated, "TCP segment shorter than its header says")                              \
     X(kTcpChecksum, "TCP checksum wrong")                                                     \
@@ -128,6 +130,7 @@ namespace culvert {
     X(kTenantBadSocket, "application named a socket that does not exist")                     \
     X(kTenantNoBlock, "receive blocks of the application used up")                            \
     X(kTenantNoSocket, "socket records of the application used up")                           \
+    X(kTenantNoGrant, "raw or ping socket of an application that has not shown the kernel's") \
     X(kTenantPolicy, "not allowed by the policy")
 
 enum class Drop : std::uint8_t {

@@ -1,11 +1,9 @@
-// What the way in asks of modules beside it: link protocols and raw sockets. Each is asked only for the packets that are
-// its own, so that a virtual call costs the common packet nothing.
+// What the way in asks of the link protocols beside it. They are asked only for the packets that are their own, so that a
+// virtual call costs the common packet nothing.
 //
 //   StackImpl --ARP, IGMP, ND, MLD, "is this group joined?"--> LinkProtocols
-//             --copy of what arrived for a protocol----------> RawReceiver
 #pragma once
 
-#include <bitset>
 #include <cstdint>
 
 #include "daemon/base/instant.h"
@@ -31,17 +29,6 @@ public:
     /// A neighbour discovery or MLD message (types 130 to 137 and 143), its header whole and its checksum right. What else
     /// the packet must be (hop limit 255 and so on) is for the callee to see.
     virtual void icmpv6(const IpPacket& packet, std::uint8_t type, Instant now) = 0;
-};
-
-/// Sockets that see IP packets as they are.
-class RawReceiver {
-public:
-    virtual ~RawReceiver() = default;
-    /// Asked only while `wanted` has the protocol.
-    virtual void raw(const IpPacket& packet, Instant now) = 0;
-    /// An echo reply to one of our addresses, whole and with a right checksum: for ping sockets. True if one took it.
-    virtual bool echo_reply(const IpPacket& packet, Instant now) = 0;
-    std::bitset<256> wanted;  // protocol numbers for which there is a raw socket
 };
 
 }  // namespace culvert::stack

@@ -64,15 +64,16 @@ Result<Socket*> Raw::open(Kind kind, Family family, std::uint8_t protocol, Socke
     socket->options_.header_included = kind == Kind::kRaw && protocol == kAnyProtocol;
     Socket*& head = list_of(*socket);
     socket->next_ = std::exchange(head, socket);
-    if (kind == Kind::kRaw && protocol != kAnyProtocol) wanted.set(protocol);
+    if (kind == Kind::kRaw && protocol != kAnyProtocol) wanted_.set(protocol);
     return socket;
 }
 
 void Raw::close(Socket& socket) {
+    if (!socket.member_.empty()) groups_->leave_all(socket.member_);
     unlink(socket);
     if (socket.kind_ == Kind::kRaw && by_protocol_[0][socket.protocol_] == nullptr &&
         by_protocol_[1][socket.protocol_] == nullptr)
-        wanted.reset(socket.protocol_);
+        wanted_.reset(socket.protocol_);
     const std::uint32_t index = pool_.index_of(&socket);
     std::destroy_at(&socket);
     pool_.release(index);
@@ -102,6 +103,22 @@ Result<void> Raw::bind(Socket& socket, const Address& local, std::uint16_t ident
     return {};
 }
 
+Result<void> Raw::change_group(Socket& socket, udp::GroupChange change, std::uint32_t interface, const Address& group,
+                               const Address& source) {
+    if (groups_ == nullptr) return fail(EOPNOTSUPP, "groups");
+    if (group.family() != socket.family_) return fail(EINVAL, "family");
+    MulticastMember& member = socket.member_;
+    switch (change) {
+        case udp::GroupChange::kJoin: return groups_->join(member, interface, group);
+        case udp::GroupChange::kLeave: return groups_->leave(member, interface, group);
+        case udp::GroupChange::kJoinSource: return groups_->join_source(member, interface, group, source);
+        case udp::GroupChange::kLeaveSource: return groups_->leave_source(member, interface, group, source);
+        case udp::GroupChange::kBlockSource: return groups_->block_source(member, interface, group, source);
+        case udp::GroupChange::kUnblockSource: return groups_->unblock_source(member, interface, group, source);
+    }
+    return fail(EINVAL, "group");
+}
+
 void Raw::connect(Socket& socket, const Address* remote) {
     socket.remote_ = remote != nullptr ? std::optional(*remote) : std::nullopt;
 }
@@ -110,7 +127,12 @@ void Raw::connect(Socket& socket, const Address* remote) {
 
 bool Raw::hears(const Socket& socket, const IpPacket& packet) const {
     if (!socket.local_.is_unspecified() && socket.local_ != packet.destination) return false;
-    return !socket.remote_ || *socket.remote_ == packet.source;
+    if (socket.kind_ == Kind::kPing) return true;  // as Linux: who pings a group hears each member
+    if (socket.remote_ && *socket.remote_ != packet.source) return false;
+    if (packet.cast != Cast::kMulticast) return true;
+    if (socket.member_.empty() || !groups_->filter(socket.member_, packet.interface.index, packet.destination))
+        return socket.options_.all_groups;
+    return groups_->accepts(socket.member_, packet.interface.index, packet.destination, packet.source);
 }
 
 void Raw::deliver(Socket& socket, const IpPacket& packet, std::uint32_t offset, std::uint32_t length, Instant now) {
@@ -136,24 +158,37 @@ void Raw::deliver(Socket& socket, const IpPacket& packet, std::uint32_t offset, 
                           .ttl = packet.ttl,
                           .tos = packet.tos,
                           .received = now};
+    if (!socket.owner_->on_packet(socket, info, Payload(pieces.data(), count), length))
+        return counters_.drop(Drop::kRawQueueFull);
     ++counters_.raw_in;
-    if (!socket.owner_->on_packet(socket, info, Payload(pieces.data(), count), length)) counters_.drop(Drop::kRawQueueFull);
 }
 
-void Raw::raw(const IpPacket& packet, Instant now) {
+void Raw::take_copy(Socket& socket, const IpPacket& packet, Instant now) {
     const Family family = packet.destination.family();
     const bool v4 = family == Family::kIpv4;
-    std::size_t type = 256;  // none
-    if (packet.protocol == icmp_of(family) && packet.transport_offset < packet.packet.head.size())
-        type = std::to_integer<std::size_t>(packet.packet.head[packet.transport_offset]);
-    for (Socket* s = by_protocol_[index_of(family)][packet.protocol]; s != nullptr;) {
-        Socket* const next = s->next_;  // an owner may close the socket that it is called for
+    if (!hears(socket, packet)) return;
+    if (packet.protocol == icmp_of(family) && packet.transport_length != 0 &&
+        packet.transport_offset < packet.packet.head.size()) {
+        const auto type = std::to_integer<std::size_t>(packet.packet.head[packet.transport_offset]);
         // ICMP_FILTER knows 32 types, ICMP6_FILTER all.
-        const bool blocked = type < (v4 ? 32u : 256u) && (s->options_.blocked_types[type / 32] >> (type % 32) & 1) != 0;
-        if (hears(*s, packet) && !blocked) {
-            const std::uint32_t from = v4 ? packet.network_offset : packet.transport_offset;
-            deliver(*s, packet, from, packet.transport_offset - from + packet.transport_length, now);
-        }
+        if (type < (v4 ? 32u : 256u) && (socket.options_.blocked_types[type / 32] >> (type % 32) & 1) != 0) return;
+    }
+    // [RFC3542 3.1] what the socket has us put we also check; of ICMPv6 always
+    const bool checked = !v4 && (packet.protocol == kIcmpv6 || socket.options_.checksum_offset);
+    if (checked && packet.packet.checksum != ChecksumState::kVerified) {
+        wire::PartialSum sum = wire::sum_packet(packet.packet, packet.transport_offset, packet.transport_length);
+        sum += wire::pseudo_header_sum(packet.source, packet.destination,
+                                       static_cast<wire::IpProtocol>(packet.protocol), packet.transport_length);
+        if (wire::fold(sum) != 0xffff) return counters_.drop(Drop::kRawChecksum);
+    }
+    const std::uint32_t from = v4 ? packet.network_offset : packet.transport_offset;
+    deliver(socket, packet, from, packet.transport_offset - from + packet.transport_length, now);
+}
+
+void Raw::input(const IpPacket& packet, Instant now) {
+    for (Socket* s = by_protocol_[index_of(packet.destination.family())][packet.protocol]; s != nullptr;) {
+        Socket* const next = s->next_;  // an owner may close the socket that it is called for
+        take_copy(*s, packet, now);
         s = next;
     }
 }
@@ -182,6 +217,9 @@ Result<Raw::Outgoing> Raw::prepare(const Socket& socket, const Address& remote, 
     }
     if (out.source.family() != remote.family() || !output_.is_local(out.source)) return fail(EADDRNOTAVAIL, "source");
     out.path = TRY(output_.find_path(out.source, remote, now, options.interface));
+    // [RFC1122 3.2.1.3] a broadcast only by those who mean it
+    if (out.path.resolved && out.path.mac.is_multicast() && !remote.is_multicast() && !options.broadcast)
+        return fail(EACCES, "broadcast");
     out.destination = remote;
     out.protocol = socket.protocol_;
     out.ttl = options.ttl;
@@ -221,10 +259,7 @@ Result<std::span<const std::byte>> Raw::read_header(Outgoing& out, std::span<con
         if (!output_.is_local(source)) return fail(EADDRNOTAVAIL, "source");
         out.source = source;
     }
-    if (destination != out.destination) {
-        out.path = TRY(output_.find_path(out.source, destination, now));
-        out.destination = destination;
-    }
+    out.destination = destination;  // the way there is that of sendto's address, as in Linux
     out.tos = wire::load_8(packet.data() + 1);
     if (const std::uint16_t given = wire::load_be16(packet.data() + 4); given != 0) out.identification = given;
     out.dont_fragment = (fragment & 0x4000) != 0;

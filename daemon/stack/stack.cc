@@ -14,6 +14,7 @@
 #include "daemon/stack/ip_output.h"
 #include "daemon/stack/link/link_layer.h"
 #include "daemon/stack/peers.h"
+#include "daemon/stack/raw.h"
 #include "daemon/stack/reassembly.h"
 #include "daemon/stack/source_address.h"
 #include "daemon/stack/tcp/tcp.h"
@@ -41,10 +42,12 @@ public:
           forwarder_(output_, routes_, neighbors_, icmp_output_, counters),
           own_link_(neighbors_, routes_, counters, rng, *this, config.secret, config.stable_secret),
           tcp_(config, output_, ports, counters, rng, peers),
-          udp_(config, output_, ports, counters, rng, peers) {
+          udp_(config, output_, ports, counters, rng, peers),
+          raw_(output_, counters, rng) {
         neighbors_.set_observer(this);
         set_link_protocols(&own_link_);
         udp_.set_groups(&own_link_.groups());
+        raw_.set_groups(&own_link_.groups());
     }
     ~StackImpl() override { neighbors_.set_observer(nullptr); }
 
@@ -117,8 +120,8 @@ public:
     }
     /// A whole packet for us, to whom its protocol says.
     void deliver(const IpPacket& ip, Instant now) {
-        if (raw_ != nullptr && raw_->wanted[ip.protocol]) [[unlikely]]
-            raw_->raw(ip, now);
+        if (raw_.wants(ip.protocol)) [[unlikely]]
+            raw_.input(ip, now);
         switch (static_cast<wire::IpProtocol>(ip.protocol)) {
             case wire::IpProtocol::kTcp:
                 // [RFC9293 3.9.2.3 MUST-57] [RFC1122 4.2.3.10] a connection has one peer
@@ -135,7 +138,8 @@ public:
                 [[fallthrough]];
             default:
                 // [RFC1122 3.2.2.1] a raw socket may be what speaks the protocol
-                if (raw_ == nullptr || !raw_->wanted[ip.protocol]) icmp_output_.protocol_unreachable(ip, now);
+                if (raw_.wants(ip.protocol)) return;
+                icmp_output_.protocol_unreachable(ip, now);
                 return counters_.drop(Drop::kIpProtocolUnknown);
         }
     }
@@ -246,7 +250,7 @@ public:
         }
         if (message->is_echo_reply()) {
             // [RFC1122 3.2.2.6 pass, client]
-            if (raw_ != nullptr && raw_->echo_reply(ip, now)) return;
+            if (raw_.echo_reply(ip, now)) return;
             copy_to_each(ip);  // a ping socket of another engine may wait for it
         }
         if (message->is_echo_request() && ip.dedicated) return icmp_output_.echo_reply(ip, now);
@@ -328,6 +332,33 @@ public:
         }
         return route;
     }
+    bool is_dedicated(const Address& local) const {
+        if (!local.is_unspecified()) {
+            const LocalAddress* const found = output_.local_addresses().match(local);
+            return found != nullptr && found->dedicated;
+        }
+        for (const auto& each : interfaces_) {
+            if (each->resolves_itself) return true;
+            for (const InterfaceAddress& own : each->addresses)
+                if (own.dedicated && own.address.family() == local.family()) return true;
+        }
+        return false;
+    }
+    Result<udp::Route> route_raw(const Address& remote, std::uint32_t interface) const {
+        const Hop hop = TRY(output_.find_hop(Address::any(remote.family()), remote, interface));
+        udp::Route route{.source = remote, .mtu = IpOutput::kLocalMtu};
+        if (!hop.local) {
+            const auto chosen = choose_source(*hop.interface, remote);
+            const bool preferred = hop.preferred_source && output_.is_local(*hop.preferred_source);
+            if (!preferred && !chosen) return fail(ENETUNREACH, "no source");
+            route = {.source = preferred ? *hop.preferred_source : *chosen,
+                     .mtu = hop.interface->mtu_of(remote.family()),
+                     .broadcast = remote.is_broadcast() ||
+                                  output_.local_addresses().directed_broadcast_of(remote) != nullptr};
+        }
+        if (!is_dedicated(route.source)) return fail(EHOSTUNREACH, "kernel's protocols");
+        return route;
+    }
     Result<void> change_group(udp::Socket& socket, udp::GroupChange change, std::uint32_t interface,
                               const Address& group, const Address& source) {
         const Hop hop = TRY(output_.find_hop(Address::any(group.family()), group, interface));
@@ -385,8 +416,8 @@ private:
     LinkLayer own_link_;  // of interfaces with dedicated addresses; before those whose sockets join groups
     tcp::Tcp tcp_;
     udp::Udp udp_;
+    raw::Raw raw_;
     LinkProtocols* link_ = nullptr;  // own_link_, unless a test stands in for it
-    RawReceiver* raw_ = nullptr;
     Instant now_{};  // of the last turn, for what commands of the control thread set off
 };
 
@@ -426,7 +457,6 @@ void Stack::set_link_protocols(LinkProtocols* link) {
     impl_->set_link_protocols(link != nullptr ? link : &impl_->own_link_);
 }
 void Stack::set_forwarding(bool on, bool reverse_path_check) { impl_->forwarder_.enable(on, reverse_path_check); }
-void Stack::set_raw_receiver(RawReceiver* receiver) { impl_->raw_ = receiver; }
 
 void Stack::set_address_observer(AddressObserver* observer) { impl_->own_link_.set_observer(observer); }
 MulticastGroups& Stack::groups() { return impl_->own_link_.groups(); }
@@ -499,6 +529,18 @@ Result<void> Stack::send_datagram(udp::Socket& socket, const Endpoint& remote, P
 }
 std::uint32_t Stack::path_mtu(udp::Socket& socket, const Endpoint& remote, std::uint32_t interface, Instant now) {
     return impl_->udp_.path_mtu(socket, remote, interface, now);
+}
+
+Result<void> Stack::change_group(raw::Socket& socket, udp::GroupChange change, std::uint32_t interface,
+                                 const Address& group, const Address& source) {
+    const Hop hop = TRY(impl_->output_.find_hop(Address::any(group.family()), group, interface));
+    if (!hop.interface->resolves_itself) return fail(EOPNOTSUPP, "kernel's groups");
+    return impl_->raw_.change_group(socket, change, hop.interface->index, group, source);
+}
+raw::Raw& Stack::raw_sockets() { return impl_->raw_; }
+bool Stack::is_dedicated(const Address& local) const { return impl_->is_dedicated(local); }
+Result<udp::Route> Stack::route_raw(const Address& remote, std::uint32_t interface) const {
+    return impl_->route_raw(remote, interface);
 }
 
 }  // namespace culvert::stack

@@ -106,6 +106,11 @@ namespace udp {
 class Socket;
 }
 
+namespace raw {
+class Raw;
+class Socket;
+}
+
 struct StackConfig {
     std::uint32_t max_connections = 262144;
     std::uint32_t max_half_open = 8192;
@@ -148,7 +153,6 @@ class StackImpl;
 class AddressObserver;
 class LinkProtocols;
 class MulticastGroups;
-class RawReceiver;
 
 class Stack {
 public:
@@ -168,10 +172,9 @@ public:
     void set_address_observer(AddressObserver* observer);
     /// Which groups are joined by whom.
     MulticastGroups& groups();
-    /// Modules that take part in the way in (input_hooks.h). They must outlive the stack, or be taken out (nullptr) before
-    /// they go. Link protocols stand in for the stack's own.
+    /// Takes part in the way in (input_hooks.h) instead of the stack's own link protocols. Must outlive the stack, or be
+    /// taken out (nullptr) before it goes.
     void set_link_protocols(LinkProtocols* link);
-    void set_raw_receiver(RawReceiver* receiver);
     /// Packets for others go on to them (forward.h), off to start with. `reverse_path_check`: only from sources that would
     /// be reached through the interface by which they came.
     void set_forwarding(bool on, bool reverse_path_check);
@@ -232,6 +235,17 @@ public:
                                const udp::SendOptions& options, Instant now);
     /// Bytes of the largest IP packet that reaches `remote` uncut, as far as is known; 0: no way there (IP_MTU).
     std::uint32_t path_mtu(udp::Socket& socket, const Endpoint& remote, std::uint32_t interface, Instant now);
+
+    /// Raw and ping sockets.
+    raw::Raw& raw_sockets();
+    /// True if `local` is an address of Culvert's alone or, unspecified, if there may be one of its family: only there can
+    /// raw and ping sockets be Culvert's, since of a shared address the kernel gets what is neither TCP nor UDP.
+    bool is_dedicated(const Address& local) const;
+    /// As the same of a UDP socket.
+    Result<void> change_group(raw::Socket& socket, udp::GroupChange change, std::uint32_t interface,
+                              const Address& group, const Address& source);
+    /// How a raw or ping socket reaches `remote` from a dedicated address. EHOSTUNREACH, ENETUNREACH: it does not.
+    Result<udp::Route> route_raw(const Address& remote, std::uint32_t interface) const;
 
 private:
     std::unique_ptr<StackImpl> impl_;

@@ -55,7 +55,7 @@ protected:
         const auto packet = received(frame);
         const auto accepted = ip_input.accept(eth0, packet, false);
         EXPECT_TRUE(accepted) << drop_name(accepted.error());
-        if (raw.wanted[accepted->protocol]) raw.raw(*accepted, now);
+        if (raw.wants(accepted->protocol)) raw.input(*accepted, now);
         return is_reply && raw.echo_reply(*accepted, now);
     }
     int send(Socket& socket, const Bytes& message, SendOptions options = {}) {
@@ -98,17 +98,17 @@ TEST_P(RawTest, EverySocketOfTheProtocolGetsACopyWithItsHeaderOverIpv4) {
     raw.close(second);
     arrive(frame);
     EXPECT_EQ(one.packets.size(), 3u);
-    EXPECT_TRUE(raw.wanted[89]);
+    EXPECT_TRUE(raw.wants(89));
 }
 
 TEST_P(RawTest, NobodyIsAskedForAProtocolThatNobodyWants) {
     Inbox inbox;
     Socket& socket = open(Kind::kRaw, 89, inbox);
-    EXPECT_TRUE(raw.wanted[89]);
+    EXPECT_TRUE(raw.wants(89));
     raw.close(socket);
-    EXPECT_TRUE(raw.wanted.none());
+    EXPECT_FALSE(raw.wants(89));
     open(Kind::kRaw, Raw::kAnyProtocol, inbox);
-    EXPECT_TRUE(raw.wanted.none()) << "IPPROTO_RAW only sends";
+    EXPECT_FALSE(raw.wants(255)) << "IPPROTO_RAW only sends";
     EXPECT_EQ(raw.open(Kind::kRaw, family(), 0, inbox).error().code, EPROTONOSUPPORT);
 }
 
