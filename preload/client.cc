@@ -366,6 +366,13 @@ bool Client::ask(const void* request, std::size_t size, int fd, std::uint32_t& v
     return true;
 }
 
+bool Client::grant_raw(int fd) noexcept {
+    const KeepErrno keep;
+    const shm::GrantRaw request;
+    std::uint32_t unused = 0;
+    return ask(&request, sizeof request, fd, unused);
+}
+
 std::optional<EventQueue> Client::add_queue() noexcept {
     const KeepErrno keep;
     EventQueue queue;

@@ -70,6 +70,9 @@ public:
     std::optional<EventQueue> borrow_poll_queue() noexcept;
     void give_back_poll_queue(EventQueue queue) noexcept;
 
+    /// Shows the daemon a raw or ping socket of the kernel's: one kBindRaw of that kind is then let through. False: not so.
+    bool grant_raw(int fd) noexcept;
+
     /// `queue` wants news of `record` (sets its watch bit, then AppLine::watch) / does not any more.
     void watch(std::uint32_t queue, std::uint32_t record) noexcept;
     void unwatch(std::uint32_t queue, std::uint32_t record) noexcept;

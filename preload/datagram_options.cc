@@ -307,6 +307,7 @@ bool Socket::keep_daemon_option(int level, int name, int number) noexcept {
 }
 
 void Socket::keep_datagram_option(int fd, int level, int name, const void* value, socklen_t length) noexcept {
+    if (is_raw() && keep_raw_option(level, name, value, length)) return;
     int number = 0;
     if (length >= sizeof number)
         std::memcpy(&number, value, sizeof number);

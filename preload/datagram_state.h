@@ -25,6 +25,11 @@ struct DatagramState {
     bool corked = false;         // MSG_MORE: the kernel holds the beginning of a datagram
     std::uint32_t early_count = 0;
     GroupRequest early[kMaxEarlyGroups];  // joined before there was a record
+    // Of a raw or ping socket (raw_socket.cc):
+    std::uint32_t raw_kind = 0;                      // shm::raw_kind; 0: a UDP socket
+    std::int64_t try_again_ns = 0;                   // not before: the daemon has just refused it
+    std::uint32_t blocked_types[8] = {};             // ICMP_FILTER, ICMP6_FILTER
+    std::uint32_t checksum_offset = shm::kNoIndex;   // IPV6_CHECKSUM
 };
 
 }  // namespace culvert::preload

@@ -55,7 +55,7 @@ inline SocketRef our_socket(int fd) noexcept {
 /// The socket behind `fd` if a send must pass through us: datagrams choose their path packet by packet.
 inline SocketRef sending_socket(int fd) noexcept {
     SocketRef socket = any_socket(fd);
-    return socket && (socket->is_ours() || socket->type() == SOCK_DGRAM) ? std::move(socket) : SocketRef();
+    return socket && (socket->is_ours() || socket->type() != SOCK_STREAM) ? std::move(socket) : SocketRef();
 }
 
 /// No thread cancellation in a scope: inside Socket the calls to libc that are cancellation points may not unwind. The

@@ -57,18 +57,24 @@ int Socket::open(int domain, int type, int protocol) noexcept {
     const bool carried = (domain == AF_INET || domain == AF_INET6) &&
                          ((kind == SOCK_STREAM && (protocol == 0 || protocol == IPPROTO_TCP)) ||
                           (kind == SOCK_DGRAM && (protocol == 0 || protocol == IPPROTO_UDP)));
-    if (!carried) return libc::socket(domain, type, protocol);
+    const bool internet = domain == AF_INET || domain == AF_INET6;
+    const bool ping = kind == SOCK_DGRAM && protocol == (domain == AF_INET ? int{IPPROTO_ICMP} : int{IPPROTO_ICMPV6});
+    const bool raw = internet && (kind == SOCK_RAW || ping);
+    if (!carried && !raw) return libc::socket(domain, type, protocol);
     start_once();
     const KeepErrno keep;
     Client* client = Client::attached();
     if (client == nullptr) {
-        if (Client::strict()) return keep.fail(ENETDOWN);
+        if (Client::strict() && carried) return keep.fail(ENETDOWN);
         return keep.pass(libc::socket(domain, type, protocol));
     }
     const int fd = libc::socket(domain, type, protocol);
     if (fd < 0) return keep.pass(fd);
-    if (Socket* socket = make(domain, kind, (type & SOCK_NONBLOCK) != 0)) FdTable::instance().insert(fd, *socket);
     client->note_reason(fd, shm::KernelReason::kUnconnected);
+    if (Socket* socket = make(domain, kind, (type & SOCK_NONBLOCK) != 0)) {
+        if (raw) socket->start_raw(fd, protocol);
+        FdTable::instance().insert(fd, *socket);
+    }
     return fd;
 }
 
@@ -112,7 +118,7 @@ std::uint32_t Socket::prepare_record(Client& client) noexcept {
     const auto record = client.take_record();
     if (!record) return shm::kNoIndex;
     shm::SocketRecord& shared = client.segment().socket(*record);
-    shared.protocol.store(type_ == SOCK_STREAM ? IPPROTO_TCP : IPPROTO_UDP, std::memory_order_relaxed);
+    shared.protocol.store(type_ == SOCK_STREAM ? IPPROTO_TCP : is_raw() ? IPPROTO_RAW : IPPROTO_UDP, std::memory_order_relaxed);
     shared.options = early_options_;
     return *record;
 }
@@ -171,7 +177,10 @@ int Socket::bind_kernel(int fd, const sockaddr* address, socklen_t length) noexc
 
 int Socket::bind(int fd, const sockaddr* address, socklen_t length) noexcept {
     if (bind_kernel(fd, address, length) != 0) return -1;
-    if (type_ == SOCK_DGRAM && path() == Path::kKernel) {
+    if (is_raw()) {
+        const KeepErrno keep;
+        try_bind_raw(fd);
+    } else if (type_ == SOCK_DGRAM && path() == Path::kKernel) {
         const KeepErrno keep;
         try_bind_datagram(fd);
     }
@@ -179,10 +188,12 @@ int Socket::bind(int fd, const sockaddr* address, socklen_t length) noexcept {
 }
 
 int Socket::connect(int fd, const sockaddr* address, socklen_t length) noexcept {
+    if (is_raw()) return connect_raw(fd, address, length);
     return type_ == SOCK_STREAM ? connect_stream(fd, address, length) : connect_datagram(fd, address, length);
 }
 
 ssize_t Socket::send(int fd, const msghdr& message, int flags) noexcept {
+    if (is_raw()) return send_raw(fd, message, flags);
     if (type_ == SOCK_DGRAM) return send_datagram(fd, message, flags);
     if ((flags & MSG_FASTOPEN) != 0 && connecting_.load(std::memory_order_relaxed) != Connecting::kKernel)
         return send_fast_open(fd, message, flags);

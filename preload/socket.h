@@ -3,7 +3,8 @@
 //              bind, listen       +--> kListener    kernel listener + Culvert listener: accept takes from both
 //   kKernel ----------------------+
 //   (a kernel socket, watched)    +--> kConnection  Culvert TCP connection; also what accept returns (a placeholder)
-//              connect, sendto    +--> kDatagram    Culvert and kernel datagrams, side by side on one port
+//              connect, sendto    +--> kDatagram    Culvert and kernel datagrams, side by side on one port; so, too,
+//                                                   the packets of a raw or ping socket
 //
 // Every method has the semantics of the system call of its name: returns -1 and sets errno, or returns the value and leaves
 // errno alone. `fd` is the descriptor that the application used (all descriptors of one description are equal). A socket
@@ -68,7 +69,7 @@ public:
     bool nonblocking() const noexcept { return nonblocking_.load(std::memory_order_relaxed); }
 
     Path path() const noexcept { return path_.load(std::memory_order_acquire); }
-    /// SOCK_STREAM or SOCK_DGRAM; AF_INET or AF_INET6.
+    /// SOCK_STREAM, SOCK_DGRAM or SOCK_RAW; AF_INET or AF_INET6.
     int type() const noexcept { return type_; }
     int family() const noexcept { return family_; }
     /// The shared record, for tests that look at what the daemon sees.
@@ -152,6 +153,16 @@ private:
                        std::size_t count) noexcept;
     /// `fd` -1: leave no note why.
     void leave_to_kernel(int fd) noexcept;
+
+    // raw_socket.cc
+    bool is_raw() const noexcept { return datagram_ != nullptr && datagram_->raw_kind != 0; }
+    void start_raw(int fd, int protocol) noexcept;
+    void try_bind_raw(int fd) noexcept;
+    RouteAnswer ask_raw_route(int fd, RouteKey key) noexcept;
+    int connect_raw(int fd, const sockaddr* address, socklen_t length) noexcept;
+    ssize_t send_raw(int fd, const msghdr& message, int flags) noexcept;
+    bool keep_raw_option(int level, int name, const void* value, socklen_t length) noexcept;
+    int tell_filter() noexcept;
 
     // datagram_receive.cc
     ssize_t receive_datagram(int fd, msghdr& message, int flags) noexcept;

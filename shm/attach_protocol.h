@@ -8,6 +8,10 @@
 //   RemoveQueue (queue index)    ---->    (no answer)
 //   AddProcess + [socket]        ---->    before fork: the parent passes one end of a new socketpair for the child
 //                                <----    Answer (status, value = process slot); the child keeps the other end
+//   GrantRaw + [raw socket]      ---->    looks at the kernel's raw or ping socket itself: it is the proof that the kernel
+//                                         has let somebody make it who gave it to this program, and so that it may do
+//                                         with it what such a socket can do
+//                                <----    Answer (status); one kBindRaw of such a socket is then let through
 //
 // Each process has its own control connection; its end of file tells the daemon that the process is gone. The doorbell
 // wakes a sleeping engine (shm/wakeup.h). A request of an administrator (culvert ss, stat) starts with '{' (JSON) instead
@@ -31,6 +35,7 @@ enum class MessageKind : std::uint32_t {
     kRemoveQueue = 0x43560004,
     kAddProcess = 0x43560005,
     kAnswer = 0x43560006,
+    kGrantRaw = 0x43560007,
 };
 
 struct Hello {
@@ -68,6 +73,11 @@ struct RemoveQueue {
 struct AddProcess {
     MessageKind kind = MessageKind::kAddProcess;
 };
+
+struct GrantRaw {
+    MessageKind kind = MessageKind::kGrantRaw;
+};
+static_assert(sizeof(GrantRaw) == 4);
 
 struct Answer {
     MessageKind kind = MessageKind::kAnswer;

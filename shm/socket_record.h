@@ -97,7 +97,19 @@ enum class Operation : std::uint32_t {
     kBlockSource = 11,
     kUnblockSource = 12,
     kOwnAddress = 13,  // 0: remote.address is the daemon's alone, so the kernel's socket is bound with IP_FREEBIND; else EADDRNOTAVAIL
+    // Raw and ping sockets. Their datagrams have the headers and the lists of the others, ports unused (0).
+    kBindRaw = 14,        // local (port: a ping socket's identifier); argument: raw_kind(). The first time it consumes a grant
+                          // (attach_protocol.h): EPERM without; EADDRNOTAVAIL: no address there is Culvert's alone
+    kFilterTypes = 15,    // ICMP_FILTER, ICMP6_FILTER: a bit for each blocked type, 0 to 127 in local.address, then remote's
+    kChecksumOffset = 16, // IPV6_CHECKSUM: argument = where; kNoIndex: nowhere
 };
+
+/// Of kBindRaw and of a grant: what kind of socket.
+inline constexpr std::uint32_t kRawPing = 1u << 8;  // SOCK_DGRAM with the family's ICMP; else SOCK_RAW
+inline constexpr std::uint32_t kRawV6 = 1u << 9;
+constexpr std::uint32_t raw_kind(bool ping, bool v6, std::uint8_t protocol) {
+    return (ping ? kRawPing : 0) | (v6 ? kRawV6 : 0) | protocol;
+}
 
 /// An operation that needs an answer. Written by the application, then operation_sequence + 1 and mark dirty; the daemon
 /// answers with operation_done = that sequence. One at a time per socket: the shim holds tx_lock meanwhile.
@@ -125,6 +137,7 @@ inline constexpr std::uint32_t kOptionErrors4 = 1u << 17;        // IP_RECVERR
 inline constexpr std::uint32_t kOptionErrors6 = 1u << 18;        // IPV6_RECVERR
 inline constexpr std::uint32_t kOptionOnlyOwnGroups = 1u << 19;  // IP_MULTICAST_ALL off
 inline constexpr std::uint32_t kOptionOnlyOwnGroups6 = 1u << 20;
+inline constexpr std::uint32_t kOptionHeaderIncluded = 1u << 25;  // IP_HDRINCL
 /// PathRule of IPv4 and of IPv6, two bits each.
 inline constexpr std::uint32_t kOptionPathRule4Shift = 21;
 inline constexpr std::uint32_t kOptionPathRule6Shift = 23;
@@ -176,7 +189,7 @@ struct alignas(kCacheLine) SocketRecord {
     WireEndpoint remote;
     std::atomic<std::uint32_t> accept_queue;
     std::atomic<std::uint32_t> listener;
-    std::atomic<std::uint32_t> protocol;  // IPPROTO_TCP or IPPROTO_UDP; written by who takes the record
+    std::atomic<std::uint32_t> protocol;  // IPPROTO_TCP, _UDP, or _RAW for raw and ping; written by who takes the record
     OperationMailbox operation;           // application
     SocketOptions options;                // application; the daemon copies the listener's into an accepted connection's
     SocketInfo info;                      // daemon

@@ -43,13 +43,18 @@ std::string text_of(const Endpoint& endpoint) {
     return endpoint.port == 0 && endpoint.address.is_unspecified() ? std::string() : endpoint.to_string();
 }
 
+const char* proto_of(const tenant::SocketSnapshot& socket) {
+    if (socket.raw_kind != 0) return (socket.raw_kind & shm::kRawPing) != 0 ? "ping" : "raw";
+    return socket.is_tcp ? "tcp" : "udp";
+}
+
 json line_of(const tenant::TenantSnapshot& tenant, const tenant::SocketSnapshot& socket) {
-    const bool udp_unconnected = !socket.is_tcp && socket.remote.port == 0;
+    const bool udp_unconnected = !socket.is_tcp && socket.state != stack::tcp::State::kEstablished;
     json line = {{"program", tenant.program},
                  {"pid", socket.pid},
                  {"tenant", tenant.id},
                  {"record", socket.record},
-                 {"proto", socket.is_tcp ? "tcp" : "udp"},
+                 {"proto", proto_of(socket)},
                  {"state", socket.is_tcp    ? tcp_state_name(static_cast<unsigned>(socket.state))
                            : udp_unconnected ? "UNCONNECTED"
                                              : "ESTABLISHED"},

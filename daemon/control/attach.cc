@@ -66,6 +66,37 @@ bool is_packet_socket(int fd) {
     return domain == AF_UNIX && type == SOCK_SEQPACKET;
 }
 
+std::optional<int> socket_option(int fd, int name) {
+    int value = 0;
+    socklen_t length = sizeof value;
+    if (::getsockopt(fd, SOL_SOCKET, name, &value, &length) != 0) return std::nullopt;
+    return value;
+}
+
+/// Which network namespace a socket was made in; nothing if the kernel does not say.
+std::optional<std::uint64_t> namespace_of(int fd) {
+    std::uint64_t cookie = 0;
+    socklen_t length = sizeof cookie;
+    if (::getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &length) != 0) return std::nullopt;
+    return cookie;
+}
+
+/// The kind (shm::raw_kind) of a kernel's raw or ping socket; nothing if it is no such socket, or proves nothing here: in
+/// a network namespace of their own all may make raw sockets.
+std::optional<std::uint32_t> proven_raw_kind(int fd) {
+    const auto domain = socket_option(fd, SO_DOMAIN);
+    const auto type = socket_option(fd, SO_TYPE);
+    const auto protocol = socket_option(fd, SO_PROTOCOL);
+    if (!domain || !type || !protocol || (*domain != AF_INET && *domain != AF_INET6)) return std::nullopt;
+    const bool v6 = *domain == AF_INET6;
+    const bool ping = *type == SOCK_DGRAM && *protocol == (v6 ? int{IPPROTO_ICMPV6} : int{IPPROTO_ICMP});
+    if (!ping && (*type != SOCK_RAW || *protocol < 0 || *protocol > 255)) return std::nullopt;
+    const UniqueFd ours(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const auto here = namespace_of(ours.get());
+    if (!here || namespace_of(fd) != here) return std::nullopt;
+    return shm::raw_kind(ping, v6, static_cast<std::uint8_t>(*protocol));
+}
+
 shm::Answer answer(std::int32_t error, std::uint32_t value = 0) {
     shm::Answer message;
     message.error = error;
@@ -223,6 +254,8 @@ void AttachService::packet(Connection& connection, const Process& process, Packe
         return add_queue(connection, process, std::move(packet.fds[0]));
     if (kind == shm::MessageKind::kAddProcess && parse_message<shm::AddProcess>(packet.bytes) && packet.fds.size() == 1)
         return add_process(connection, process, std::move(packet.fds[0]));
+    if (kind == shm::MessageKind::kGrantRaw && parse_message<shm::GrantRaw>(packet.bytes) && packet.fds.size() == 1)
+        return grant_raw(connection, process, std::move(packet.fds[0]));
     if (kind == shm::MessageKind::kRemoveQueue && packet.fds.empty()) {
         const auto message = parse_message<shm::RemoveQueue>(packet.bytes);
         if (!message || process.tenant->queues.erase(message->queue) == 0)
@@ -248,6 +281,23 @@ void AttachService::add_queue(Connection& connection, const Process& process, Un
         mailbox_.post([queue, process, self] {
             if (queue) process.tenant->queues.insert(*queue);
             self->send_struct(queue ? answer(0, *queue) : answer(queue.error().code));
+            self->resume();
+        });
+    });
+}
+
+void AttachService::grant_raw(Connection& connection, const Process& process, UniqueFd socket) {
+    const auto kind = proven_raw_kind(socket.get());
+    if (!kind) {
+        connection.send_struct(answer(EPERM));
+        return;
+    }
+    connection.pause();
+    engine_of(*process.tenant).post([this, process, kind, self = connection.shared_from_this()](engine::Engine& engine) {
+        tenant::Tenant* tenant = engine.find_tenant(process.tenant->id);
+        const Result<void> granted = tenant != nullptr ? tenant->grant_raw(*kind) : fail(ESRCH, "tenant is gone");
+        mailbox_.post([granted, self] {
+            self->send_struct(answer(granted ? 0 : granted.error().code));
             self->resume();
         });
     });

@@ -34,6 +34,9 @@ void Tenant::run_operation(std::uint32_t index, std::uint32_t sequence, Instant 
         case shm::Operation::kListen: result = start_listen(index, local, argument); break;
         case shm::Operation::kBindDatagram: result = start_datagram(index, local, remote, now); break;
         case shm::Operation::kConnectDatagram: result = connect_datagram(index, remote, now); break;
+        case shm::Operation::kBindRaw: result = bind_raw(index, local, argument); break;
+        case shm::Operation::kFilterTypes: result = filter_types(index, local, remote); break;
+        case shm::Operation::kChecksumOffset: result = set_checksum_offset(index, argument); break;
         case shm::Operation::kRefreshInfo:
             refresh_info(index);
             result = 0;
@@ -64,8 +67,9 @@ void Tenant::run_operation(std::uint32_t index, std::uint32_t sequence, Instant 
 }
 
 int Tenant::route(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote) {
-    const bool datagram = slots_[index].kind == Kind::kDatagram ||
-                          segment_.socket(index).protocol.load(std::memory_order_relaxed) == IPPROTO_UDP;
+    const std::uint32_t protocol = segment_.socket(index).protocol.load(std::memory_order_relaxed);
+    if (slots_[index].kind == Kind::kRaw || protocol == IPPROTO_RAW) return route_raw(index, local, remote);
+    const bool datagram = slots_[index].kind == Kind::kDatagram || protocol == IPPROTO_UDP;
     if (datagram) return route_datagram(index, local, remote);
     const auto source = stack_.source_for(from_wire(remote));
     if (!source) return source.error().code;
@@ -90,6 +94,11 @@ int Tenant::route_datagram(std::uint32_t index, const shm::WireEndpoint& local, 
 int Tenant::change_group(std::uint32_t index, stack::udp::GroupChange change, std::uint32_t interface,
                          const shm::WireEndpoint& group, const shm::WireEndpoint& source) {
     Slot& slot = slots_[index];
+    if (slot.kind == Kind::kRaw) {
+        const auto changed = stack_.change_group(*raw_sockets_.at(index)->socket(), change, interface, from_wire(group).address,
+                                                 from_wire(source).address);
+        return changed ? 0 : changed.error().code;
+    }
     if (slot.kind != Kind::kDatagram) return EINVAL;
     const auto changed = stack_.change_group(*slot.datagram->socket, change, interface, from_wire(group).address,
                                              from_wire(source).address);
@@ -172,11 +181,88 @@ int Tenant::start_datagram(std::uint32_t index, const shm::WireEndpoint& local, 
 
 int Tenant::connect_datagram(std::uint32_t index, const shm::WireEndpoint& remote, Instant now) {
     Slot& slot = slots_[index];
+    if (slot.kind == Kind::kRaw) return connect_raw(index, remote);
     if (slot.kind != Kind::kDatagram) return EINVAL;
     slot.datagram->remote = from_wire(remote);
     segment_.socket(index).remote = remote;
     stack_.connect_udp(*slot.datagram->socket, remote.port != 0 ? &slot.datagram->remote : nullptr, remote.interface);
     slot.datagram->publish_path(now);
+    return 0;
+}
+
+int Tenant::bind_raw(std::uint32_t index, const shm::WireEndpoint& local, std::uint32_t kind) {
+    Slot& slot = slots_[index];
+    const Endpoint at = from_wire(local);
+    if (slot.kind == Kind::kRaw) {
+        if (kind != raw_sockets_.at(index)->kind()) return EINVAL;
+        if (!stack_.is_dedicated(at.address)) return EADDRNOTAVAIL;
+        const int error = raw_sockets_.at(index)->bind(at);
+        if (error == 0) segment_.socket(index).local = local;
+        return error;
+    }
+    if (slot.kind != Kind::kIdle) return EINVAL;
+    // The proof first: who may not have such a socket learns nothing of addresses either.
+    const auto grant = std::ranges::find(raw_grants_, kind);
+    if (grant == raw_grants_.end()) {
+        drop(Drop::kTenantNoGrant);
+        return EPERM;
+    }
+    raw_grants_.erase(grant);
+    if (at.address.is_v4() != ((kind & shm::kRawV6) == 0)) return EINVAL;
+    if (!stack_.is_dedicated(at.address)) return EADDRNOTAVAIL;
+    auto raw = std::make_unique<RawSocket>(*this, index, kind);
+    if (const int error = raw->bind(at); error != 0) return error;
+    shm::SocketRecord& record = segment_.socket(index);
+    record.local = local;
+    record.daemon.status.store(shm::kStatusReady, std::memory_order_release);
+    raw->set_options(record.options);
+    raw_sockets_.emplace(index, std::move(raw));
+    slot.kind = Kind::kRaw;
+    return 0;
+}
+
+Result<void> Tenant::grant_raw(std::uint32_t kind) {
+    if (raw_grants_.size() + raw_sockets_.size() >= kMaxRawSockets) {
+        drop(Drop::kTenantNoSocket);
+        return fail(ENOBUFS, "raw sockets");
+    }
+    raw_grants_.push_back(kind);
+    return {};
+}
+
+int Tenant::connect_raw(std::uint32_t index, const shm::WireEndpoint& remote) {
+    const Address peer = from_wire(remote).address;
+    RawSocket& raw = *raw_sockets_.at(index);
+    if (!peer.is_unspecified() && peer.is_v4() != raw.local().address.is_v4()) return EINVAL;
+    raw.connect(peer);
+    segment_.socket(index).remote = remote;
+    return 0;
+}
+
+int Tenant::filter_types(std::uint32_t index, const shm::WireEndpoint& low, const shm::WireEndpoint& high) {
+    if (slots_[index].kind != Kind::kRaw) return EINVAL;
+    std::array<std::uint32_t, 8> types;
+    std::memcpy(types.data(), low.address, sizeof low.address);
+    std::memcpy(types.data() + 4, high.address, sizeof high.address);
+    raw_sockets_.at(index)->block_types(types);
+    return 0;
+}
+
+int Tenant::set_checksum_offset(std::uint32_t index, std::uint32_t offset) {
+    if (slots_[index].kind != Kind::kRaw || (offset != shm::kNoIndex && (offset > 0xfffe || offset % 2 != 0))) return EINVAL;
+    raw_sockets_.at(index)->set_checksum_offset(offset);
+    return 0;
+}
+
+int Tenant::route_raw(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote) {
+    const Address from = from_wire(local).address;
+    if (!from.is_unspecified() && !stack_.is_dedicated(from)) return EADDRNOTAVAIL;
+    const auto route = stack_.route_raw(from_wire(remote).address, remote.interface);
+    if (!route) return route.error().code;
+    shm::SocketRecord& record = segment_.socket(index);
+    if (route->broadcast && (record.options.flags & shm::kOptionBroadcast) == 0) return EACCES;
+    record.local = to_wire({route->source, 0}, remote.family);
+    record.info.path_mtu = route->mtu;
     return 0;
 }
 
@@ -268,6 +354,12 @@ SocketSnapshot Tenant::snapshot_of(std::uint32_t index) {
         line.local = slot.datagram->local;
         line.remote = slot.datagram->remote;
         line.state = line.remote.port != 0 ? stack::tcp::State::kEstablished : stack::tcp::State::kClosed;
+    } else if (slot.kind == Kind::kRaw) {
+        line.is_tcp = false;
+        line.raw_kind = raw_sockets_.at(index)->kind();
+        line.local = raw_sockets_.at(index)->local();
+        line.remote = {raw_sockets_.at(index)->remote(), 0};
+        line.state = raw_sockets_.at(index)->remote().is_unspecified() ? stack::tcp::State::kClosed : stack::tcp::State::kEstablished;
     } else if (slot.kind == Kind::kStream && slot.stream.connection() != nullptr) {
         const stack::tcp::Connection& connection = *slot.stream.connection();
         line.local = connection.local();

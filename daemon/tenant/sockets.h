@@ -7,8 +7,10 @@
 // | kStream   | connecting, connected or dead, not closed        | Connection, or none when dead |
 // | kListener | listening                                        | Listener            |
 // | kDatagram | bound                                            | udp::Socket         |
+// | kRaw      | raw or ping, bound                               | raw::Socket         |
 #pragma once
 
+#include "daemon/stack/raw.h"
 #include "daemon/stack/tcp/connection.h"
 #include "daemon/tenant/receive_stage.h"
 #include "daemon/tenant/tenant.h"
@@ -135,6 +137,50 @@ private:
     ReceiveStage stage_;
     LentList errors_lent_;
     ReceiveStage error_stage_;
+};
+
+class RawSocket final : public stack::raw::SocketOwner {
+public:
+    /// `kind`: shm::raw_kind.
+    RawSocket(Tenant& tenant, std::uint32_t index, std::uint32_t kind) : tenant_(tenant), index_(index), kind_(kind) {}
+    ~RawSocket();
+
+    /// Opens and binds at first, then binds again. An errno value.
+    int bind(const Endpoint& local);
+    void connect(const Address& remote);
+    void set_options(const shm::SocketOptions& options);
+    void block_types(const std::array<std::uint32_t, 8>& types);
+    void set_checksum_offset(std::uint32_t offset);
+    void look(Instant now);
+    bool publish(std::uint32_t app_flags);
+
+    bool on_packet(stack::raw::Socket&, const stack::raw::PacketInfo& info, stack::Payload payload,
+                   std::uint32_t length) override;
+
+    stack::raw::Socket* socket() const { return socket_; }
+    std::uint32_t kind() const { return kind_; }
+    const Endpoint& local() const { return local_; }
+    const Address& remote() const { return remote_; }
+
+private:
+    void send(const stack::SendChunk* first, const stack::SendChunk* last, Instant now);
+    stack::raw::Raw& sockets() const;
+
+    Tenant& tenant_;
+    const std::uint32_t index_;
+    const std::uint32_t kind_;
+    stack::raw::Socket* socket_ = nullptr;
+    Endpoint local_;
+    Address remote_;  // unspecified: not connected
+    stack::raw::SocketOptions options_;
+    std::uint32_t max_lent_ = 0;   // receive blocks that may lie unread
+    std::uint32_t overflow_ = 0;   // packets refused for want of room
+    std::int32_t error_ = 0;
+    std::uint64_t delivered_ = 0;
+    std::uint64_t released_ = 0;
+    std::uint64_t published_released_ = 0;
+    LentList lent_;
+    ReceiveStage stage_;
 };
 
 struct Tenant::Slot {

@@ -67,6 +67,7 @@ Tenant::Tenant(std::uint32_t id, std::string program, shm::Segment segment, stac
     queue_fds_.resize(geometry.queues);
     queue_process_.resize(geometry.queues);
     live_.resize(geometry.processes);
+    raw_grants_.reserve(kMaxRawSockets);
 }
 
 Tenant::~Tenant() {
@@ -249,6 +250,7 @@ void Tenant::close_socket(std::uint32_t index) {
         case Kind::kStream: slot.stream.close(slot.linger_zero); break;
         case Kind::kListener: close_listener(index); break;
         case Kind::kDatagram: slot.datagram.reset(); break;
+        case Kind::kRaw: raw_sockets_.erase(index); break;
     }
     free_record(index);
 }
@@ -285,6 +287,10 @@ void Tenant::look(std::uint32_t index, Instant now) {
     if (slot.kind == Kind::kStream) slot.stream.look(flags);
     if (slot.kind == Kind::kDatagram) {
         slot.datagram->look(now);
+        if ((flags & shm::kAppWantWrite) != 0) mark_changed(index);
+    }
+    if (slot.kind == Kind::kRaw) {
+        raw_sockets_.at(index)->look(now);
         if ((flags & shm::kAppWantWrite) != 0) mark_changed(index);
     }
     if ((flags & shm::kAppClosed) != 0) close_socket(index);
@@ -326,6 +332,7 @@ void Tenant::publish(std::uint32_t index) {
         case Kind::kStream: news |= slot.stream.publish(flags); break;
         case Kind::kListener: news = true; break;
         case Kind::kDatagram: news |= slot.datagram->publish(flags); break;
+        case Kind::kRaw: news |= raw_sockets_.at(index)->publish(flags); break;
     }
     if (news) notify(index, flags);
 }
@@ -380,7 +387,7 @@ void Tenant::wake_starved() {
     starved.store(0, std::memory_order_seq_cst);
     for (std::uint32_t index = 0; index < segment_.geometry().sockets; ++index) {
         const Kind kind = slots_[index].kind;
-        if (kind != Kind::kStream && kind != Kind::kDatagram) continue;
+        if (kind != Kind::kStream && kind != Kind::kDatagram && kind != Kind::kRaw) continue;
         if ((segment_.socket(index).app.flags.load(std::memory_order_relaxed) & shm::kAppWantWrite) != 0)
             mark_changed(index);
     }
@@ -413,6 +420,7 @@ void Tenant::apply_options(std::uint32_t index) {
     if (slot.kind == Kind::kStream && slot.stream.connection() != nullptr)
         slot.stream.connection()->set_options(options);
     if (slot.kind == Kind::kDatagram) slot.datagram->set_options(raw);
+    if (slot.kind == Kind::kRaw) raw_sockets_.at(index)->set_options(raw);
     if (slot.kind == Kind::kListener) slot.listen->listener->set_options(read_listener_options(index));
 }
 

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "daemon/base/counters.h"
@@ -26,12 +27,14 @@ namespace culvert::tenant {
 class StreamSocket;
 class ListenSocket;
 class DatagramSocket;
+class RawSocket;
 
 /// One line of `culvert ss`.
 struct SocketSnapshot {
     std::uint32_t record = 0;
     std::uint32_t pid = 0;  // of one process that holds it
     bool is_tcp = true;
+    std::uint32_t raw_kind = 0;  // shm::raw_kind of a raw or ping socket, which has no ports; else 0
     stack::tcp::State state = stack::tcp::State::kClosed;
     Endpoint local;
     Endpoint remote;
@@ -72,6 +75,11 @@ public:
     void remove_process(std::uint32_t slot, Instant now);
     Result<std::uint32_t> add_queue(std::uint32_t process, UniqueFd eventfd);
     void remove_queue(std::uint32_t queue);
+    /// Raw and ping sockets that a tenant may have, with those that it has been granted and not made yet.
+    static constexpr std::uint32_t kMaxRawSockets = 64;
+    /// One socket of that kind (shm::raw_kind) may be bound: a process of this tenant has shown the kernel's. ENOBUFS: too
+    /// many; counted.
+    Result<void> grant_raw(std::uint32_t kind);
     bool has_processes() const { return live_processes_ != 0; }
     /// True when no process is left and nothing of it is in the stack any more: it may be destroyed.
     bool finished() const;
@@ -93,8 +101,9 @@ private:
     friend class StreamSocket;
     friend class ListenSocket;
     friend class DatagramSocket;
+    friend class RawSocket;
     class OrphanOwner;
-    enum class Kind : std::uint8_t { kFree, kIdle, kStream, kListener, kDatagram };
+    enum class Kind : std::uint8_t { kFree, kIdle, kStream, kListener, kDatagram, kRaw };
     struct Slot;
 
     void look(std::uint32_t index, Instant now);
@@ -106,6 +115,11 @@ private:
     int connect_datagram(std::uint32_t index, const shm::WireEndpoint& remote, Instant now);
     int change_group(std::uint32_t index, stack::udp::GroupChange change, std::uint32_t interface,
                      const shm::WireEndpoint& group, const shm::WireEndpoint& source);
+    int bind_raw(std::uint32_t index, const shm::WireEndpoint& local, std::uint32_t kind);
+    int filter_types(std::uint32_t index, const shm::WireEndpoint& low, const shm::WireEndpoint& high);
+    int set_checksum_offset(std::uint32_t index, std::uint32_t offset);
+    int connect_raw(std::uint32_t index, const shm::WireEndpoint& remote);
+    int route_raw(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote);
     int route(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote);
     int route_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote);
     stack::tcp::Options read_options(std::uint32_t index);
@@ -149,6 +163,8 @@ private:
     std::vector<std::uint32_t> records_to_wake_;
     std::vector<std::uint32_t> queue_process_;   // by queue: the slot that made it
     SendLimits send_limits_;
+    std::vector<std::uint32_t> raw_grants_;      // kinds of raw sockets that may be made
+    std::unordered_map<std::uint32_t, std::unique_ptr<RawSocket>> raw_sockets_;  // by record: few, so not in the slots
     std::uint32_t queues_used_ = 0;              // highest used + 1
     std::vector<bool> live_;                     // by process slot; the record in the segment only mirrors it
     std::uint32_t processes_used_ = 0;           // highest used + 1
