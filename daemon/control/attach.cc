@@ -1,6 +1,8 @@
 #include "daemon/control/attach.h"
 
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>

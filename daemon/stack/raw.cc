@@ -246,7 +246,7 @@ Result<void> Raw::make_echo(const Socket& socket, const Outgoing& out, std::span
 
 /// IP_HDRINCL: what the application's header says, as far as it may. Length and checksum are ours, a source and an
 /// identification of zero too (raw(7)). Options cannot be kept: EOPNOTSUPP. The rest after the header.
-Result<std::span<const std::byte>> Raw::read_header(Outgoing& out, std::span<const std::byte> packet, Instant now) {
+Result<std::span<const std::byte>> Raw::read_header(Outgoing& out, std::span<const std::byte> packet) {
     if (packet.size() < wire::kIpv4HeaderLength) return fail(EINVAL, "short header");
     const unsigned version_length = wire::load_8(packet.data());
     if (version_length >> 4 != 4 || (version_length & 15) < 5) return fail(EINVAL, "header");
@@ -292,7 +292,7 @@ Result<void> Raw::send(Socket& socket, const Address& remote, Payload payload, s
     }
     if (socket.options_.header_included) {
         if (!v4) return fail(EOPNOTSUPP, "IPv6 header");
-        const auto rest = TRY(read_header(out, message, now));
+        const auto rest = TRY(read_header(out, message));
         return transmit(out, rest, now);
     }
     // [RFC3542 3.1] the checksum where the socket says; of ICMPv6 always

@@ -152,7 +152,7 @@ private:
     void deliver(Socket& socket, const IpPacket& packet, std::uint32_t offset, std::uint32_t length, Instant now);
     Result<Outgoing> prepare(const Socket& socket, const Address& remote, const SendOptions& options, Instant now);
     Result<void> make_echo(const Socket& socket, const Outgoing& out, std::span<std::byte> message);
-    Result<std::span<const std::byte>> read_header(Outgoing& out, std::span<const std::byte> packet, Instant now);
+    Result<std::span<const std::byte>> read_header(Outgoing& out, std::span<const std::byte> packet);
     Result<void> transmit(Outgoing& out, std::span<const std::byte> message, Instant now);
 
     IpOutput& output_;

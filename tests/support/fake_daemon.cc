@@ -202,6 +202,14 @@ void FakeDaemon::serve(Control& control, bool& gone) {
             if (slot != shm::kNoIndex) controls_.push_back({std::move(passed), slot});
             return answer(fd, &reply, sizeof reply, nullptr, 0);
         }
+        case shm::MessageKind::kGrantRaw: {
+            int type = 0;
+            socklen_t length = sizeof type;
+            if (::getsockopt(passed.get(), SOL_SOCKET, SO_TYPE, &type, &length) == 0) granted_type = type;
+            ++grants;
+            reply.error = grant_answer;
+            return answer(fd, &reply, sizeof reply, nullptr, 0);
+        }
         default: return;
     }
 }
@@ -279,6 +287,18 @@ void FakeDaemon::operation(std::uint32_t record) {
                 shared.daemon.status.store(shm::kStatusReady);
                 break;
             case shm::Operation::kBindDatagram:
+                peer.datagram = true;
+                shared.local = shared.operation.local;
+                shared.daemon.status.store(shm::kStatusReady);
+                break;
+            case shm::Operation::kBindRaw:
+            case shm::Operation::kFilterTypes:
+            case shm::Operation::kChecksumOffset:
+                raw_calls_.push_back({code, shared.operation.argument.load(), shared.operation.local, remote});
+                if (code != shm::Operation::kBindRaw) break;
+                ++raw_binds;
+                result = bind_raw_answer;
+                if (result != 0) break;
                 peer.datagram = true;
                 shared.local = shared.operation.local;
                 shared.daemon.status.store(shm::kStatusReady);
@@ -478,6 +498,10 @@ void FakeDaemon::deliver_error(std::uint32_t record, shm::DatagramErrorHeader he
     notify(record);
 }
 
+std::vector<FakeDaemon::RawCall> FakeDaemon::raw_calls() {
+    const std::lock_guard lock(mutex_);
+    return raw_calls_;
+}
 std::vector<FakeDaemon::GroupCall> FakeDaemon::group_calls() {
     const std::lock_guard lock(mutex_);
     return group_calls_;

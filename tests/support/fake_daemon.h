@@ -73,6 +73,20 @@ public:
     };
     std::vector<GroupCall> group_calls();
     std::atomic<int> group_answer{0};
+    /// Raw and ping sockets: what GrantRaw is answered, what kBindRaw is, and how many came of each.
+    std::atomic<int> grant_answer{0};
+    std::atomic<int> bind_raw_answer{0};
+    std::atomic<std::uint32_t> grants{0};
+    std::atomic<std::uint32_t> raw_binds{0};
+    /// Of the descriptor that came with the last grant: SO_TYPE.
+    std::atomic<int> granted_type{0};
+    /// The operations that a raw socket was told of, latest last.
+    struct RawCall {
+        shm::Operation operation;
+        std::uint32_t argument;
+        shm::WireEndpoint local, remote;
+    };
+    std::vector<RawCall> raw_calls();
     /// Requests on the control connection get an answer that is none.
     void answer_nonsense() { nonsense_ = true; }
 
@@ -145,6 +159,7 @@ private:
     std::atomic<int> refuse_{0};
     std::atomic<std::uint32_t> path_mtu_{0};
     std::vector<GroupCall> group_calls_;
+    std::vector<RawCall> raw_calls_;
     std::atomic<bool> nonsense_{false};
     bool stopping_ = false;
     std::atomic<bool> dead_{false};

@@ -221,5 +221,79 @@ TEST_P(RawTest, AHeaderOfItsOwnIsKeptAsFarAsItMay) {  // raw(7)
     EXPECT_EQ(send(socket, foreign), EADDRNOTAVAIL) << "in nobody else's name";
 }
 
+TEST_P(RawTest, AWrongChecksumIsNotHeardWhereWeCheckIt) {  // [RFC3542 3.1]
+    Inbox icmp_inbox, ospf_inbox;
+    open(Kind::kRaw, number(icmp()), icmp_inbox);
+    Socket& ospf = open(Kind::kRaw, 89, ospf_inbox);
+    SocketOptions options;
+    options.checksum_offset = 12;
+    raw.set_options(ospf, options);
+    Bytes message = echo(reply(), 9, peer(), ours());
+    message.back() ^= std::byte{1};
+    arrive(ip_frame(peer(), ours(), icmp(), message));
+    arrive(ip_frame(peer(), ours(), static_cast<wire::IpProtocol>(89), pattern(24)));
+    // Over IPv4 there is no such option, and a raw socket sees an ICMP message as it is (raw(7)).
+    EXPECT_EQ(icmp_inbox.packets.size(), v4() ? 1u : 0u);
+    EXPECT_EQ(ospf_inbox.packets.size(), v4() ? 1u : 0u);
+    EXPECT_EQ(counters.dropped(Drop::kRawChecksum), v4() ? 0u : 2u);
+}
+
+TEST_P(RawTest, PacketsOfAnyLengthAndInPiecesAreCopiedWhole) {
+    Inbox inbox;
+    Socket& socket = open(Kind::kRaw, number(icmp()), inbox);
+    SocketOptions options;
+    options.blocked_types.fill(0xffffffff);
+    raw.set_options(socket, options);
+    if (v4()) {  // an ICMP message of no bytes has no type to be filtered by; nor has it a checksum, so not over IPv6
+        arrive(ip_frame(peer(), ours(), icmp(), {}));
+        EXPECT_EQ(inbox.packets.size(), 1u);
+    }
+    arrive(ip_frame(peer(), ours(), icmp(), pattern(1)));
+    EXPECT_EQ(inbox.packets.size(), v4() ? 1u : 0u) << "filtered";
+    Inbox pieces;
+    open(Kind::kRaw, 89, pieces);
+    const Bytes frame = ip_frame(peer(), ours(), static_cast<wire::IpProtocol>(89), pattern(1000));
+    const std::array<std::span<const std::byte>, 2> rest{std::span(frame).subspan(100, 300), std::span(frame).subspan(400)};
+    const RxPacket packet{.head = std::span(frame).first(100), .rest = rest, .length = static_cast<std::uint32_t>(frame.size())};
+    const auto accepted = ip_input.accept(eth0, packet, false);
+    ASSERT_TRUE(accepted);
+    raw.input(*accepted, now);
+    ASSERT_EQ(pieces.packets.size(), 1u);
+    EXPECT_EQ(pieces.packets[0].size(), 1000 + (v4() ? ip_header() : 0));
+    EXPECT_EQ(Bytes(pieces.packets[0].end() - 1000, pieces.packets[0].end()), pattern(1000));
+    // An echo reply that is cut off behind its type is nobody's.
+    Inbox ping;
+    ASSERT_TRUE(raw.bind(open(Kind::kPing, 0, ping), Address::any(family()), 7));
+    EXPECT_FALSE(arrive(ip_frame(peer(), ours(), icmp(), pattern(7)), true));
+    EXPECT_THAT(ping.packets, IsEmpty());
+}
+
+TEST_P(RawTest, BroadcastsAreForThoseWhoMeanThem) {  // [RFC1122 3.2.1.3]
+    if (!v4()) GTEST_SKIP() << "IPv6 has none";
+    Inbox inbox;
+    Socket& socket = open(Kind::kRaw, 89, inbox);
+    const Bytes message = pattern(20);
+    const std::span<const std::byte> piece(message);
+    const auto to_all = [&](SendOptions options) {
+        const auto sent = raw.send(socket, ip("10.0.0.255"), {&piece, 1}, 20, options, now);
+        return sent ? 0 : sent.error().code;
+    };
+    EXPECT_EQ(to_all({}), EACCES);
+    EXPECT_EQ(to_all({.broadcast = true}), 0);
+    EXPECT_EQ(take_frames(tx).size(), 1u);
+}
+
+TEST_P(RawTest, SocketsAreBounded) {
+    Inbox inbox;
+    std::vector<Socket*> all;
+    for (std::uint32_t i = 0; i < Raw::kMaxSockets; ++i) all.push_back(&open(i % 2 != 0 ? Kind::kRaw : Kind::kPing, 89, inbox));
+    EXPECT_EQ(raw.open(Kind::kRaw, family(), 89, inbox).error().code, ENOBUFS);
+    for (Socket* socket : all)
+        if (socket->kind() == Kind::kPing) ASSERT_TRUE(raw.bind(*socket, Address::any(family()), 0));
+    for (Socket* socket : all) raw.close(*socket);
+    EXPECT_EQ(raw.sockets(), 0u);
+    EXPECT_FALSE(raw.wants(89));
+}
+
 }  // namespace
 }  // namespace culvert::stack::raw
