@@ -332,7 +332,7 @@ public:
         }
         return route;
     }
-    bool is_dedicated(const Address& local) const {
+    bool raw_can_bind(const Address& local) const {
         if (!local.is_unspecified()) {
             const LocalAddress* const found = output_.local_addresses().match(local);
             return found != nullptr && found->dedicated;
@@ -356,7 +356,7 @@ public:
                      .broadcast = remote.is_broadcast() ||
                                   output_.local_addresses().directed_broadcast_of(remote) != nullptr};
         }
-        if (!is_dedicated(route.source)) return fail(EHOSTUNREACH, "kernel's protocols");
+        if (!raw_can_bind(route.source)) return fail(EHOSTUNREACH, "kernel's protocols");
         return route;
     }
     Result<void> change_group(udp::Socket& socket, udp::GroupChange change, std::uint32_t interface,
@@ -538,7 +538,7 @@ Result<void> Stack::change_group(raw::Socket& socket, udp::GroupChange change, s
     return impl_->raw_.change_group(socket, change, hop.interface->index, group, source);
 }
 raw::Raw& Stack::raw_sockets() { return impl_->raw_; }
-bool Stack::is_dedicated(const Address& local) const { return impl_->is_dedicated(local); }
+bool Stack::raw_can_bind(const Address& local) const { return impl_->raw_can_bind(local); }
 Result<udp::Route> Stack::route_raw(const Address& remote, std::uint32_t interface) const {
     return impl_->route_raw(remote, interface);
 }

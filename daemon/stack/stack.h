@@ -240,7 +240,7 @@ public:
     raw::Raw& raw_sockets();
     /// True if `local` is an address of Culvert's alone or, unspecified, if there may be one of its family: only there can
     /// raw and ping sockets be Culvert's, since of a shared address the kernel gets what is neither TCP nor UDP.
-    bool is_dedicated(const Address& local) const;
+    bool raw_can_bind(const Address& local) const;
     /// As the same of a UDP socket.
     Result<void> change_group(raw::Socket& socket, udp::GroupChange change, std::uint32_t interface,
                               const Address& group, const Address& source);

@@ -195,7 +195,7 @@ int Tenant::bind_raw(std::uint32_t index, const shm::WireEndpoint& local, std::u
     const Endpoint at = from_wire(local);
     if (slot.kind == Kind::kRaw) {
         if (kind != raw_sockets_.at(index)->kind()) return EINVAL;
-        if (!stack_.is_dedicated(at.address)) return EADDRNOTAVAIL;
+        if (!stack_.raw_can_bind(at.address)) return EADDRNOTAVAIL;
         const int error = raw_sockets_.at(index)->bind(at);
         if (error == 0) segment_.socket(index).local = local;
         return error;
@@ -209,7 +209,7 @@ int Tenant::bind_raw(std::uint32_t index, const shm::WireEndpoint& local, std::u
     }
     raw_grants_.erase(grant);
     if (at.address.is_v4() != ((kind & shm::kRawV6) == 0)) return EINVAL;
-    if (!stack_.is_dedicated(at.address)) return EADDRNOTAVAIL;
+    if (!stack_.raw_can_bind(at.address)) return EADDRNOTAVAIL;
     auto raw = std::make_unique<RawSocket>(*this, index, kind);
     if (const int error = raw->bind(at); error != 0) return error;
     shm::SocketRecord& record = segment_.socket(index);

@@ -5,14 +5,17 @@ that listens on all addresses serves them too. The peer is the kernel's stack.
     tap              10.78.0.2 and fd78::2; the other end is the kernel of the daemon's own host
 """
 import http.client
+import json
 import os
 import signal
+import subprocess
 
 from story import Story, run
 from netns import PYTHON, command, sha256, until
 from servers import Nginx
 
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "exchange.py")
+RAW_ECHO = os.path.join(os.path.dirname(PROGRAM), "raw_echo.py")
 
 
 class Dedicated:
@@ -97,6 +100,25 @@ class Dedicated:
                 text = self.lab.call(PYTHON, "-c", code, address, host="server", under=self.culvert).split()
             self.assertEqual(text[0], own)
             self.assertTrue(text[1].endswith(own), text)
+
+    def test_a_raw_socket_pings_from_it(self):
+        """Only Culvert can: the kernel does not have the address, and hears nothing of what is sent to it."""
+        there = self.peer_addresses()
+        with self.carried(2, "raw_in"), self.carried(2, "raw_out"):
+            program = self.lab.start("raw", [PYTHON, RAW_ECHO, *there], host="server", under=self.culvert, stdin=subprocess.PIPE)
+            until(lambda: len(program.output().splitlines()) == 2, f"two replies: {program.output()}")
+        four, six = map(json.loads, program.output().splitlines())
+        self.assertEqual(four, {"from": there[0], "length": 20 + 12})
+        self.assertEqual(six, {"from": there[1], "length": 12})
+        raw = [line for line in self.culvert.sockets() if line["proto"] == "raw"]
+        self.assertEqual([line["path"] for line in raw], ["culvert", "culvert"])
+        program.stop()
+
+    def test_ping_from_it(self):
+        for address in self.peer_addresses():
+            with self.carried(3, "raw_in"):
+                text = self.lab.call("ping", "-c", 3, "-i", "0.01", "-W", 5, "-s", 4000, address, host="server", under=self.culvert)
+            self.assertIn("3 received", text)
 
     def peer_addresses(self):
         return self.lab.ip4("client"), self.lab.ip6("client")
