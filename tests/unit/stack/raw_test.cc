@@ -289,7 +289,9 @@ TEST_P(RawTest, SocketsAreBounded) {
     for (std::uint32_t i = 0; i < Raw::kMaxSockets; ++i) all.push_back(&open(i % 2 != 0 ? Kind::kRaw : Kind::kPing, 89, inbox));
     EXPECT_EQ(raw.open(Kind::kRaw, family(), 89, inbox).error().code, ENOBUFS);
     for (Socket* socket : all)
-        if (socket->kind() == Kind::kPing) ASSERT_TRUE(raw.bind(*socket, Address::any(family()), 0));
+        if (socket->kind() == Kind::kPing) {
+            ASSERT_TRUE(raw.bind(*socket, Address::any(family()), 0));
+        }
     for (Socket* socket : all) raw.close(*socket);
     EXPECT_EQ(raw.sockets(), 0u);
     EXPECT_FALSE(raw.wants(89));
