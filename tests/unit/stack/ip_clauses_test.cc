@@ -5,6 +5,7 @@
 
 #include "daemon/stack/input_hooks.h"
 #include "daemon/stack/ip_packet.h"
+#include "daemon/stack/raw.h"
 #include "daemon/stack/stack.h"
 #include "daemon/stack/tcp/connection.h"
 #include "daemon/stack/tcp/listener.h"
@@ -49,10 +50,9 @@ public:
     void icmpv6(const IpPacket&, std::uint8_t, Instant) override {}
 };
 
-class PingSocket final : public RawReceiver {
+class PingSocket final : public raw::SocketOwner {
 public:
-    void raw(const IpPacket&, Instant) override {}
-    bool echo_reply(const IpPacket&, Instant) override { return ++replies > 0; }
+    bool on_packet(raw::Socket&, const raw::PacketInfo&, Payload, std::uint32_t) override { return ++replies > 0; }
     int replies = 0;
 };
 
@@ -97,12 +97,8 @@ protected:
         for (const char* neighbor : {"10.0.0.2", "fd00::2", "10.0.0.3", "fd00::3"})
             stack.neighbors().update(7, ip(neighbor), kPeerMac, NeighborState::kReachable, tx);
         stack.set_link_protocols(&link);
-        stack.set_raw_receiver(&ping);
     }
-    ~IpClauses() override {
-        stack.set_link_protocols(nullptr);
-        stack.set_raw_receiver(nullptr);
-    }
+    ~IpClauses() override { stack.set_link_protocols(nullptr); }
     std::vector<Bytes> answers(const Bytes& frame) {
         stack.input(*eth0, received(frame), now);
         stack.flush(now);
@@ -252,8 +248,11 @@ TEST_P(IpClauses, AnEchoToManyIsNotAnsweredAndAReplyGoesUp) {  // [RFC1122 3.2.2
     if (v4) {
         EXPECT_TRUE(answers(icmp(request, 0, 1, pattern(20), ip("10.0.0.255"))).empty());
     }
-    EXPECT_TRUE(answers(icmp(reply, 0, 1, pattern(20))).empty());
+    raw::Socket* const socket = stack.raw_sockets().open(raw::Kind::kPing, our.family(), 0, ping).value();
+    ASSERT_TRUE(stack.raw_sockets().bind(*socket, our, 7));
+    EXPECT_TRUE(answers(icmp(reply, 0, 7u << 16 | 1, pattern(20))).empty());
     EXPECT_EQ(ping.replies, 1);
+    stack.raw_sockets().close(*socket);
 }
 
 }  // namespace
