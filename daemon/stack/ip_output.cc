@@ -108,10 +108,8 @@ Result<Path> IpOutput::find_path(const Address& source, const Address& destinati
     const Hop hop = TRY(find_hop(source, destination, interface));
     Path path;
     path.interface = hop.interface;
-    path.next_hop = hop.next_hop;
     path.local = hop.local;
     path.tagged = !hop.local && hop.interface->vlan != 0;
-    path.route_generation = routes_.generation();
     path.mtu = hop.interface->mtu_of(destination.family());
     if (hop.local) {
         path.mtu = std::max(kLocalMtu, hop.interface->mtu);
@@ -134,7 +132,7 @@ Result<Path> IpOutput::find_path(const Address& source, const Address& destinati
         path.mac = *mac;
         path.resolved = true;
     }
-    path.neighbor_generation = neighbors_.generation();
+    path.generation = generation();
     return path;
 }
 
@@ -240,6 +238,31 @@ bool IpOutput::begin_fragment(const Path& path, const Address& source, const Add
     return write_headers(path, source, destination, protocol, tos, ttl, &fragment, fragment_length, packet, transport_offset);
 }
 
+/// Asked for again when it is needed, which is nearly never: a connection has better things to keep.
+Address IpOutput::next_hop(const Path& path, const Address& destination) const {
+    const auto hop = find_hop(Address::any(destination.family()), destination, path.interface->index);
+    return hop ? hop->next_hop : destination;
+}
+
+/// The neighbour was not known when the path was found. Is it now? False: the packet waits for it.
+bool IpOutput::resolve(Path& path, TxPacket& packet, Instant now) {
+    const auto ip = packet.fragments[0].subspan(link_header_length(path));
+    const bool v4 = static_cast<std::uint8_t>(ip[0]) >> 4 == 4;
+    const Address destination = v4 ? Address::from_v4(ip.subspan<16, 4>()) : Address::from_v6(ip.subspan<24, 16>());
+    const Address hop = next_hop(path, destination);
+    if (const MacAddress* const mac = neighbors_.lookup(path.interface->index, hop, now); mac != nullptr) {
+        path.mac = *mac;
+        path.resolved = true;
+        path.generation = generation();
+        wire::store_mac(packet.fragments[0].data(), path.mac);
+        return true;
+    }
+    neighbors_.enqueue(path.interface->index, hop, packet, *path.interface->tx, now);
+    packet.count = 0;
+    packet.length = 0;
+    return false;
+}
+
 void IpOutput::end(Path& path, TxPacket& packet, Instant now) {
     if (path.local) {
         if (local_packets_.size() >= kMaxLocalPackets) {
@@ -253,19 +276,7 @@ void IpOutput::end(Path& path, TxPacket& packet, Instant now) {
         packet.length = 0;
         return;
     }
-    if (!path.resolved) {
-        const MacAddress* const mac = neighbors_.lookup(path.interface->index, path.next_hop, now);
-        if (mac == nullptr) {
-            neighbors_.enqueue(path.interface->index, path.next_hop, packet, *path.interface->tx, now);
-            packet.count = 0;
-            packet.length = 0;
-            return;
-        }
-        path.mac = *mac;
-        path.resolved = true;
-        path.neighbor_generation = neighbors_.generation();
-        wire::store_mac(packet.fragments[0].data(), path.mac);
-    }
+    if (!path.resolved && !resolve(path, packet, now)) return;
     path.interface->tx->commit(packet);
 }
 

@@ -26,15 +26,14 @@ namespace culvert::stack {
 /// The way to one destination, cached by connections.
 struct Path {
     Interface* interface = nullptr;  // null: no path
-    Address next_hop;
     MacAddress mac;                  // valid when resolved
-    bool resolved = false;
-    bool local = false;              // to an address of our own: delivered inside the stack
-    bool tagged = false;             // the interface is a VLAN
-    std::uint32_t route_generation = 0;
-    std::uint32_t neighbor_generation = 0;
+    bool resolved : 1 = false;
+    bool local : 1 = false;          // to an address of our own: delivered inside the stack
+    bool tagged : 1 = false;         // the interface is a VLAN
+    std::uint32_t generation = 0;    // of routes and neighbours together: neither goes back, so the sum tells of both
     std::uint32_t mtu = 0;           // of IP packets
 };
+static_assert(sizeof(Path) == 24);  // every connection has one
 
 /// Writes bytes across the fragments of a TxPacket.
 class PacketWriter {
@@ -104,7 +103,7 @@ public:
     Result<Path> find_path(const Address& source, const Address& destination, Instant now,
                            std::uint32_t interface = 0);
     bool stale(const Path& path) const {
-        return path.route_generation != routes_.generation() || path.neighbor_generation != neighbors_.generation();
+        return path.generation != generation();
     }
 
     /// False: no memory, or the packet exceeds the MTU (each counted). `transport_offset` tells where to write.
@@ -137,9 +136,9 @@ public:
     Instant next_deadline() const { return path_mtus_.next_deadline(); }
     /// [RFC4861 7.3.1] What was sent along this path has been answered: its first hop is alive. A load while nobody waits
     /// to hear that.
-    void confirm(const Path& path, Instant now) {
+    void confirm(const Path& path, const Address& destination, Instant now) {
         if (neighbors_.wants_confirmation() && path.interface != nullptr && !path.local) [[unlikely]]
-            neighbors_.confirm(path.interface->index, path.next_hop, now);
+            neighbors_.confirm(path.interface->index, next_hop(path, destination), now);
     }
 
     /// Packets sent to ourselves, in order; the Stack feeds them back to its input. Bounded.
@@ -151,11 +150,15 @@ public:
     const std::vector<LocalPacket>& local_packets() const { return local_packets_; }
 
 private:
+    std::uint32_t generation() const { return routes_.generation() + neighbors_.generation(); }
     bool is_directed_broadcast(const Interface& interface, const Address& address) const;
     Interface* interface_for_unrouted(const Address& source) const;
     bool write_headers(const Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
                        std::uint8_t tos, std::uint8_t ttl, const Fragment* fragment, std::uint32_t length,
                        TxPacket& packet, std::uint32_t& transport_offset, bool to_be_cut = false);
+    /// The first hop of `path`, which leads to `destination`.
+    Address next_hop(const Path& path, const Address& destination) const;
+    bool resolve(Path& path, TxPacket& packet, Instant now);
     bool reserve(const Path& path, bool v4, std::uint32_t ip_header_length, std::uint32_t payload_length,
                  TxPacket& packet, bool to_be_cut);
 

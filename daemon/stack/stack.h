@@ -67,6 +67,8 @@ struct Options {
     std::uint64_t max_pacing_rate = 0;  // bytes a second, 0: no limit
     std::uint8_t tos = 0;
     std::uint8_t ttl = 0;
+
+    friend bool operator==(const Options&, const Options&) = default;
 };
 
 /// What a listener has on top; its connections begin with the rest.

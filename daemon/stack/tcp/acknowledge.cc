@@ -42,8 +42,8 @@ void Connection::input_ack_of_syn(const Segment& segment, Position sequence, Pos
     syn_due_ = false;
     snd_wnd_ = segment.flags.syn() ? segment.window : std::uint32_t{segment.window} << snd_scale_;
     max_snd_wnd_ = snd_wnd_;
-    snd_wl1_ = sequence;
-    snd_wl2_ = ack;
+    snd_wl1_ = to_wire(sequence);
+    snd_wl2_ = to_wire(ack);
     become_established(now);
     mark();
     if (!fast_open_passive_) {
@@ -66,8 +66,8 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
                            snd_wnd_ == window_before;
     const bool echo = segment.flags.ece() && ecn_ && ack >= snd_una_;
     LossRecovery::Verdict verdict;
-    if (moved && segment.options.sack_count == 0 && recovery_.clean(snd_una_) && !congestion_->wants_delivery()) [[likely]] {
-        verdict = recovery_.on_clean_ack(snd_una_, ack, now);  // advance_una marks if anything waits
+    if (moved && segment.options.sack_count == 0 && sending_->recovery.clean(snd_una_) && !congestion_->wants_delivery()) [[likely]] {
+        verdict = sending_->recovery.on_clean_ack(snd_una_, ack, now);  // advance_una marks if anything waits
     } else if (moved || duplicate || segment.options.sack_count > 0) {
         std::array<Range, wire::kMaxSackBlocks> sacks;
         std::size_t count = 0;
@@ -90,7 +90,7 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
                        .min_rtt = rtt_.min_rtt(),
                        .now = now};
         if (timestamps_ && segment.options.timestamps) facts.ts_echo = segment.options.timestamps->echo;
-        verdict = recovery_.on_ack(facts, *congestion_, shared_.sacks);
+        verdict = sending_->recovery.on_ack(facts, *congestion_, shared_.sacks);
         if (verdict.entered_recovery) {
             ++shared_.counters.tcp_fast_retransmits;
             note_reduction();
@@ -100,18 +100,18 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
             ++shared_.counters.tcp_loss_probe_repairs;
             note_reduction();
         }
-        if (recovery_.state() != LossRecovery::State::kOpen || verdict.delivered > 0) mark();
-        if (const Flight* const left = recovery_.flight()) due(left->timer_at);
+        if (sending_->recovery.state() != LossRecovery::State::kOpen || verdict.delivered > 0) mark();
+        if (const Flight* const left = sending_->recovery.flight()) due(left->timer_at);
     }
     if (echo) hear_echo(now);
     if (!moved) return;
 
     const auto samples_before = timing_;
-    const Instant timed_at = timed_at_;
+    const Instant timed_at = sending_->timed_at;
     measure_round_trip(segment, ack, now);
     const Position una_before = snd_una_;
     snd_una_ = ack;
-    shared_.ip.confirm(path_, now);  // [RFC4861 7.3.1] the peer has what we sent, so its first hop is alive
+    shared_.ip.confirm(path_, remote_.address, now);  // [RFC4861 7.3.1] the peer has what we sent, so its first hop is alive
     if (verdict.grow && !echo) {  // what tells of congestion is no reason to grow
         congestion_->on_ack({.acked_bytes = verdict.newly_acked,
                              .rtt = samples_before && !timing_ ? now - timed_at : Duration::zero(),
@@ -132,22 +132,22 @@ void Connection::advance_una(Position before, Instant now) {
     probing_ = false;
     if (snd_una_ == snd_nxt_) {
         retransmit_at_ = kNever;
-        recovery_.on_flight_empty(now);
-        if (const Flight* const held = recovery_.flight()) due(held->depart_at);
+        sending_->recovery.on_flight_empty(now);
+        if (const Flight* const held = sending_->recovery.flight()) due(held->depart_at);
     } else {
         retransmit_at_ = now + rtt_.rto();  // [RFC6298 5.2, 5.3]
         due(retransmit_at_);
         // [RFC5482 1] since the oldest byte was sent, if that is still known
-        Flight* const flight = recovery_.flight();
+        Flight* const flight = sending_->recovery.flight();
         const SentRun* const oldest = flight == nullptr ? nullptr : flight->log.front();
         progress_at_ = oldest != nullptr && !oldest->again && oldest->range.contains(snd_una_) ? oldest->sent_at : now;
         arm_loss_probe(now);
     }
-    if (queue_.end() > snd_nxt_ || (shutdown_ && !fin_sent_)) mark();
+    if (queue_end() > snd_nxt_ || (shutdown_ && !fin_sent_)) mark();
 
-    const Position data_end = queue_.end();
+    const Position data_end = queue_end();
     const auto bytes = static_cast<std::uint32_t>(std::min(snd_una_, data_end) - std::min(before, data_end));
-    SendChunk* const released = queue_.acknowledge(std::min(snd_una_, data_end));
+    SendChunk* const released = sending_->queue.acknowledge(std::min(snd_una_, data_end));
     if (bytes > 0) owner_->on_acknowledged(*this, bytes);
     if (released != nullptr) owner_->on_released(*this, released);
     if (!ended() && fin_acknowledged()) on_fin_acknowledged(now);
@@ -170,13 +170,13 @@ void Connection::on_fin_acknowledged(Instant now) {
 /// [RFC7323 4]. The timestamps' millisecond is too coarse to be the rule on a local network.
 void Connection::measure_round_trip(const Segment& segment, Position ack, Instant now) {
     if (timing_) {
-        if (ack < timed_end_) return;
+        if (ack < sending_->timed_end) return;
         timing_ = false;
         measured_ = true;
-        rtt_.sample(now - timed_at_, now);
+        rtt_.sample(now - sending_->timed_at, now);
         return;
     }
-    const bool ambiguous = recovery_.state() != LossRecovery::State::kOpen || rtt_.backoffs() > 0;
+    const bool ambiguous = sending_->recovery.state() != LossRecovery::State::kOpen || rtt_.backoffs() > 0;
     if (!ambiguous || !timestamps_ || !segment.options.timestamps) return;
     const std::uint32_t ticks = now_stamp(now) - segment.options.timestamps->echo;
     if (ticks > 60'000) return;  // not an echo of ours
@@ -187,11 +187,13 @@ void Connection::measure_round_trip(const Segment& segment, Position ack, Instan
 /// [RFC9293 3.10.7.4] SND.WL1 and SND.WL2 keep old segments from setting an old window.
 void Connection::update_send_window(const Segment& segment, Position sequence, Position ack) {
     if (ack < snd_una_) return;
-    if (snd_wl1_ > sequence || (snd_wl1_ == sequence && snd_wl2_ > ack)) return;
+    const std::uint32_t wl1 = to_wire(sequence);
+    const std::uint32_t wl2 = to_wire(ack);
+    if (before(wl1, snd_wl1_) || (snd_wl1_ == wl1 && before(wl2, snd_wl2_))) return;
     // [RFC9293 3.1 MUST-1, REC-1] never negative, and 32 bits once it is scaled
     const std::uint32_t window = std::uint32_t{segment.window} << snd_scale_;
-    snd_wl1_ = sequence;
-    snd_wl2_ = ack;
+    snd_wl1_ = wl1;
+    snd_wl2_ = wl2;
     if (probing_) {
         // [RFC9293 3.8.6.1 MUST-37] a peer that answers probes is alive, however long its window stays closed
         retries_ = 0;

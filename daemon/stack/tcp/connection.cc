@@ -58,7 +58,7 @@ Connection::Connection(Shared& shared, const Endpoint& local, const Endpoint& re
       local_(local),
       remote_(remote),
       hash_(flow_hash),
-      options_(options) {
+      options_(shared.options.take(options)) {
     fixed_buffer_ = options.receive_buffer != 0;
     receive_buffer_ = std::min(fixed_buffer_ ? options.receive_buffer : shared.config.default_receive_buffer,
                                shared.config.max_receive_buffer);
@@ -67,6 +67,32 @@ Connection::Connection(Shared& shared, const Endpoint& local, const Endpoint& re
     last_received_ = shared.now;
     if (congestion_->algorithm() != algorithm_of(options.congestion, shared.config.congestion))
         ++shared.counters.tcp_bbr_refused;
+}
+
+Connection::~Connection() {
+    shared_.options.give(options_);
+    if (sending_ == nullptr) return;
+    sending_->~Sending();
+    shared_.senders.release(shared_.senders.index_of(sending_));
+}
+
+Sending& Connection::sending() {
+    if (sending_ == nullptr) {
+        const std::uint32_t index = shared_.senders.allocate();
+        CHECK(index != LazyPool::kNone);  // as many as connections
+        sending_ = new (shared_.senders.at(index)) Sending(queue_end(), learned_);
+    }
+    return *sending_;
+}
+
+void Connection::settle() {
+    if (sending_ == nullptr || in_flight() > 0 || !established_once_ || timing_) return;
+    if (!sending_->queue.empty() || !sending_->recovery.settled()) return;
+    DCHECK(queue_end() == snd_nxt_ - (fin_sent_ ? 1 : 0));
+    learned_ = sending_->recovery.learned();
+    sending_->~Sending();
+    shared_.senders.release(shared_.senders.index_of(sending_));
+    sending_ = nullptr;
 }
 
 void Connection::set_state(State state) {
@@ -93,7 +119,7 @@ void Connection::send(SendChunk* first, SendChunk* last) {
         owner_->on_released(*this, first);
         return;
     }
-    queue_.append(first, last);
+    sending().queue.append(first, last);
     let_syn_go();
     mark();
 }
@@ -132,7 +158,7 @@ void Connection::close(ConnectionOwner& orphan, bool unread_data, bool linger_ze
     orphan_ = true;
     // [RFC9293 3.6.1 SHLD-3, MAY-1] data that the application will never read: the peer must learn that it is lost.
     // [RFC9293 3.10.4] CLOSE in SYN-SENT deletes the TCB, unless the application was told that it is connected.
-    const bool told = fast_open_active_ && !queue_.empty();
+    const bool told = fast_open_active_ && sending_ != nullptr && !sending_->queue.empty();
     if (unread_data || linger_zero || (state_ == State::kSynSent && !told)) {
         send_reset(shared_.now);
         finish(ECONNABORTED);
@@ -145,11 +171,10 @@ void Connection::close(ConnectionOwner& orphan, bool unread_data, bool linger_ze
 // [RFC9293 3.9.1 SHLD-23 left out] to leave the field alone once it is set is advice for applications
 // [RFC9293 3.8.5 SHLD-13 left out] not to begin using urgent data is, too
 void Connection::set_options(const Options& options) {
-    if (ended()) {
-        options_ = options;
-        return;
-    }
-    const Options before = std::exchange(options_, options);
+    const Options before = *options_;
+    const Options* const chosen = shared_.options.take(options);
+    shared_.options.give(std::exchange(options_, chosen));
+    if (ended()) return;
     if (options.congestion != before.congestion &&
         !congestion_.change(algorithm_of(options.congestion, shared_.config.congestion), &shared_.bbr_models))
         ++shared_.counters.tcp_bbr_refused;
@@ -165,7 +190,7 @@ void Connection::set_options(const Options& options) {
 }
 
 std::uint32_t Connection::unacknowledged_bytes() const {
-    return queue_.end() > snd_una_ ? static_cast<std::uint32_t>(queue_.end() - snd_una_) : 0;
+    return queue_end() > snd_una_ ? static_cast<std::uint32_t>(queue_end() - snd_una_) : 0;
 }
 
 Info Connection::info() const {
@@ -179,7 +204,7 @@ Info Connection::info() const {
     info.ssthresh_bytes = congestion_->ssthresh();
     info.mss = mss_;
     info.in_flight_bytes = static_cast<std::uint32_t>(in_flight());
-    info.unsent_bytes = queue_.end() > snd_nxt_ ? static_cast<std::uint32_t>(queue_.end() - snd_nxt_) : 0;
+    info.unsent_bytes = queue_end() > snd_nxt_ ? static_cast<std::uint32_t>(queue_end() - snd_nxt_) : 0;
     info.total_retransmits = total_retransmits_;
     info.backoffs = rtt_.backoffs();
     info.receive_window = rcv_edge_ > rcv_nxt_ ? static_cast<std::uint32_t>(rcv_edge_ - rcv_nxt_) : 0;
@@ -191,13 +216,13 @@ Info Connection::info() const {
     info.window_scaling = scaling_;
     info.congestion = congestion_of(congestion_->algorithm());
     info.pacing_rate = congestion_->pacing_rate();
-    if (options_.max_pacing_rate != 0 && (info.pacing_rate == 0 || info.pacing_rate > options_.max_pacing_rate))
-        info.pacing_rate = options_.max_pacing_rate;
-    switch (recovery_.state()) {
+    if (options_->max_pacing_rate != 0 && (info.pacing_rate == 0 || info.pacing_rate > options_->max_pacing_rate))
+        info.pacing_rate = options_->max_pacing_rate;
+    switch (sending_ == nullptr ? LossRecovery::State::kOpen : sending_->recovery.state()) {
         case LossRecovery::State::kOpen:
             info.ca_state = ecn_reduced_                      ? CaState::kReduced
-                            : recovery_.duplicate_acks() > 0 ? CaState::kDisorder
-                                                             : CaState::kOpen;
+                            : sending_ != nullptr && sending_->recovery.duplicate_acks() > 0 ? CaState::kDisorder
+                                                                                             : CaState::kOpen;
             break;
         case LossRecovery::State::kRecovery: info.ca_state = CaState::kRecovery; break;
         case LossRecovery::State::kLoss: info.ca_state = CaState::kLoss; break;
@@ -230,9 +255,11 @@ void Connection::discard() {
     shared_.wheel.cancel(*this);
     retransmit_at_ = idle_at_ = kNever;
     reassembler_.clear(shared_.reassembly);
-    recovery_.release(shared_.sacks);
     congestion_.release(shared_.bbr_models);
-    recovery_.release_flight();
+    if (sending_ != nullptr) {
+        sending_->recovery.release(shared_.sacks);
+        sending_->recovery.release_flight();
+    }
     mark();
 }
 
@@ -251,7 +278,8 @@ void Connection::finish(int error) {
     }
     shared_.ports.release(local_);
     if (owner_ == nullptr) return;
-    if (SendChunk* const chunks = queue_.take_all(); chunks != nullptr) owner_->on_released(*this, chunks);
+    SendChunk* const chunks = sending_ == nullptr ? nullptr : sending_->queue.take_all();
+    if (chunks != nullptr) owner_->on_released(*this, chunks);
     // [RFC9293 3.6 MUST-12]
     owner_->on_closed(*this, error);
 }

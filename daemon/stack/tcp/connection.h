@@ -41,6 +41,17 @@ namespace culvert::stack::tcp {
 struct Shared;
 struct HalfOpen;
 
+/// What a connection has only while it has something to send or in flight, and a little longer (Connection::settle). Pooled:
+/// there is one for every connection that there may be, so it is always to be had.
+struct Sending {
+    Sending(Position first, LossRecovery::Learned learned) : recovery(learned) { queue.start(first); }
+
+    LossRecovery recovery;
+    SendQueue queue;
+    Position timed_end = 0;             // the ACK of this ends the measured round trip
+    Instant timed_at{};
+};
+
 class Connection final : public TimerNode {
 public:
     // --- for the owner ----------------------------------------------------------------------------------------------
@@ -77,6 +88,7 @@ public:
 
     Connection(Shared& shared, const Endpoint& local, const Endpoint& remote, std::uint32_t flow_hash,
                const Options& options);
+    ~Connection();
 
     /// Active open: SYN at the next flush.
     void open(ConnectionOwner& owner, const Path& path, std::uint32_t iss, std::uint32_t ts_recent, Instant now);
@@ -209,10 +221,17 @@ private:
 
     // connection.cc, opening.cc
     void mark();
+    void report_duplicate(Range range) { dsack_ = {to_wire(range.first), to_wire(range.end)}; }  // [RFC2883 4]
+    Position peer_fin() const { return widen(peer_fin_, rcv_nxt_); }
     void owe_ack() {
         ack_due_ = true;
         mark();
     }
+    Sending& sending();
+    /// Nothing is left to send and nothing in flight: what only senders need goes back.
+    void settle();
+    /// The position behind the last byte that the owner has given.
+    Position queue_end() const { return sending_ != nullptr ? sending_->queue.end() : snd_nxt_ - (fin_sent_ ? 1 : 0); }
     void set_state(State state);
     void negotiate(const wire::TcpOptions& options);
     std::uint32_t add_fast_open(wire::TcpOptions& options, Instant now);
@@ -286,18 +305,15 @@ private:
     Connection* next_marked_ = nullptr;
     Reassembler reassembler_;
     DelayedAck delayed_ack_;
-    SendQueue queue_;
+    Sending* sending_ = nullptr;        // null: an idle sender, everything is acknowledged
     // --- every segment with data or an ACK of it --------------------------------------------------------------------
-    Position snd_wl1_ = 0;              // [RFC9293 3.3.1]
-    Position snd_wl2_ = 0;
+    std::uint32_t snd_wl1_ = 0;         // on the wire [RFC9293 3.3.1]
+    std::uint32_t snd_wl2_ = 0;
     Position snd_small_ = 0;            // end of the last segment smaller than MSS (Minshall's Nagle)
     std::uint32_t max_snd_wnd_ = 0;     // [RFC9293 3.8.6.2.1]
     std::uint32_t ecn_recover_ = 0;     // on the wire: SND.NXT at the last reduction, while ecn_reduced_
-    Position timed_end_ = 0;            // the ACK of this ends the measured round trip
-    Instant timed_at_{};
     Instant last_sent_{};               // data
     Instant progress_at_{};             // when the oldest byte in flight left, or a wait for the peer's window began
-    LossRecovery recovery_;
     RttEstimator rtt_;
     CongestionState congestion_;
     Path path_;
@@ -308,16 +324,21 @@ private:
     std::uint16_t peer_mss_ = 0;        // as announced
     std::uint8_t retries_ = 0;          // SYNs or window probes sent without an answer
     std::uint8_t keepalive_probes_ = 0; // sent without an answer
+    LossRecovery::Learned learned_;     // while there is no Sending
     std::uint32_t path_mtu_ = UINT32_MAX;  // learned by ICMP
-    Position peer_fin_ = 0;
-    Range dsack_;                       // to be reported in the next ACK
+    std::uint32_t peer_fin_ = 0;        // on the wire, while fin_known_
+    struct WireRange {
+        std::uint32_t first = 0;
+        std::uint32_t end = 0;
+    };
+    WireRange dsack_;                   // to be reported in the next ACK; empty: nothing is
     Instant ts_recent_at_{};
     Instant challenge_at_{};            // the next answer to an unacceptable segment not before
     Instant idle_at_ = kNever;          // keepalive, or FIN-WAIT-2 of an orphan
     Instant tune_start_{};
     std::uint32_t tune_bytes_ = 0;
     std::uint32_t total_retransmits_ = 0;
-    Options options_;
+    const Options* options_;            // shared (OptionsTable)
 };
 
 }  // namespace culvert::stack::tcp

@@ -47,7 +47,7 @@ void Connection::echo_exactly(bool marked, Instant now) {
 /// An ACK at or above SND.UNA with ECE. The sender's side. [RFC3168 6.1.2]
 void Connection::hear_echo(Instant now) {
     // A window that was reduced already, for a loss or another mark, is not reduced again.
-    if (ecn_reduced_ || recovery_.state() != LossRecovery::State::kOpen) return;
+    if (ecn_reduced_ || sending_->recovery.state() != LossRecovery::State::kOpen) return;
     const std::uint64_t flight = in_flight();
     if (flight == 0) return;  // everything it may speak of is acknowledged, and nothing would be slowed down
     congestion_->on_congestion_echo(now, flight);

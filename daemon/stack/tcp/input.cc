@@ -16,7 +16,7 @@ void Connection::input(const Segment& segment, Instant now) {
     const Position sequence = widen(segment.sequence, rcv_nxt_);
     if (!predicted(segment)) [[unlikely]] {
         if (fast_open_passive_ && state_ == State::kSynReceived && segment.flags.syn() && !segment.flags.ack() &&
-            sequence == snd_wl1_) {  // the SYN again: our SYN-ACK was lost
+            to_wire(sequence) == snd_wl1_) {  // the SYN again: our SYN-ACK was lost
             shared_.counters.drop(Drop::kTcpDuplicate);
             syn_due_ = true;
             return mark();
@@ -78,7 +78,7 @@ bool Connection::acceptable(const Segment& segment, Position sequence, Instant n
     if (segment.payload_length > 0 && sequence + length <= rcv_nxt_) {
         // All of it was received before: our ACK was lost, or the peer retransmitted too early.
         shared_.counters.drop(Drop::kTcpDuplicate);
-        if (sack_) dsack_ = {sequence, sequence + segment.payload_length};  // [RFC2883 4]
+        if (sack_) report_duplicate({sequence, sequence + segment.payload_length});  // [RFC2883 4]
         owe_ack();
         return false;
     }

@@ -78,7 +78,17 @@ public:
 
     enum class Fired : std::uint8_t { kNothing, kLost, kProbe };
 
+    /// What is worth remembering of the path when everything is acknowledged. [RFC8985 6.2 step 4]
+    struct Learned {
+        std::uint8_t reo_wnd_mult = 1;
+        std::uint8_t reo_wnd_persist = 16;
+        bool reordering_seen = false;
+    };
+
     LossRecovery() = default;
+    explicit LossRecovery(Learned learned)
+        : reo_wnd_mult_(learned.reo_wnd_mult), reo_wnd_persist_(learned.reo_wnd_persist),
+          reordering_seen_(learned.reordering_seen) {}
     LossRecovery(const LossRecovery&) = delete;
     LossRecovery& operator=(const LossRecovery&) = delete;
     ~LossRecovery();
@@ -155,6 +165,10 @@ public:
     void release(SackPool& pool);
     void release_flight();
 
+    /// True, with nothing in flight: learned() is all that matters from here on. (What may still undo an episode is given up:
+    /// D-SACKs come within a round trip.)
+    bool settled() const { return state_ == State::kOpen && flight_ == nullptr && board_ == nullptr && !probe_out_; }
+    Learned learned() const { return {reo_wnd_mult_, reo_wnd_persist_, reordering_seen_}; }
     State state() const { return state_; }
     /// Bytes believed to be on the way. [RFC6675 4 SetPipe]
     std::uint64_t pipe(Position snd_una, Position snd_nxt) const {

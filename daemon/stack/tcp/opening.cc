@@ -14,13 +14,13 @@ void Connection::open(ConnectionOwner& owner, const Path& path, std::uint32_t is
     owner_ = &owner;
     path_ = path;
     snd_una_ = snd_nxt_ = initial_position(iss);
-    queue_.start(snd_una_ + 1);
+    sending().queue.start(snd_una_ + 1);
     rcv_scale_ = shared_.receive_scale();
-    ecn_ = wants_ecn(shared_.config.ecn, chosen_congestion(options_.congestion, shared_.config.congestion));
+    ecn_ = wants_ecn(shared_.config.ecn, chosen_congestion(options_->congestion, shared_.config.congestion));
     ts_recent_ = ts_recent;
     progress_at_ = now;
     set_state(State::kSynSent);
-    if (options_.fast_open && shared_.config.fast_open_client &&
+    if (options_->fast_open && shared_.config.fast_open_client &&
         !shared_.fast_open_cache.blocked(local_.address, remote_.address, now)) {
         fast_open_active_ = true;
         syn_waits_ = shared_.fast_open_cache.find(local_.address, remote_.address, now) != nullptr;
@@ -35,14 +35,14 @@ void Connection::open_with_syn(const Segment& syn, const Path& path, std::uint32
     cookie_due_ = cookie_due;
     rcv_scale_ = shared_.receive_scale();
     negotiate(syn.options);
-    ecn_ = grants_ecn(shared_.config.ecn, chosen_congestion(options_.congestion, shared_.config.congestion), syn);
+    ecn_ = grants_ecn(shared_.config.ecn, chosen_congestion(options_->congestion, shared_.config.congestion), syn);
     snd_una_ = snd_nxt_ = initial_position(iss);
-    queue_.start(snd_una_ + 1);
+    sending().queue.start(snd_una_ + 1);
     rcv_nxt_ = initial_position(syn.sequence) + 1;
     rcv_edge_ = rcv_nxt_ + std::min(free_space(), 0xffffu);
     last_ack_sent_ = rcv_nxt_;
-    snd_wl1_ = rcv_nxt_ - 1;
-    snd_wl2_ = snd_una_;
+    snd_wl1_ = to_wire(rcv_nxt_ - 1);
+    snd_wl2_ = to_wire(snd_una_);
     snd_wnd_ = max_snd_wnd_ = syn.window;  // not scaled in a SYN [RFC7323 2.2]
     update_mss();
     congestion_->adopt(CongestionController::initial_window(mss_), UINT32_MAX);
@@ -70,7 +70,7 @@ std::uint32_t Connection::add_fast_open(wire::TcpOptions& options, Instant now) 
     if (known == nullptr) return 0;
     const std::uint32_t mss = std::min<std::uint32_t>(known->mss, mss_for_mtu(path_.mtu, remote_.address));
     const auto used = static_cast<std::uint32_t>(wire::tcp_header_length(options) - wire::kTcpHeaderLength);
-    const std::uint64_t waiting = queue_.end() - (snd_una_ + 1);
+    const std::uint64_t waiting = queue_end() - (snd_una_ + 1);
     return static_cast<std::uint32_t>(std::min<std::uint64_t>(waiting, mss > used ? mss - used : 0));
 }
 
@@ -113,12 +113,11 @@ void Connection::establish(const HalfOpen& half_open, const Path& path, Instant 
     ecn_ = half_open.ecn;
     ts_recent_ = half_open.ts_recent;
     snd_una_ = snd_nxt_ = initial_position(half_open.iss) + 1;
-    queue_.start(snd_una_);
     rcv_nxt_ = initial_position(half_open.irs) + 1;
     rcv_edge_ = rcv_nxt_ + half_open.advertised_window;
     last_ack_sent_ = rcv_nxt_;
-    snd_wl1_ = rcv_nxt_ - 1;
-    snd_wl2_ = snd_una_;
+    snd_wl1_ = to_wire(rcv_nxt_ - 1);
+    snd_wl2_ = to_wire(snd_una_);
     snd_wnd_ = max_snd_wnd_ = half_open.peer_window;  // not scaled in a SYN [RFC7323 2.2]
     snd_small_ = snd_una_;
     retries_ = half_open.retransmits;
@@ -139,7 +138,7 @@ void Connection::become_established(Instant now) {
     if (ecn_) ++shared_.counters.tcp_ecn_connections;
     progress_at_ = last_received_ = tune_start_ = now;
     set_state(State::kEstablished);
-    if (options_.quick_ack) delayed_ack_.enter_quick_mode();
+    if (options_->quick_ack) delayed_ack_.enter_quick_mode();
     start_idle_timer(now);
     if (shutdown_) set_state(State::kFinWait1);
 }
@@ -178,8 +177,8 @@ void Connection::input_syn_sent(const Segment& segment, Instant now) {
     // [RFC3168 6.1.1] Only what both ends have said. In a simultaneous open each one asks.
     ecn_ = ecn_ && (acknowledges ? agrees_to_ecn(segment.flags) : asks_for_ecn(segment.flags));
     snd_wnd_ = max_snd_wnd_ = segment.window;
-    snd_wl1_ = irs;
-    snd_wl2_ = snd_una_;
+    snd_wl1_ = to_wire(irs);
+    snd_wl2_ = to_wire(snd_una_);
     if (!acknowledges) {  // simultaneous open [RFC9293 3.5 MUST-10]
         set_state(State::kSynReceived);
         syn_due_ = true;
@@ -188,7 +187,7 @@ void Connection::input_syn_sent(const Segment& segment, Instant now) {
     }
     measure_round_trip(segment, ack, now);
     if (fast_open_active_) judge_fast_open(segment, ack, now);
-    snd_wl2_ = ack;
+    snd_wl2_ = to_wire(ack);
     ++snd_una_;
     snd_nxt_ = snd_small_ = ack;  // data that went with the SYN and was not taken goes again
     syn_due_ = false;
@@ -241,9 +240,9 @@ void Connection::send_syn(Instant now) {
     // [RFC8257 3.5] DCTCP's handshake is ECN-capable, or its switches would drop it; [RFC3168 6.1.1] nobody else's is.
     const auto ecn = ecn_ && congestion_->wants_exact_echo() ? wire::Ecn::kCapable0 : wire::Ecn::kNotCapable;
     std::optional<SendQueue::Reader> data;
-    if (length > 0) data = queue_.read(snd_una_ + 1, false);
+    if (length > 0) data = sending_->queue.read(snd_una_ + 1, false);
     if (!shared_.output.send(path_, local_.address, remote_.address, header, options, data ? &*data : nullptr, length,
-                             with_ecn(options_.tos, ecn), options_.ttl, now)) {
+                             with_ecn(options_->tos, ecn), options_->ttl, now)) {
         mark();  // no frame: at the next flush
         return;
     }
@@ -252,8 +251,8 @@ void Connection::send_syn(Instant now) {
     snd_nxt_ = std::max(snd_nxt_, snd_una_ + 1 + length);
     if (first) {
         timing_ = true;
-        timed_end_ = snd_una_ + 1;
-        timed_at_ = now;
+        sending_->timed_end = snd_una_ + 1;
+        sending_->timed_at = now;
     }
     arm_retransmission(now);
 }

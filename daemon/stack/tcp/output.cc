@@ -37,7 +37,7 @@ void Connection::output(Instant now) {
         duplicate_acks_due_ = 0;
         ack_due_ = false;
         delayed_ack_.on_ack_sent();
-        const bool waits = syn_due_ || queue_.end() > snd_nxt_ || (shutdown_ && !fin_sent_);
+        const bool waits = syn_due_ || queue_end() > snd_nxt_ || (shutdown_ && !fin_sent_);
         if (waits && retransmit_at_ == kNever) {
             if (in_flight() == 0 && rtt_.backoffs() == 0) progress_at_ = now;  // the wait for a way begins
             arm_retransmission(now);
@@ -47,7 +47,7 @@ void Connection::output(Instant now) {
     if (state_ == State::kSynSent || state_ == State::kSynReceived) {
         if (syn_due_) send_syn(now);
         // [RFC7413 4.2.2] an answer may follow the SYN-ACK before that is acknowledged
-        if (!fast_open_passive_ || syn_due_ || queue_.end() <= snd_nxt_) return;
+        if (!fast_open_passive_ || syn_due_ || queue_end() <= snd_nxt_) return;
     }
     // With SACK every ACK tells everything, so three are enough to be counted; without, each one counts.
     std::uint8_t duplicates = sack_ ? std::min<std::uint8_t>(duplicate_acks_due_, 3) : duplicate_acks_due_;
@@ -66,7 +66,7 @@ void Connection::output(Instant now) {
 Connection::Sendable Connection::next_new_data(std::uint32_t room) const {
     Sendable next;
     if (fin_sent_) return next;
-    const std::uint64_t available = queue_.end() - snd_nxt_;
+    const std::uint64_t available = queue_end() - snd_nxt_;
     if (available == 0) {
         next.fin = fin_wanted();  // one octet of sequence space: sent into any window, as a probe would be
         return next;
@@ -83,7 +83,7 @@ Connection::Sendable Connection::next_new_data(std::uint32_t room) const {
         go = true;
     } else if (all) {
         // [RFC9293 3.7.4 SHLD-7, MUST-17] Nagle, in Minshall's form: one small segment at a time
-        go = shutdown_ || (!options_.cork && (options_.no_delay || snd_small_ <= snd_una_));
+        go = shutdown_ || (!options_->cork && (options_->no_delay || snd_small_ <= snd_una_));
     } else {
         go = length >= max_snd_wnd_ / 2;  // [RFC9293 3.8.6.2.1 (4)]
     }
@@ -110,12 +110,13 @@ Connection::Sendable Connection::widened(const Sendable& next, std::uint64_t per
 void Connection::send_data(Instant now) {
     if (state_ == State::kFinWait2) return;
     const bool idle = in_flight() == 0;
-    if (idle && queue_.end() == snd_nxt_ && (!fin_wanted() || fin_sent_)) return;  // only an ACK is due
+    if (idle && queue_end() == snd_nxt_ && (!fin_wanted() || fin_sent_)) return;  // only an ACK is due
+    sending();  // a FIN alone has none yet
     if (idle && last_sent_ != Instant{} && now - last_sent_ > rtt_.rto()) congestion_->on_idle_restart();
 
     const wire::TcpOptions options = segment_options(now);
     const std::uint32_t room = payload_room(options);
-    if (Flight* const flight = recovery_.flight(); flight != nullptr && flight->probe_due) {
+    if (Flight* const flight = sending_->recovery.flight(); flight != nullptr && flight->probe_due) {
         if (!send_probe(options, room, now)) return;
     }
     const std::uint64_t rate = pacing_rate();
@@ -126,11 +127,11 @@ void Connection::send_data(Instant now) {
     for (;;) {
         if (rate != 0 && !departs(rate, room, quantum_ends, now)) break;
         const Sendable next = next_new_data(room);
-        if (!next && recovery_.quiet()) {  // nothing to send, nothing to repair
+        if (!next && sending_->recovery.quiet()) {  // nothing to send, nothing to repair
             blocked = next.blocked;
             break;
         }
-        const LossRecovery::Permit permit = recovery_.next(snd_una_, snd_nxt_, *congestion_, static_cast<bool>(next));
+        const LossRecovery::Permit permit = sending_->recovery.next(snd_una_, snd_nxt_, *congestion_, static_cast<bool>(next));
         if (permit.kind == LossRecovery::Permit::Kind::kRetransmit) {
             if (!retransmit(permit, options, room, now)) break;
             continue;
@@ -149,8 +150,8 @@ void Connection::send_data(Instant now) {
         if (!transmit_new(rate == 0 ? widened(next, std::min(permit.bytes, burst_left), room) : next, options, room, now)) break;
     }
     if (snd_nxt_ != sent_before) arm_loss_probe(now);
-    if (congestion_->wants_delivery() && !window_limited_ && queue_.end() < snd_nxt_ + room)
-        recovery_.on_app_limited(snd_una_, snd_nxt_);
+    if (congestion_->wants_delivery() && !window_limited_ && queue_end() < snd_nxt_ + room)
+        sending_->recovery.on_app_limited(snd_una_, snd_nxt_);
     push_out_ = false;
     // [RFC9293 3.9.1.2 MUST-60] what waits for more, or for a wider window, does not wait for ever
     if (blocked && in_flight() == 0 && !probing_) {
@@ -168,10 +169,10 @@ bool Connection::transmit_new(const Sendable& next, const wire::TcpOptions& opti
     wire::TcpFlags flags = wire::kAck;
     // [RFC9293 3.9.1.2 MAY-14, MAY-15, MAY-16, MAY-17 left out] sockets know neither PUSH nor flush nor records
     // [RFC9293 3.9.1.2 MUST-61, SHLD-27] once, behind everything there is
-    if (next.length > 0 && first + next.length == queue_.end()) flags |= wire::kPsh;
+    if (next.length > 0 && first + next.length == queue_end()) flags |= wire::kPsh;
     if (next.fin) flags |= wire::kFin;
     if (next.length > 0) {
-        SendQueue::Reader reader = queue_.read(first, true);
+        SendQueue::Reader reader = sending_->queue.read(first, true);
         if (!send_segment(first, next.length, flags, options, &reader, now, room)) return false;
     } else if (!send_segment(first, 0, flags, options, nullptr, now)) {
         return false;
@@ -181,12 +182,12 @@ bool Connection::transmit_new(const Sendable& next, const wire::TcpOptions& opti
     log_sent({first, first + taken}, false, now);
     snd_nxt_ += taken;
     fin_sent_ = next.fin;
-    recovery_.on_new_data(taken);
+    sending_->recovery.on_new_data(taken);
     if (next.length < room) snd_small_ = snd_nxt_;
     if (!timing_) {
         timing_ = true;
-        timed_end_ = snd_nxt_;
-        timed_at_ = now;
+        sending_->timed_end = snd_nxt_;
+        sending_->timed_at = now;
     }
     last_sent_ = now;
     if (probing_ || retransmit_at_ == kNever) arm_retransmission(now);  // [RFC6298 5.1]
@@ -196,8 +197,8 @@ bool Connection::transmit_new(const Sendable& next, const wire::TcpOptions& opti
 /// One segment that makes the peer say what it has: new data, though cwnd has no room for it, or the tail again.
 /// [RFC8985 7.3] False: no frame was free.
 bool Connection::send_probe(const wire::TcpOptions& options, std::uint32_t room, Instant now) {
-    Flight& flight = *recovery_.flight();
-    if (in_flight() == 0 || recovery_.state() != LossRecovery::State::kOpen) {
+    Flight& flight = *sending_->recovery.flight();
+    if (in_flight() == 0 || sending_->recovery.state() != LossRecovery::State::kOpen) {
         flight.probe_due = false;
         return true;
     }
@@ -214,18 +215,18 @@ bool Connection::send_probe(const wire::TcpOptions& options, std::uint32_t room,
     } else if (!transmit_new(next, options, room, now)) {
         return false;
     }
-    recovery_.on_probe_sent(snd_nxt_, again);
-    if (Flight* const left = recovery_.flight()) left->probe_due = false;
+    sending_->recovery.on_probe_sent(snd_nxt_, again);
+    if (Flight* const left = sending_->recovery.flight()) left->probe_due = false;
     measured_ = false;
     ++shared_.counters.tcp_loss_probes;
     return true;
 }
 
 void Connection::log_sent(Range range, bool again, Instant now) {
-    if (!recovery_.record(shared_.flights, range, again, snd_una_, snd_nxt_, rtt_.srtt(), now))
+    if (!sending_->recovery.record(shared_.flights, range, again, snd_una_, snd_nxt_, rtt_.srtt(), now))
         ++shared_.counters.tcp_no_flight_memory;
     const std::uint64_t rate = pacing_rate();
-    Flight* const flight = recovery_.flight();
+    Flight* const flight = sending_->recovery.flight();
     if (rate == 0 || flight == nullptr) return;
     flight->depart_at = departure(*flight, now) + transmission_time(range.size(), rate);
 }
@@ -233,7 +234,7 @@ void Connection::log_sent(Range range, bool again, Instant now) {
 /// Bytes a second; 0: not paced.
 std::uint64_t Connection::pacing_rate() const {
     const std::uint64_t wanted = congestion_->pacing_rate();
-    const std::uint64_t most = options_.max_pacing_rate;
+    const std::uint64_t most = options_->max_pacing_rate;
     return most != 0 && (wanted == 0 || wanted > most) ? most : wanted;
 }
 
@@ -241,7 +242,7 @@ std::uint64_t Connection::pacing_rate() const {
 /// rate gives in kPacingQuantum, at least two segments, so that a timer serves more than one and the peer has no reason
 /// to delay its ACK.
 bool Connection::departs(std::uint64_t rate, std::uint32_t room, Instant& quantum_ends, Instant now) {
-    Flight* const flight = recovery_.flight();
+    Flight* const flight = sending_->recovery.flight();
     const Duration quantum = std::max(kPacingQuantum, transmission_time(std::uint64_t{2} * room, rate));
     if (flight == nullptr) {  // the first of a flight, or one without memory
         quantum_ends = now + quantum;
@@ -261,27 +262,27 @@ bool Connection::departs(std::uint64_t rate, std::uint32_t room, Instant& quantu
 bool Connection::retransmit(const LossRecovery::Permit& permit, const wire::TcpOptions& options, std::uint32_t room,
                             Instant now) {
     const Position first = permit.range.first;
-    const Position data_end = std::min(permit.range.end, queue_.end());
+    const Position data_end = std::min(permit.range.end, queue_end());
     std::uint32_t length = 0;
     if (first < data_end) length = static_cast<std::uint32_t>(std::min<std::uint64_t>(data_end - first, room));
-    const bool fin = fin_sent_ && first + length == queue_.end() && permit.range.end > queue_.end();
+    const bool fin = fin_sent_ && first + length == queue_end() && permit.range.end > queue_end();
     wire::TcpFlags flags = wire::kAck;
-    if (length > 0 && first + length == queue_.end()) flags |= wire::kPsh;
+    if (length > 0 && first + length == queue_end()) flags |= wire::kPsh;
     if (fin) flags |= wire::kFin;
     if (length > 0) {
-        SendQueue::Reader reader = queue_.read(first, false);
+        SendQueue::Reader reader = sending_->queue.read(first, false);
         if (!send_segment(first, length, flags, options, &reader, now)) return false;
     } else if (!send_segment(first, 0, flags, options, nullptr, now)) {
         return false;
     }
-    if (timing_ && timed_end_ > first) timing_ = false;  // [RFC9293 3.8.1 MUST-18] [RFC6298 3] Karn
+    if (timing_ && sending_->timed_end > first) timing_ = false;  // [RFC9293 3.8.1 MUST-18] [RFC6298 3] Karn
     ++shared_.counters.tcp_retransmits;
     ++total_retransmits_;
     std::optional<std::uint32_t> stamp;
     if (timestamps_) stamp = now_stamp(now);
     const Range sent{first, first + length + (fin ? 1 : 0)};
-    recovery_.on_retransmitted(permit, sent, snd_nxt_, stamp);
-    if (Flight* const flight = recovery_.flight(); permit.probe && flight != nullptr) flight->forget(sent);
+    sending_->recovery.on_retransmitted(permit, sent, snd_nxt_, stamp);
+    if (Flight* const flight = sending_->recovery.flight(); permit.probe && flight != nullptr) flight->forget(sent);
     log_sent(sent, true, now);
     if (probing_ || retransmit_at_ == kNever) arm_retransmission(now);
     return true;
@@ -299,12 +300,13 @@ bool Connection::send_segment(Position first, std::uint32_t length, wire::TcpFla
                                  .flags = flags,
                                  .window = window_to_advertise()};
     // [RFC9293 3.9.1 MUST-48, SHLD-21, SHLD-22, MUST-49] as the application wants them by now
-    const std::uint8_t tos = with_ecn(options_.tos, ecn);
+    const std::uint8_t tos = with_ecn(options_->tos, ecn);
     const bool sent =
         length > segment_size
             ? shared_.output.send_super(path_, local_.address, remote_.address, header, options, *payload, length,
-                                        static_cast<std::uint16_t>(segment_size), tos, options_.ttl, now)
-            : shared_.output.send(path_, local_.address, remote_.address, header, options, payload, length, tos, options_.ttl, now);
+                                        static_cast<std::uint16_t>(segment_size), tos, options_->ttl, now)
+            : shared_.output.send(path_, local_.address, remote_.address, header, options, payload, length, tos, options_->ttl,
+                                  now);
     if (!sent) {
         mark();
         return false;
@@ -331,18 +333,21 @@ void Connection::send_reset(Instant now) {
                              .sequence = to_wire(snd_nxt_),
                              .acknowledgment = to_wire(rcv_nxt_),
                              .flags = wire::kRst | wire::kAck},
-                            {}, nullptr, 0, with_ecn(options_.tos, wire::Ecn::kNotCapable), options_.ttl, now))
+                            {}, nullptr, 0, with_ecn(options_->tos, wire::Ecn::kNotCapable), options_->ttl, now))
         ++shared_.counters.tcp_resets_out;
 }
 
 wire::TcpOptions Connection::segment_options(Instant now) const {
     wire::TcpOptions options;
     if (timestamps_) options.timestamps = {.value = now_stamp(now), .echo = ts_recent_};  // [RFC7323 3.2]
-    if (sack_ && (!reassembler_.empty() || !dsack_.empty())) {
+    if (sack_ && (!reassembler_.empty() || dsack_.first != dsack_.end)) {
         std::array<Range, Reassembler::kMaxSackBlocks> ranges;
         const std::size_t limit = wire::max_sack_blocks(timestamps_);
         std::optional<Range> dsack;
-        if (!dsack_.empty()) dsack = dsack_;
+        if (dsack_.first != dsack_.end) {
+            const Position first = widen(dsack_.first, rcv_nxt_);
+            dsack = {first, first + (dsack_.end - dsack_.first)};
+        }
         const std::size_t count = reassembler_.sack_blocks(std::span(ranges).first(limit), dsack);
         for (std::size_t i = 0; i < count; ++i)
             options.sack_blocks[i] = {.left = to_wire(ranges[i].first), .right = to_wire(ranges[i].end)};
@@ -377,13 +382,13 @@ bool Connection::refresh_path(Instant now) {
 
 std::uint32_t Connection::advertised_mss() const {
     const std::uint32_t mss = mss_for_mtu(path_.mtu, remote_.address);
-    return options_.max_segment != 0 ? std::min<std::uint32_t>(mss, options_.max_segment) : mss;
+    return options_->max_segment != 0 ? std::min<std::uint32_t>(mss, options_->max_segment) : mss;
 }
 
 void Connection::update_mss() {
     std::uint32_t mss = mss_for_mtu(std::min(path_.mtu, path_mtu_), remote_.address);
     mss = std::min(mss, std::max<std::uint32_t>(peer_mss_, kMinMss));
-    if (options_.max_segment != 0) mss = std::min<std::uint32_t>(mss, std::max<std::uint32_t>(options_.max_segment, kMinMss));
+    if (options_->max_segment != 0) mss = std::min<std::uint32_t>(mss, std::max<std::uint32_t>(options_->max_segment, kMinMss));
     // [RFC6691 2] an announced MSS does not count options
     mss_ = mss - static_cast<std::uint32_t>(timestamps_ ? wire::kTcpTimestampsLength : 0);
     congestion_->set_mss(mss_);
@@ -397,8 +402,8 @@ void Connection::arm_loss_probe(Instant now) {
         timeout = std::max(2 * rtt_.srtt(), kMinProbeTimeout);
         if (in_flight() <= mss_) timeout += kMaxAckDelay;
     }
-    recovery_.arm_probe(timeout, retransmit_at_, now);
-    if (Flight* const flight = recovery_.flight()) due(flight->timer_at);
+    sending_->recovery.arm_probe(timeout, retransmit_at_, now);
+    if (Flight* const flight = sending_->recovery.flight()) due(flight->timer_at);
 }
 
 void Connection::arm_retransmission(Instant now) {

@@ -19,7 +19,7 @@ void Connection::input_text(const Segment& segment, Position sequence, Instant n
     const auto skip = sequence < rcv_nxt_
                           ? static_cast<std::uint32_t>(std::min<Position>(length, rcv_nxt_ - sequence))
                           : 0u;
-    if (skip > 0 && sack_) dsack_ = {sequence, sequence + skip};
+    if (skip > 0 && sack_) report_duplicate({sequence, sequence + skip});
     const Position first = sequence + skip;
     length -= skip;
     if (first + length > rcv_edge_) {
@@ -30,25 +30,25 @@ void Connection::input_text(const Segment& segment, Position sequence, Instant n
     }
     if (fin && !fin_known_) {
         fin_known_ = true;
-        peer_fin_ = first + length;
+        peer_fin_ = to_wire(first + length);
     }
     if (first > rcv_nxt_) {
         if (length > 0 || fin) receive_early(segment, first, skip, length, now);
         return;
     }
     if (length > 0) receive_in_order(segment, skip, length, now);
-    if (!ended() && fin_known_ && rcv_nxt_ == peer_fin_) input_fin(now);
+    if (!ended() && fin_known_ && to_wire(rcv_nxt_) == peer_fin_) input_fin(now);
 }
 
 void Connection::receive_in_order(const Segment& segment, std::uint32_t skip, std::uint32_t length, Instant now) {
-    if (fin_known_ && rcv_nxt_ + length > peer_fin_) {  // bytes behind the FIN do not exist
+    if (fin_known_ && rcv_nxt_ + length > peer_fin()) {  // bytes behind the FIN do not exist
         shared_.counters.drop(Drop::kTcpOutOfWindow);
-        length = static_cast<std::uint32_t>(peer_fin_ - rcv_nxt_);
+        length = static_cast<std::uint32_t>(peer_fin() - rcv_nxt_);
         if (length == 0) return;
     }
     const bool nothing_waits = reassembler_.empty();
     // A first segment that is not full: the peer talks, it does not stream. The answer will carry the ACK.
-    if (delayed_ack_.quick() && length < mss_ && !options_.quick_ack) delayed_ack_.leave_quick_mode();
+    if (delayed_ack_.quick() && length < mss_ && !options_->quick_ack) delayed_ack_.leave_quick_mode();
     // With a small buffer and large segments a quarter of the buffer counts as a segment's worth two times over: the
     // sender must not run into the window before the first ACK.
     const std::uint32_t worth_an_ack = std::min(mss_, receive_buffer_ / 8);
@@ -121,7 +121,7 @@ void Connection::receive_early(const Segment& segment, Position first, std::uint
         const PayloadSlice slice(segment, skip, length);
         const auto inserted = reassembler_.insert(first, slice.fragments(), rcv_nxt_, shared_.reassembly);
         if (inserted.truncated) shared_.counters.drop(Drop::kTcpReassemblyFull);
-        if (inserted.duplicate && sack_) dsack_ = *inserted.duplicate;
+        if (inserted.duplicate && sack_) report_duplicate(*inserted.duplicate);
     }
     // [RFC9293 3.10.7.4 SHLD-31] [RFC9293 3.8.6.3 MAY-13] [RFC5681 4.2] a duplicate ACK at once, for every such segment
     delayed_ack_.on_data(0, mss_, false, false, now);

@@ -4,7 +4,8 @@
 
 namespace culvert::stack::tcp {
 Shared::Shared(const StackConfig& stack_config, IpOutput& ip_output, PortOwner& port_owner, Counters& engine_counters,
-               Rng& engine_rng, std::size_t connection_bytes, Peers* other_engines)
+               Rng& engine_rng, std::size_t connection_bytes, std::size_t sending_bytes,
+               Peers* other_engines)
     : config(stack_config),
       peers(other_engines),
       ip(ip_output),
@@ -15,6 +16,8 @@ Shared::Shared(const StackConfig& stack_config, IpOutput& ip_output, PortOwner& 
       flows(config.max_connections + config.max_half_open + config.max_time_wait, other_engines),
       ports(port_owner),
       connections(connection_bytes, config.max_connections),
+      senders(sending_bytes, config.max_connections),
+      options(config.max_connections + 1),
       // One connection may hold a quarter of the memory for out-of-order data.
       reassembly(config.reassembly_chunks, std::max(config.reassembly_chunks / 4, 8u)),
       sacks(std::max(config.max_connections / 8, 64u)),

@@ -14,6 +14,7 @@
 #include "daemon/stack/tcp/fast_open.h"
 #include "daemon/stack/tcp/flow_table.h"
 #include "daemon/stack/tcp/isn.h"
+#include "daemon/stack/tcp/options_table.h"
 #include "daemon/stack/tcp/port_table.h"
 #include "daemon/stack/tcp/reassembler.h"
 #include "daemon/stack/tcp/sack_scoreboard.h"
@@ -29,7 +30,8 @@ enum TimerKind : std::uint8_t { kConnectionTimer = 1, kHalfOpenTimer, kTimeWaitT
 
 struct Shared {
     Shared(const StackConfig& stack_config, IpOutput& ip_output, PortOwner& port_owner, Counters& engine_counters,
-           Rng& engine_rng, std::size_t connection_bytes, Peers* other_engines);
+           Rng& engine_rng, std::size_t connection_bytes, std::size_t sending_bytes,
+           Peers* other_engines);
 
     const StackConfig config;
     Peers* const peers;  // null: the only engine
@@ -42,6 +44,8 @@ struct Shared {
     PortTable ports;
     TimerWheel wheel;
     LazyPool connections;
+    LazyPool senders;               // Sending
+    OptionsTable options;
     ReassemblyPool reassembly;
     SackPool sacks;
     BbrPool bbr_models;

@@ -15,7 +15,7 @@ namespace culvert::stack::tcp {
 class TcpImpl {
 public:
     TcpImpl(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng, Peers* peers)
-        : shared_(config, output, ports, counters, rng, sizeof(Connection), peers),
+        : shared_(config, output, ports, counters, rng, sizeof(Connection), sizeof(Sending), peers),
           syn_queue_(shared_),
           listeners_(config.max_listeners) {}
     ~TcpImpl();
@@ -41,6 +41,8 @@ public:
                 .sack_boards = shared_.sacks.used(),
                 .bbr_models = shared_.bbr_models.used(),
                 .flight_pieces = shared_.flights.used(),
+                .senders = shared_.senders.used(),
+                .options = shared_.options.used(),
                 .ports = static_cast<std::uint32_t>(shared_.ports.size())};
     }
 

@@ -28,6 +28,8 @@ struct Usage {
     std::uint32_t sack_boards = 0;
     std::uint32_t bbr_models = 0;
     std::uint32_t flight_pieces = 0;
+    std::uint32_t senders = 0;  // connections that have something to send, or had a moment ago
+    std::uint32_t options = 0;  // different sets of them
     std::uint32_t ports = 0;  // addresses and ports held
 };
 

@@ -3,7 +3,7 @@
 //
 //   retransmit_at_   SYN, retransmission, or (probing_) zero-window probe and the end of a cork
 //   delayed_ack_     the ACK that found nothing to ride on
-//   recovery_        (in the Flight, while there is one) RACK's reordering timer or the loss probe's, and pacing
+//   recovery         (in the Flight, while there is one) RACK's reordering timer or the loss probe's, and pacing
 //   idle_at_         keepalive; FIN-WAIT-2 of a connection whose application has gone
 #include <algorithm>
 
@@ -26,7 +26,7 @@ Instant Connection::earliest_deadline() const {
     // An ACK that is owed leaves at the flush of this turn and needs no timer.
     const Instant ack_at = ack_due_ ? kNever : delayed_ack_.deadline();
     const Instant first = std::min({retransmit_at_, ack_at, idle_at_});
-    const Flight* const flight = recovery_.flight();
+    const Flight* const flight = sending_ == nullptr ? nullptr : sending_->recovery.flight();
     if (flight == nullptr) return first;
     return std::min({first, flight->timer_at, flight->held ? flight->depart_at : kNever});
 }
@@ -41,11 +41,11 @@ Instant Connection::on_timer(Instant now) {
         if (!ack_due_) ++shared_.counters.tcp_delayed_acks;
         owe_ack();
     }
-    if (Flight* const flight = recovery_.flight(); flight != nullptr) {
+    if (Flight* const flight = sending_ == nullptr ? nullptr : sending_->recovery.flight(); flight != nullptr) {
         if (flight->held && flight->depart_at <= now) {
             flight->held = false;
             mark();
-            if (in_flight() == 0) recovery_.on_flight_empty(now);
+            if (in_flight() == 0) sending_->recovery.on_flight_empty(now);
         } else if (flight->timer_at <= now) {
             on_flight_timer(now);
         }
@@ -60,22 +60,24 @@ Instant Connection::on_timer(Instant now) {
             on_retransmission_timer(now);
     }
     if (!ended() && idle_at_ <= now) on_idle_timer(now);
-    return ended() ? kNever : earliest_deadline();
+    if (ended()) return kNever;
+    settle();  // the node lies in the wheel since the last segment left, so this is the first moment of rest
+    return earliest_deadline();
 }
 
 /// [RFC9293 3.8.3 MUST-20] R2, or the user's own timeout [RFC5482] [RFC9293 3.9.1 MUST-21].
 /// [RFC9293 3.8.3 SHLD-9 left out] sockets have no call for it: TCP_INFO shows the retransmissions, as on Linux
 /// [RFC9293 3.8.3 SHLD-10 left out] no R1: the neighbour is asked once progress stops confirming it [RFC4861 7.3.1]
 bool Connection::give_up(unsigned retries, unsigned limit, Instant now) {
-    const bool late = options_.user_timeout > Duration::zero() ? now - progress_at_ >= options_.user_timeout
+    const bool late = options_->user_timeout > Duration::zero() ? now - progress_at_ >= options_->user_timeout
                                                                : retries >= limit;
     if (late) finish(soft_error_ != 0 ? soft_error_ : ETIMEDOUT);  // [RFC9293 3.9.1.8 MUST-47] why nobody answered
     return late;
 }
 
 void Connection::on_flight_timer(Instant now) {
-    const bool open = recovery_.state() == LossRecovery::State::kOpen;
-    switch (recovery_.on_timer(snd_una_, snd_nxt_, round_trip(), now, *congestion_)) {
+    const bool open = sending_->recovery.state() == LossRecovery::State::kOpen;
+    switch (sending_->recovery.on_timer(snd_una_, snd_nxt_, round_trip(), now, *congestion_)) {
         case LossRecovery::Fired::kNothing: break;
         case LossRecovery::Fired::kLost:
             if (open) {
@@ -88,8 +90,8 @@ void Connection::on_flight_timer(Instant now) {
             // [RFC8985 7.3] one probe at a time, and none without a round trip measured since the last; the
             // retransmission timer starts anew, whether a probe leaves or not
             arm_retransmission(now);
-            if (recovery_.probe_out() || !measured_) break;
-            recovery_.flight()->probe_due = true;
+            if (sending_->recovery.probe_out() || !measured_) break;
+            sending_->recovery.flight()->probe_due = true;
             mark();
             break;
     }
@@ -127,7 +129,7 @@ void Connection::on_retransmission_timer(Instant now) {
     rtt_.back_off();
     timing_ = false;
     // [RFC9293 3.8.6 SHLD-16, MAY-7] all that was sent, also what lies beyond a window that has shrunk since
-    recovery_.on_timeout(snd_una_, snd_nxt_, now, *congestion_, shared_.sacks, round_trip());
+    sending_->recovery.on_timeout(snd_una_, snd_nxt_, now, *congestion_, shared_.sacks, round_trip());
     note_reduction();
     arm_retransmission(now);
     mark();
@@ -135,7 +137,7 @@ void Connection::on_retransmission_timer(Instant now) {
 
 /// Data waits, nothing is in flight. [RFC9293 3.8.6.1 MUST-35, SHLD-29]
 void Connection::on_probe_timer(Instant now) {
-    if (in_flight() > 0 || (queue_.end() == snd_nxt_ && (!shutdown_ || fin_sent_))) {
+    if (in_flight() > 0 || (queue_end() == snd_nxt_ && (!shutdown_ || fin_sent_))) {
         probing_ = false;
         return;
     }
@@ -156,8 +158,8 @@ void Connection::on_probe_timer(Instant now) {
 void Connection::start_idle_timer(Instant now) {
     if (orphan_ && state_ == State::kFinWait2) {
         idle_at_ = now + shared_.config.fin_wait_2;
-    } else if (options_.keep_alive && !orphan_) {
-        idle_at_ = last_received_ + either(options_.keep_alive_idle, kKeepAliveIdle);
+    } else if (options_->keep_alive && !orphan_) {
+        idle_at_ = last_received_ + either(options_->keep_alive_idle, kKeepAliveIdle);
     } else {
         idle_at_ = kNever;
     }
@@ -170,27 +172,27 @@ void Connection::on_idle_timer(Instant now) {
         finish(0);
         return;
     }
-    if (orphan_ || !options_.keep_alive) {
+    if (orphan_ || !options_->keep_alive) {
         idle_at_ = kNever;
         return;
     }
-    const Instant due = last_received_ + either(options_.keep_alive_idle, kKeepAliveIdle);
+    const Instant due = last_received_ + either(options_->keep_alive_idle, kKeepAliveIdle);
     if (now < due) {  // something came meanwhile
         keepalive_probes_ = 0;
         idle_at_ = due;
         return;
     }
-    const Duration interval = either(options_.keep_alive_interval, kKeepAliveInterval);
-    if (in_flight() > 0 || queue_.end() > snd_nxt_) {  // retransmission and probes find out by themselves
+    const Duration interval = either(options_->keep_alive_interval, kKeepAliveInterval);
+    if (in_flight() > 0 || queue_end() > snd_nxt_) {  // retransmission and probes find out by themselves
         idle_at_ = now + interval;
         return;
     }
     // The timer was set when the last probe left; what came since then has answered it, however long the interval.
     if (keepalive_probes_ > 0 && last_received_ > idle_at_ - interval) keepalive_probes_ = 0;
-    const std::uint32_t count = options_.keep_alive_count != 0 ? options_.keep_alive_count : kKeepAliveCount;
+    const std::uint32_t count = options_->keep_alive_count != 0 ? options_->keep_alive_count : kKeepAliveCount;
     // A user timeout overrides the number of probes. [RFC5482 4.2]
-    const bool dead = options_.user_timeout > Duration::zero()
-                          ? keepalive_probes_ > 0 && now - last_received_ >= options_.user_timeout
+    const bool dead = options_->user_timeout > Duration::zero()
+                          ? keepalive_probes_ > 0 && now - last_received_ >= options_->user_timeout
                           : keepalive_probes_ >= count;
     if (dead) {
         send_reset(now);
@@ -226,7 +228,7 @@ void Connection::on_icmp_error(std::uint32_t sequence, int error, std::uint32_t 
         // What is in flight was too large and is gone. No congestion: the window stays. [RFC1191 6.5]
         const std::uint32_t cwnd = congestion_->cwnd();
         const std::uint32_t ssthresh = congestion_->ssthresh();
-        recovery_.on_timeout(snd_una_, snd_nxt_, now, *congestion_, shared_.sacks, round_trip(), true);
+        sending_->recovery.on_timeout(snd_una_, snd_nxt_, now, *congestion_, shared_.sacks, round_trip(), true);
         congestion_->adopt(cwnd, ssthresh);
         timing_ = false;
         arm_retransmission(now);

@@ -98,11 +98,12 @@ TEST_F(IpOutputTest, APacketMaySpanFrames) {
 }
 
 TEST_F(IpOutputTest, OnLinkGoesToTheNeighbourElseToTheGateway) {  // [RFC1122 3.3.1.1 mask] [RFC1122 3.3.1.2 default]
-    EXPECT_EQ(path_to(peer4).next_hop, peer4);
-    EXPECT_EQ(path_to(ip("192.0.2.1")).next_hop, router4);
-    EXPECT_EQ(path_to(peer6).next_hop, peer6);
-    EXPECT_EQ(path_to(ip("2001:db8::1")).next_hop, router6);
-    EXPECT_EQ(path_to(ip("fe80::99")).next_hop, ip("fe80::99"));
+    const auto next_hop = [&](const Address& to) { return output.find_hop(Address::any(to.family()), to)->next_hop; };
+    EXPECT_EQ(next_hop(peer4), peer4);
+    EXPECT_EQ(next_hop(ip("192.0.2.1")), router4);
+    EXPECT_EQ(next_hop(peer6), peer6);
+    EXPECT_EQ(next_hop(ip("2001:db8::1")), router6);
+    EXPECT_EQ(next_hop(ip("fe80::99")), ip("fe80::99"));
 }
 
 TEST_F(IpOutputTest, SaysWhyThereIsNoPath) {

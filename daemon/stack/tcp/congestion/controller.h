@@ -145,7 +145,7 @@ public:
     const CongestionController& operator*() const { return *get(); }
 
 private:
-    static constexpr std::size_t kBytes = 112;
+    static constexpr std::size_t kBytes = 88;
 
     template <typename Controller, typename... More>
     void emplace(std::uint32_t mss, More&... more);
@@ -158,6 +158,6 @@ private:
 
     alignas(8) std::byte storage_[kBytes];
 };
-static_assert(sizeof(CongestionState) <= 112);
+static_assert(sizeof(CongestionState) <= 88);
 
 }  // namespace culvert::stack::tcp
