@@ -100,7 +100,7 @@ Connection::Sendable Connection::next_new_data(std::uint32_t room) const {
 Connection::Sendable Connection::widened(const Sendable& next, std::uint64_t permitted, std::uint32_t room) const {
     const std::uint32_t limit = path_.local || path_.tagged ? 0 : path_.interface->segmentation_limit;
     if (limit < 2 * room || next.length != room || next.fin || cwr_due_) return next;
-    const std::uint64_t available = queue_.end() - snd_nxt_;
+    const std::uint64_t available = queue_end() - snd_nxt_;
     const std::uint64_t usable = snd_una_ + snd_wnd_ - snd_nxt_;  // at least `room`: next_new_data has looked
     const std::uint64_t length = std::min({available, usable, permitted, std::uint64_t{limit}}) / room * room;
     if (length <= room) return next;
