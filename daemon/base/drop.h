@@ -85,6 +85,8 @@ namespace culvert {
     X(kIcmpChecksum, "ICMP checksum wrong")                                                   \
     X(kIcmpUnmatched, "ICMP error for no socket of ours")                                     \
     X(kIcmpIgnored, "ICMP type we leave to the kernel")                                       \
+    X(kIcmpEchoToMany, "ICMP echo request to a group or a broadcast address, not answered")   \
+    X(kIcmpEchoTooLong, "ICMP echo request too long to be answered")                          \
     X(kIcmpSequence, "ICMP error for a sequence number not in flight")                        \
     X(kIcmpMtuKnown, "ICMP packet too big that names no smaller MTU")                         \
     /* UDP */                                                                                 \

@@ -205,7 +205,9 @@ void IcmpOutput::echo_reply(const IpPacket& ip, Instant now) {
     // [RFC4443 4.2]'s: who sends one may forge the source, and everybody would answer it. Options of the request are
     // not reversed: what we send has none.
     // [RFC1122 3.2.2.6 reflect, reverse left out] what we send has no options; who traces a way does it with TTLs
-    if (!ip.dedicated || ip.cast != Cast::kUnicast || ip.transport_length > scratch_.size()) return;
+    if (ip.cast != Cast::kUnicast) return counters_.drop(Drop::kIcmpEchoToMany);
+    if (!ip.dedicated) return counters_.drop(Drop::kIcmpIgnored);
+    if (ip.transport_length > scratch_.size()) return counters_.drop(Drop::kIcmpEchoTooLong);
     auto path = output_.find_path(ip.destination, ip.source, now);
     if (!path) return counters_.drop(Drop::kIpNoRoute);
     const bool v4 = ip.destination.is_v4();

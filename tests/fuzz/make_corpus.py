@@ -80,7 +80,103 @@ options = {
     "empty": b"",
 }
 
-for folder, seeds in (("frames", frames), ("tcp_options", options)):
+
+# --- fragments: the steps of fuzz_fragments.cc. Datagram n: even IPv4, odd IPv6; lengths in pairs 24 64 1000 1480 2960 ...
+def frag(d, offset, units): return bytes([d << 4]) + u16(offset // 8) + bytes([units - 1])
+def whole(d, units, backwards=False): return bytes([d << 4 | (6 if backwards else 5), units - 1])
+def bent(d, offset, units, odd, flags, bend=b""): return bytes([d << 4 | 7]) + u16(offset // 8) + bytes([units, odd, flags]) + bend
+def frag_wait_ms(n): return bytes([8]) + u16(n)
+def frag_wait_s(n): return bytes([10, n])
+def frag_raw(d, data, bend=b"\0"): return bytes([d << 4 | 9, len(data)]) + data + bend
+def rest(d): return bytes([d << 4 | 11])
+
+
+fragments = {
+    "in_order": b"".join(whole(d, 100) for d in range(16)),
+    "backwards": b"".join(whole(d, 64, True) for d in range(16)),
+    "interleaved": b"".join(frag(d, at, 64) for at in range(0, 3000, 512) for d in (8, 9, 10, 11)),
+    "a_hole_filled_late": frag(4, 0, 50) + frag(4, 800, 50) + frag_wait_ms(9000) + frag(4, 400, 50) + rest(5),
+    "twice": frag(4, 0, 50) + frag(4, 0, 50) + frag(4, 400, 75) + frag(5, 0, 50) + frag(5, 0, 50) + frag(5, 400, 75),
+    "overlap": frag(4, 0, 50) + frag(4, 392, 50) + rest(4) + rest(4) + frag(5, 0, 50) + frag(5, 392, 50) + rest(5) + frag_wait_s(61) + rest(5),
+    "too_late": frag(4, 0, 50) + frag(5, 0, 50) + frag_wait_s(31) + frag(4, 400, 75) + frag(5, 400, 75) + frag_wait_s(61) + rest(4) + rest(5),
+    "no_room": b"".join(frag(d, at, 180) for at in (0, 8000, 16000, 24000) for d in range(16)) + whole(14, 185) + whole(15, 185),
+    "two_ends": bent(4, 400, 8, 3, 0) + bent(4, 800, 8, 0, 0) + rest(4) + bent(5, 400, 8, 3, 0) + bent(5, 800, 8, 1, 0) + rest(5) + whole(4, 60) + whole(5, 60),
+    "too_long": bent(14, 65528, 8, 7, 0) + bent(15, 65528, 8, 7, 0) + bent(15, 65528, 0, 7, 0),
+    "tiny": bent(0, 0, 0, 7, 1) + bent(1, 0, 0, 7, 1) + bent(0, 8, 0, 0, 1) + bent(1, 8, 0, 3, 1) + rest(0) + rest(1),
+    "bent_headers": bent(4, 0, 50, 0, 3, bytes([1, 1, 3])) + bent(4, 400, 75, 0, 2, bytes([1, 1, 1])) + bent(5, 0, 50, 0, 3, bytes([1, 40, 17 ^ 6])) + frag_raw(5, bytes([58, 0, 0, 1, 0, 0, 0, 9]) + bytes(16)) + whole(5, 60),
+}
+
+
+# --- icmp: the steps of fuzz_icmp.cc. Flow n: even IPv4, odd IPv6; in pairs NewReno, CUBIC, BBR, DCTCP
+def quote(flow, type_, code, rest=0, length=0, bend=b"\0"): return bytes([flow << 4, 0, type_, code, rest >> 16]) + u16(rest) + bytes([length]) + bend
+def quote_at(flow, sequence, type_, code, rest=0): return bytes([flow << 4, 1]) + u16(sequence) + bytes([type_, code, rest >> 16]) + u16(rest) + bytes([0, 0])
+def quote_udp(family, type_, code, rest=0): return bytes([3, family, type_, code, rest >> 16]) + u16(rest) + bytes([0, 0])
+def icmp_send(flow, n): return bytes([flow << 4 | 4]) + u16(n)
+def icmp_ack(flow): return bytes([flow << 4 | 5])
+def icmp_wait(n): return bytes([6]) + u16(n)
+def exchange(flow): return bytes([flow << 4 | 7])
+
+
+icmp_stories = {
+    "every_type_v4": icmp_send(0, 5000) + b"".join(quote(0, t, c) for t in (3, 4, 5, 11, 12) for c in range(16)) + exchange(0),
+    "every_type_v6": icmp_send(1, 5000) + b"".join(quote(1, t, c, 1280) for t in (1, 2, 3, 4, 5, 127) for c in range(8)) + exchange(1),
+    "not_in_flight": b"".join(icmp_send(f, 3000) + quote_at(f, s, 3 if f % 2 == 0 else 2, 4 if f % 2 == 0 else 0, 1300) for f in range(8) for s in (-1, -1000, 4000)),
+    "narrower_and_narrower": b"".join(icmp_send(f, 20000) + b"".join(quote(f, 3 if f % 2 == 0 else 2, 4 if f % 2 == 0 else 0, m) + icmp_wait(50) for m in (1400, 1300, 1280, 600, 68, 0, 1400)) + icmp_ack(f) for f in range(8)),
+    "in_recovery": b"".join(icmp_send(f, 30000) + icmp_wait(400) + quote(f, 3 if f % 2 == 0 else 2, 4 if f % 2 == 0 else 0, 1290) + icmp_wait(900) + icmp_ack(f) for f in range(8)),
+    "datagrams": b"".join(quote_udp(0, t, c, 1300) for t in (3, 11, 12) for c in (0, 1, 3, 4)) + b"".join(quote_udp(1, t, c, 1300) for t in (1, 2, 3, 4) for c in (0, 1, 4)),
+    "cut_and_bent": icmp_send(0, 100) + icmp_send(1, 100) + b"".join(quote(f, 3 - 2 * f, 3, 0, n) for f in (0, 1) for n in (1, 19, 20, 27, 28, 40, 48, 60)) + quote(0, 3, 4, 600, 0, bytes([2, 9, 17 ^ 6, 0, 1])) + quote(1, 2, 0, 1280, 0, bytes([1, 6, 44 ^ 6])),
+    "queries": b"".join(quote(f, t, 0) for f in (0, 1) for t in (0, 8, 9, 13, 128, 129, 138, 200)),
+}
+
+
+# --- link: the steps of fuzz_link.cc. Addresses and MACs by their place in the tables there
+NONE = b"\0"  # not bent
+OUR4, PEER4, OTHER4, ANY4 = 0, 1, 2, 6
+OUR6, PEER6, OTHER6, ROUTER6, ANY6, ALL_NODES, SOLICITED = 0, 1, 2, 3, 7, 9, 10
+PEER, OTHER, OURS = 0, 1, 2
+
+
+def arp(reply, to_us, mac, sender, target, bend=NONE, vlan=0): return bytes([vlan << 7 | 1, reply | to_us << 1, mac, sender, target]) + bend
+def frame6(source, destination, mac, bend=NONE): return bytes([source, destination, mac]) + bend
+def ns(target, source, destination, mac=PEER, hops=0, bend=NONE, vlan=0): return bytes([vlan << 7 | 3, 2, target, mac, hops]) + frame6(source, destination, mac, bend)
+def na(target, source, destination, mac=PEER, flags=24, hops=0, bend=NONE): return bytes([3, 3 | flags, target, mac, hops]) + frame6(source, destination, mac, bend)
+def prefix(n, flags=3, valid=200, preferred=150): return bytes([flags, n, valid, preferred])
+def ra(prefixes=(), lifetime=1800, how=4, hop_limit=64, hops=0, source=ROUTER6, mtu=b"", bend=NONE): return bytes([5, how | len(prefixes)]) + b"".join(prefixes) + bytes([hop_limit]) + u16(lifetime) + bytes([0, 0, PEER]) + mtu + bytes([hops]) + frame6(source, ALL_NODES, PEER, bend)
+def redirect(target, destination, source=ROUTER6, hops=0): return bytes([6, 1, target, destination, OTHER, hops]) + frame6(source, OUR6, PEER)
+def mld(how, group, rest=b"", delay=1000, source=ROUTER6, destination=ALL_NODES, bend=NONE): return bytes([7, how]) + u16(delay) + bytes([group, len(rest)]) + rest + frame6(source, destination, PEER, bend)
+def igmp(how, group, rest=b"", delay=10, source=PEER4, destination=9, bend=NONE): return bytes([8, how, delay, group, len(rest)]) + rest + bytes([source, destination, PEER]) + bend
+def link_answer(mac=PEER, bend=NONE): return bytes([9, mac]) + bend
+def link_send4(n): return bytes([10, 1, n])
+def link_send6(n): return bytes([10, 0, n])
+def change_group4(change, group, source=1, socket=0): return bytes([11, 1 | change << 1 | socket << 7, group, source])
+def change_group6(change, group, source=1, socket=0): return bytes([11, change << 1 | socket << 7, group, source])
+def link_command(how): return bytes([12, how])
+def link_wait_s(n): return bytes([13]) + u16(n)
+def link_wait_ms(n): return bytes([15]) + u16(n)
+def echo4(source, destination, bend=NONE): return bytes([14, 0, PEER, source, destination]) + bend
+def echo6(source, destination, bend=NONE): return bytes([14, 1]) + frame6(source, destination, PEER, bend)
+
+
+link_stories = {
+    "asked_and_answered": arp(0, 0, PEER, PEER4, OUR4) + ns(OUR6, PEER6, SOLICITED) + echo4(PEER4, OUR4) + echo6(PEER6, OUR6) + link_send4(PEER4) + link_send6(PEER6),
+    "asking": link_send4(PEER4) + link_answer() + link_send4(PEER4) + link_send6(PEER6) + link_answer() + link_send6(PEER6) + link_wait_s(40) + link_send4(PEER4) + link_wait_s(6) + link_answer() + link_send6(PEER6) + link_wait_s(60),
+    "unsolicited": arp(1, 1, PEER, PEER4, OUR4) + na(PEER6, PEER6, OUR6) + arp(1, 0, PEER, OTHER4, OTHER4) + na(OTHER6, OTHER6, ALL_NODES, flags=16),
+    "nobody_answers": b"".join(link_send4(128 + n) + link_send6(128 + n) for n in range(60)) + link_wait_s(10) + link_send4(129) + link_send6(129) + link_wait_s(10),
+    "many_askers": b"".join(arp(0, 0, PEER, 128 + n, OUR4) + ns(OUR6, 128 + n % 64, SOLICITED) for n in range(90)),
+    "conflicts": arp(0, 0, PEER, OUR4, OUR4) + na(OUR6, OUR6, ALL_NODES) + link_wait_s(11) + arp(1, 0, PEER, OUR4, PEER4) + arp(0, 0, OTHER, OUR4, PEER4) + ns(OUR6, ANY6, SOLICITED) + link_wait_s(61),
+    "duplicates": link_command(12) + arp(0, 0, PEER, ANY4, 3) + ns(0, ANY6, SOLICITED) + link_wait_s(5) + link_command(4) + link_command(12) + link_wait_ms(500) + arp(1, 0, PEER, 3, 3) + link_wait_s(70),
+    "autoconfigured": ra([prefix(1), prefix(2)]) + link_wait_s(3) + ns(200, PEER6, 200) + link_send6(8) + link_answer() + ra([prefix(1, 3, 0, 0)], 0) + link_wait_s(200) + ra([prefix(1, 3, 255, 255)], how=12, mtu=bytes([200])) + link_wait_s(9000),
+    "many_prefixes": b"".join(ra([prefix(n), prefix(n + 1), prefix(n + 2)], source=s) for n, s in zip(range(0, 60, 3), (3, 4, 192, 193) * 5)) + link_wait_s(10),
+    "redirected": ra([]) + link_send6(8) + link_answer() + redirect(4, 8) + link_send6(8) + link_answer(OTHER) + redirect(8, 8) + redirect(4, 8, source=4) + redirect(4, 8, hops=230) + link_wait_s(601),
+    "beyond_the_link": ns(OUR6, PEER6, SOLICITED, hops=254) + na(PEER6, PEER6, OUR6, hops=230) + ra([prefix(1)], hops=240),
+    "groups": b"".join(change_group4(0, n) + change_group6(0, 11) for n in range(4)) + igmp(0, ANY4) + mld(0, ANY6) + link_wait_s(12) + igmp(0, 10, bytes([2, 125, 0, 1, 10, 0, 0, 2]), destination=10) + mld(0, 11, bytes([2, 125, 0, 1]) + bytes(16)) + change_group4(1, 1) + change_group6(1, 11) + change_group4(2, 5) + change_group4(4, 2) + link_wait_s(300),
+    "old_routers": change_group4(0, 1) + igmp(0, ANY4, delay=0) + igmp(1, 10) + igmp(2, 10, destination=10) + link_wait_s(20) + mld(1, 11) + mld(2, 11) + change_group6(0, 11) + mld(0, 11, delay=100) + link_wait_s(500),
+    "vlan": arp(0, 0, PEER, 5, 4, vlan=1) + ns(5, 6, SOLICITED, vlan=1) + link_send4(5) + link_send6(6) + link_wait_s(8),
+    "bent_options": b"".join(ns(OUR6, PEER6, SOLICITED, bend=bytes([1, 40 + at, 1])) for at in range(24, 34)) + ra([prefix(1)], bend=bytes([1, 57, 4])) + ra([prefix(1)], bend=bytes([4, 3])) + arp(0, 0, PEER, PEER4, OUR4, bytes([1, 4, 2])),
+    "down_and_up": change_group4(0, 1) + link_command(1) + link_send4(PEER4) + link_command(5) + link_wait_s(5) + link_command(6) + echo4(PEER4, 8) + echo6(PEER6, 8) + link_wait_s(10),
+}
+
+for folder, seeds in (("frames", frames), ("tcp_options", options), ("fragments", fragments), ("icmp", icmp_stories), ("link", link_stories)):
     (HERE / folder).mkdir(parents=True, exist_ok=True)
     for name, data in seeds.items():
         (HERE / folder / name).write_bytes(data)

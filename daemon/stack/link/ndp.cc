@@ -81,6 +81,7 @@ Drop Ndp::solicitation(LinkInterface& link, const IpPacket& packet, const wire::
         // [RFC4861 7.2.4] The option may be missing only where the asker knows our MAC; its own is in the frame.
         if (packet.destination.is_multicast()) return Drop::kNdpInvalid;
         mac = wire::load_mac(packet.packet.head.data() + 6);
+        if (!is_host_mac(mac)) return Drop::kNdpInvalid;
     }
     if (!link.answers.take(now)) return Drop::kLinkAnswerLimited;
     output_.ndp(interface, target, packet.source, mac,

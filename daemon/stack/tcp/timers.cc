@@ -213,7 +213,6 @@ void Connection::on_icmp_error(std::uint32_t sequence, int error, std::uint32_t 
         shared_.counters.drop(Drop::kIcmpSequence);
         return;
     }
-    ++shared_.counters.icmp_in;
     if (next_hop_mtu != 0) {
         // [RFC1191 3] [RFC8201 4] no lower than the least a path of today has (Linux: 552 for IPv4)
         const std::uint32_t mtu = std::max(next_hop_mtu, local_.address.is_v4() ? 552u : 1280u);
@@ -221,6 +220,7 @@ void Connection::on_icmp_error(std::uint32_t sequence, int error, std::uint32_t 
             shared_.counters.drop(Drop::kIcmpMtuKnown);
             return;
         }
+        ++shared_.counters.icmp_in;
         path_mtu_ = mtu;
         if (!established_once_) return;
         update_mss();
@@ -235,6 +235,7 @@ void Connection::on_icmp_error(std::uint32_t sequence, int error, std::uint32_t 
         mark();
         return;
     }
+    ++shared_.counters.icmp_in;
     // [RFC5461] [RFC9293 3.9.2.2 MUST-54 .. 56] an established connection survives what may be forged or passing
     // [RFC9293 3.9.2.2 SHLD-26 left out] also of codes 2 to 4: anybody who knows the ports could end it [RFC5927 5.2]
     // [RFC9293 3.9.1.8 SHLD-20 left out] there is nothing to switch off: an error is told when the application asks

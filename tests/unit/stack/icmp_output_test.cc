@@ -6,6 +6,7 @@
 
 #include "daemon/stack/stack.h"
 #include "tests/unit/stack/fragments.h"
+#include "tests/unit/stack/link/link_host.h"
 
 namespace culvert::stack {
 namespace {
@@ -145,6 +146,19 @@ TEST_P(IcmpOutputTest, TheKernelAnswersForSharedAddresses) {
     EXPECT_TRUE(answers(udp_to(shared)).empty());
     EXPECT_TRUE(answers(ip_frame(peer, shared, static_cast<wire::IpProtocol>(200), pattern(40))).empty());
     EXPECT_EQ(counters.icmp_out, 0u);
+}
+
+TEST(EchoToAGroup, IsCountedAndNotAnswered) {  // [RFC1122 3.2.2.6]
+    LinkHost host;
+    host.with({{ip("10.0.0.1"), 24}, {ip("fd00::1"), 64}}).after(10s).forget();
+    for (const auto& [from, group, type] : {std::tuple{ip("10.0.0.2"), ip("224.0.0.1"), wire::icmp_v4::kEchoRequest},
+                                            std::tuple{ip("fd00::2"), ip("ff02::1"), wire::icmp_v6::kEchoRequest}}) {
+        Bytes message(wire::kIcmpHeaderLength);
+        wire::emit(wire::IcmpHeader{type, 0, 1}, {}, from, group, message);
+        host.receive(ip_frame(from, group, group.is_v4() ? wire::IpProtocol::kIcmp : wire::IpProtocol::kIcmpv6, message));
+    }
+    EXPECT_EQ(host.dropped(Drop::kIcmpEchoToMany), 2u);
+    host.quiet();
 }
 
 TEST_P(IcmpOutputTest, AClosedPortIsTold) {  // [RFC1122 4.1.3.1 port-unreachable] [RFC1122 3.3.8 errors] [RFC1122 3.4 icmp] [RFC4443 3.1]

@@ -159,6 +159,18 @@ TEST(TcpLoss, PathMtuLowersTheSegmentAndResendsAtOnce) {  // [RFC1191 6.5] [RFC5
     t.after(5s).expect_nothing();
 }
 
+TEST(TcpLoss, APathMtuThatIsKnownIsDroppedAndNotBelieved) {
+    for (const bool v6 : {false, true}) {
+        StackTest t;
+        if (v6) t.over_ipv6();
+        t.established();
+        t.send("x").expect(ack().seq(1).data("x"));
+        EXPECT_FALSE(t.host.tcp.icmp_error(t.local, t.remote, t.our_iss + 1, 0, 1500, t.now, nullptr));
+        EXPECT_EQ(t.dropped(Drop::kIcmpMtuKnown), 1u);
+        EXPECT_EQ(t.host.counters.icmp_in, 0u);  // every message is counted once
+    }
+}
+
 TEST(TcpLoss, PathMtuHasAFloor) {
     StackTest t;
     t.established();

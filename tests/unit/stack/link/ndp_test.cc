@@ -176,6 +176,17 @@ TEST_F(NdpTest, AnswersForOurAddresses) {
     EXPECT_EQ(host.dropped(Drop::kNdpNotForUs), 1u);
 }
 
+// [RFC4861 7.2.4] An asker without the option is answered at the MAC of its frame, if that is one of a host.
+TEST_F(NdpTest, NobodyIsAnsweredAtAMacThatNoHostHas) {
+    for (const MacAddress& mac : {MacAddress{}, MacAddress{{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}, MacAddress{{0x33, 0x33, 0, 0, 0, 1}}}) {
+        Bytes frame = ndp_frame("fd00::2", ip("fd00::1"), NeighborSolicitation{.target = ip("fd00::1"), .source_mac = {}, .nonce = {}});
+        wire::store_mac(frame.data() + 6, mac);
+        host.receive(frame);
+        host.quiet();
+    }
+    EXPECT_EQ(host.dropped(Drop::kNdpInvalid), 3u);
+}
+
 struct Refused {
     const char* name;
     Bytes frame;
