@@ -19,6 +19,7 @@
 #include "daemon/stack/source_address.h"
 #include "daemon/stack/tcp/tcp.h"
 #include "daemon/stack/udp.h"
+#include "daemon/stack/usage.h"
 #include "daemon/wire/checksum.h"
 #include "daemon/wire/icmp.h"
 #include "daemon/wire/ipv4.h"
@@ -486,6 +487,13 @@ void Stack::input_passed(Interface& interface, const RxPacket& packet, bool from
 void Stack::advance(Instant now) { impl_->advance(now); }
 void Stack::flush(Instant now) { impl_->flush(now); }
 Instant Stack::next_deadline() const { return impl_->next_deadline(); }
+StackUsage Stack::usage() const {
+    return {.tcp = impl_->tcp_.usage(),
+            .udp_sockets = impl_->udp_.sockets(),
+            .ip_reassemblies = impl_->reassembly_.datagrams(),
+            .ip_reassembly_free = impl_->reassembly_.free_chunks(),
+            .local_packets = static_cast<std::uint32_t>(impl_->output_.local_packets().size())};
+}
 
 Result<Address> Stack::source_for(const Endpoint& destination) const { return impl_->source_for(destination); }
 

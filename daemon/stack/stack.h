@@ -151,6 +151,7 @@ public:
 };
 
 class Peers;
+struct StackUsage;
 class StackImpl;
 class AddressObserver;
 class LinkProtocols;
@@ -201,6 +202,8 @@ public:
     /// When advance() has something to do; kNever if nothing waits. Packets that wait for flush() or local delivery make
     /// it Instant::min().
     Instant next_deadline() const;
+    /// What is held of the pools and tables at the moment (usage.h).
+    StackUsage usage() const;
 
     // --- sockets ----------------------------------------------------------------------------------------------------
     /// The source address with which `destination` is reached through a Culvert interface, or through ourselves: our own
