@@ -63,7 +63,8 @@ SynCookies::Verdict SynCookies::check(const Endpoint& local, const Endpoint& rem
     const std::uint64_t age = (minute - (cookie >> 27)) & kMinutesMask;
     const std::uint32_t index = cookie >> 24 & 7;
     // The MAC first: only what we have made can be too old, all else was never good.
-    if (mac(local, remote, irs, minute - age, index) != (cookie & kMacMask)) return {.drop = Drop::kTcpSynCookieInvalid};
+    if (mac(local, remote, irs, minute - age, index) != (cookie & kMacMask))
+        return {.drop = Drop::kTcpSynCookieInvalid, .early = age <= 1};
     if (age > 1) return {.drop = Drop::kTcpSynCookieExpired};
     return {.drop = Drop::kNone, .mss = kMss[index]};
 }

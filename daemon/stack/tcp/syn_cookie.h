@@ -41,6 +41,7 @@ public:
     struct Verdict {
         Drop drop = Drop::kNone;  // kNone: it is ours, and fresh
         std::uint16_t mss = 0;
+        bool early = false;  // kTcpSynCookieInvalid, but of these two minutes: perhaps ours, and `irs` is what is wrong
     };
     /// Judges an ISS that a peer says it got. Cost: two short hashes.
     Verdict check(const Endpoint& local, const Endpoint& remote, std::uint32_t irs, std::uint32_t iss, Instant now) const;

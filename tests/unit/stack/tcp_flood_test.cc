@@ -93,6 +93,26 @@ TEST_P(SynCookies, DataBringsTheCookieWhenTheAckIsLost) {
     t.after(50ms).expect(ack().seq(1).ack(8));
 }
 
+// Found by simulation (seed 48): what follows the first data cannot prove its cookie, and must not end the connection.
+TEST_P(SynCookies, DataThatOvertakesTheFirstIsNotReset) {
+    t.listen();
+    t.inject(syn().seq(0).mss(1460));
+    t.expect(syn_ack().seq(0).ack(1));
+    t.inject(ack().seq(8).ack(1).data("body"));
+    t.inject(fin().seq(12).ack(1));
+    t.expect_nothing();
+    EXPECT_EQ(t.dropped(Drop::kTcpSynCookieEarly), 2u);
+    EXPECT_EQ(t.connection, nullptr);
+    t.inject(ack().seq(1).ack(1).data("request"));
+    ASSERT_NE(t.connection, nullptr);
+    EXPECT_EQ(t.app.received, "request");
+    t.skip_output();
+    // An acknowledgement that is no cookie of these minutes is nobody's, data or not.
+    t.remote.port = 50001;
+    t.inject(ack().seq(1).ack(1 + (5u << 27)).data("stray"));
+    t.expect(rst().seq(1 + (5u << 27)));
+}
+
 TEST_P(SynCookies, RepeatedSynGetsTheSameCookie) {
     t.listen();
     t.inject(syn().seq(0).mss(1460));
