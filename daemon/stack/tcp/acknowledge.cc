@@ -148,8 +148,9 @@ void Connection::advance_una(Position before, Instant now) {
     const Position data_end = queue_end();
     const auto bytes = static_cast<std::uint32_t>(std::min(snd_una_, data_end) - std::min(before, data_end));
     SendChunk* const released = sending_->queue.acknowledge(std::min(snd_una_, data_end));
-    if (bytes > 0) owner_->on_acknowledged(*this, bytes);
+    // The chunks first: an owner that ends the connection when it hears of progress must have had all of them back.
     if (released != nullptr) owner_->on_released(*this, released);
+    if (bytes > 0 && !ended()) owner_->on_acknowledged(*this, bytes);
     if (!ended() && fin_acknowledged()) on_fin_acknowledged(now);
 }
 

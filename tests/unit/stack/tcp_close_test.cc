@@ -353,5 +353,36 @@ TEST(TcpTimeWait, FullTableForgetsTheOldest) {
     EXPECT_EQ(t.host.tcp.usage().flows, 0u);
 }
 
+/// Ends the connection as soon as it hears of progress.
+class Impatient final : public stack::tcp::ConnectionOwner {
+public:
+    void on_established(stack::tcp::Connection&) override {}
+    std::uint32_t on_data(stack::tcp::Connection&, stack::Payload, std::uint32_t length) override { return length; }
+    void on_end_of_stream(stack::tcp::Connection&) override {}
+    void on_released(stack::tcp::Connection&, stack::SendChunk* first) override {
+        for (; first != nullptr; first = first->next) ++released;
+    }
+    void on_acknowledged(stack::tcp::Connection& connection, std::uint32_t) override { connection.abort(); }
+    void on_closed(stack::tcp::Connection&, int) override { released_at_end = released; }
+    int released = 0, released_at_end = -1;
+};
+
+// Found by simulation (seed 130).
+TEST(TcpClose, AbortWhileHearingOfProgressComesAfterTheChunks) {
+    StackTest t;
+    t.established();
+    Impatient impatient;
+    stack::SendChunk chunk;
+    const Bytes bytes = bytes_of("hello");
+    chunk.data = bytes.data();
+    chunk.length = 5;
+    t.connection->set_owner(impatient);
+    t.connection->send(&chunk, &chunk);
+    t.expect(ack().seq(1).ack(1).data("hello"));
+    t.inject(ack().seq(1).ack(6));
+    t.expect(Seg(wire::kRst | wire::kAck).seq(6).ack(1));
+    EXPECT_EQ(impatient.released_at_end, 1);
+}
+
 }  // namespace
 }  // namespace culvert::test
