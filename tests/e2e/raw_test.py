@@ -46,7 +46,7 @@ class Raw(Story):
             lines = [line for line in self.culvert.sockets() if line["path"] == "kernel"]
             self.assertEqual([line["why"] for line in lines], [SHARED, SHARED])
             self.assertEqual(self.culvert.counters()["raw_out"], 0)
-            self.assert_no_refusals("kTenantNoGrant", "kRawQueueFull")
+            self.assert_no_refusals("tenant_no_grant", "raw_queue_full")
         program.stop()
         self.wait_for_no_sockets()
 

@@ -1,7 +1,9 @@
 // The control thread against a real engine without devices: a shim that behaves, shims that do not, administrators.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -16,6 +18,7 @@
 #include <nlohmann/json.hpp>
 
 #include "daemon/control/server.h"
+#include "daemon/tenant/tenant.h"
 
 #if defined(__SANITIZE_THREAD__)
 // TSan follows descriptor numbers through the calls that it intercepts. It does not see that io_uring has accepted one, so a
@@ -301,6 +304,46 @@ TEST_F(AttachTest, TenantsAreBounded) {
     clients.pop_back();
     EXPECT_TRUE(eventually([](const auto& now) { return now["tenants"] == 3; }));
     attached("redis");
+}
+
+/// A socket made in a network namespace of its own, where its maker may do anything.
+UniqueFd raw_socket_of_elsewhere() {
+    UniqueFd socket;
+    std::thread([&] {
+        if (::unshare(CLONE_NEWNET) == 0) socket = UniqueFd(::socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_ICMP));
+    }).join();
+    return socket;
+}
+
+TEST_F(AttachTest, RawSocketsAreGrantedToThoseWhomTheKernelLets) {
+    const auto make = [](int domain, int type, int protocol) { return UniqueFd(::socket(domain, type | SOCK_CLOEXEC, protocol)); };
+    const UniqueFd raw4 = make(AF_INET, SOCK_RAW, 89);
+    if (!raw4 && errno == EPERM) GTEST_SKIP() << "needs CAP_NET_RAW";
+    start();
+    Client one = attached("ping");
+    const auto grant = [&](const UniqueFd& fd) {
+        one.say(shm::GrantRaw{}, fd.get());
+        return one.hear_message<shm::Answer>().error;
+    };
+    EXPECT_EQ(grant(raw4), 0);
+    EXPECT_EQ(grant(make(AF_INET6, SOCK_RAW, IPPROTO_ICMPV6)), 0);
+    // What anybody can make proves nothing.
+    EXPECT_EQ(grant(make(AF_INET, SOCK_DGRAM, 0)), EPERM);
+    EXPECT_EQ(grant(make(AF_INET6, SOCK_STREAM, 0)), EPERM);
+    EXPECT_EQ(grant(make(AF_UNIX, SOCK_DGRAM, 0)), EPERM);
+    EXPECT_EQ(grant(make(AF_NETLINK, SOCK_RAW, 0)), EPERM);
+    EXPECT_EQ(grant(make(AF_PACKET, SOCK_RAW, 0)), EPERM);
+    EXPECT_EQ(grant(UniqueFd(::open("/dev/null", O_RDWR | O_CLOEXEC))), EPERM);
+    const UniqueFd elsewhere = raw_socket_of_elsewhere();
+    if (elsewhere) EXPECT_EQ(grant(elsewhere), EPERM) << "privileged in its own network namespace only";
+    // Bounded; and the connection goes on.
+    std::uint32_t granted = 2;
+    while (granted < 1000 && grant(raw4) == 0) ++granted;
+    EXPECT_EQ(granted, tenant::Tenant::kMaxRawSockets);
+    EXPECT_TRUE(eventually([](const auto& now) { return now["tenants"] == 1; }));
+    Client other = attached("liar");
+    other.say(shm::GrantRaw{});  // no descriptor
+    EXPECT_TRUE(other.ended());
 }
 
 TEST_F(AttachTest, MalformedMessagesCloseOnlyTheirConnection) {
