@@ -210,7 +210,7 @@ ssize_t Socket::receive(int fd, msghdr& message, int flags) noexcept {
         // A stream reports no source; msg_namelen of a connected TCP socket comes back as 0.
         message.msg_namelen = 0;
         message.msg_controllen = 0;
-        message.msg_flags = 0;
+        message.msg_flags = (flags & MSG_OOB) != 0 ? (got == 0 ? MSG_OOB | MSG_TRUNC : MSG_OOB) : 0;
     }
     return got;
 }
@@ -303,8 +303,14 @@ int Socket::ioctl(int fd, unsigned long request, void* argument) noexcept {
     switch (request) {
         case FIONREAD: {
             const shm::SocketRecord& record = shared();
-            *static_cast<int*>(argument) = bytes_between(record.daemon.rx_delivered.load(std::memory_order_acquire),
-                                                         record.app.rx_consumed.load(std::memory_order_relaxed));
+            const int unread = bytes_between(record.daemon.rx_delivered.load(std::memory_order_acquire),
+                                             record.app.rx_consumed.load(std::memory_order_relaxed));
+            *static_cast<int*>(argument) = static_cast<int>(bytes_to_mark(static_cast<std::uint64_t>(unread)));
+            return 0;
+        }
+        case SIOCATMARK: {
+            const Urgent urgent = this->urgent();
+            *static_cast<int*>(argument) = urgent.known && urgent.ahead == 0 ? 1 : 0;
             return 0;
         }
         case TIOCOUTQ: {  // SIOCOUTQ
@@ -334,14 +340,16 @@ std::uint32_t Socket::poll_now(bool wants_write) noexcept {
     }
     const bool waiting = record.app.stash_head.load(std::memory_order_relaxed) != shm::kEmptyList ||
                          record.daemon.rx_list.load(std::memory_order_seq_cst) != shm::kEmptyList;
-    std::uint32_t events = waiting ? EPOLLIN | EPOLLRDNORM : 0;
+    const std::uint32_t status = record.daemon.status.load(std::memory_order_acquire);
+    const bool marked = (status & shm::kStatusUrgent) != 0;  // of streams only
+    std::uint32_t events = waiting && (!marked || has_ordinary_bytes()) ? EPOLLIN | EPOLLRDNORM : 0;
+    if (marked && urgent().arrived) events |= EPOLLPRI;
     if (record.daemon.error.load(std::memory_order_relaxed) != 0) events |= EPOLLERR;
     if (path == Path::kDatagram) {
         if (has_error_entry()) events |= EPOLLERR;
         if (has_room() || (wants_write && arm_write_notice())) events |= EPOLLOUT | EPOLLWRNORM;
         return events;
     }
-    const std::uint32_t status = record.daemon.status.load(std::memory_order_acquire);
     const std::uint32_t wants = record.app.flags.load(std::memory_order_relaxed);
     const bool lost = record.daemon.generation.load(std::memory_order_relaxed) != generation_;
     if ((status & shm::kStatusDead) != 0 || lost)

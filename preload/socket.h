@@ -130,10 +130,36 @@ private:
     int send_state() noexcept;
     ssize_t receive_stream(const iovec* parts, std::size_t count, int flags) noexcept;
     void refill_stash() noexcept;
-    std::size_t take_bytes(const iovec* parts, std::size_t count, std::size_t skip, bool peek, bool discard) noexcept;
+    /// How much of the stream a read may take: `hole` bytes at the front are passed over, then at most `most`.
+    struct Reach {
+        std::size_t most = SIZE_MAX;
+        std::size_t hole = 0;
+    };
+    struct Taken {
+        std::size_t bytes = 0;
+        std::size_t passed = 0;  // of the hole
+    };
+    Taken take_bytes(const iovec* parts, std::size_t count, std::size_t skip, bool peek, bool discard, Reach reach) noexcept;
     void consumed(std::size_t bytes) noexcept;
     bool readable() const noexcept;
     void wait_for_linger() noexcept;
+
+    // stream_urgent.cc
+    struct Urgent {
+        bool known = false;    // there is an urgent octet at the reader or ahead of it
+        bool arrived = false;  // and it can be taken out of band
+        bool read = false;     // and it has been
+        bool at_read = false;  // the next byte of the stream was taken out of band
+        bool in_line = false;  // SO_OOBINLINE
+        std::uint8_t octet = 0;
+        std::uint64_t ahead = 0;
+        std::uint64_t position = 0;
+    };
+    Urgent urgent() const noexcept;
+    Reach reach(std::size_t copied) const noexcept;
+    bool has_ordinary_bytes() const noexcept;
+    std::uint64_t bytes_to_mark(std::uint64_t unread) const noexcept;
+    ssize_t receive_urgent(const iovec* parts, std::size_t count, int flags) noexcept;
 
     // listen_socket.cc
     void start_listening(int fd, int backlog) noexcept;

@@ -43,6 +43,7 @@ constexpr IntOption kIntOptions[] = {
     {SOL_SOCKET, SO_REUSEPORT, shm::kOptionReusePort, nullptr, 0, 0, 0},
     {SOL_SOCKET, SO_BROADCAST, shm::kOptionBroadcast, nullptr, 0, 0, 0},
     {IPPROTO_TCP, TCP_FASTOPEN_CONNECT, shm::kOptionFastOpen, nullptr, 0, 0, 0},
+    {SOL_SOCKET, SO_OOBINLINE, shm::kOptionUrgentInline, nullptr, 0, 0, 0},
     {IPPROTO_IPV6, IPV6_V6ONLY, shm::kOptionV6Only, nullptr, 0, 0, 0},
     {IPPROTO_TCP, TCP_KEEPIDLE, 0, &shm::SocketOptions::keepalive_idle_s, 1, 32767, 7200},
     {IPPROTO_TCP, TCP_KEEPINTVL, 0, &shm::SocketOptions::keepalive_interval_s, 1, 32767, 75},
@@ -62,8 +63,8 @@ const IntOption* find_option(int level, int name) noexcept {
 /// On a placeholder: options without effect on a Culvert connection, accepted as the kernel accepts them.
 bool is_harmless(int level, int name) noexcept {
     if (level == SOL_SOCKET)
-        return name == SO_REUSEADDR || name == SO_RCVLOWAT || name == SO_PRIORITY || name == SO_OOBINLINE ||
-               name == SO_DONTROUTE || name == SO_TIMESTAMP || name == SO_INCOMING_CPU || name == SO_BUSY_POLL;
+        return name == SO_REUSEADDR || name == SO_RCVLOWAT || name == SO_PRIORITY || name == SO_DONTROUTE ||
+               name == SO_TIMESTAMP || name == SO_INCOMING_CPU || name == SO_BUSY_POLL;
     if (level == IPPROTO_TCP)
         return name == TCP_SYNCNT || name == TCP_LINGER2 || name == TCP_WINDOW_CLAMP || name == TCP_NOTSENT_LOWAT ||
                name == TCP_THIN_LINEAR_TIMEOUTS || name == TCP_THIN_DUPACK;

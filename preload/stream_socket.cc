@@ -287,6 +287,9 @@ ssize_t Socket::send_stream(std::size_t total, int flags, Fill&& fill) noexcept 
                 }
                 if (newest == shm::kNoIndex) break;
                 const std::uint32_t oldest = blocks[0];
+                // The last byte of the call, or of what there is room for: then the rest points further.
+                if ((flags & MSG_OOB) != 0 && (count < kBlocksPerPush || taken == room))
+                    meta[newest].flags.store(shm::kBlockUrgent, std::memory_order_relaxed);
                 // Counted before it is pushed: what is released is never more than what is queued.
                 record.app.tx_queued.store(record.app.tx_queued.load(std::memory_order_relaxed) + batch,
                                            std::memory_order_release);
@@ -319,7 +322,6 @@ ssize_t Socket::send_stream(std::size_t total, int flags, Fill&& fill) noexcept 
 }
 
 ssize_t Socket::send_parts(const iovec* parts, std::size_t count, int flags) noexcept {
-    if ((flags & MSG_OOB) != 0) return fail(EOPNOTSUPP);
     std::size_t part = 0;
     std::size_t at = 0;
     return send_stream(total_bytes(parts, count), flags, [&](const iovec* to, std::size_t blocks) -> ssize_t {
@@ -391,15 +393,15 @@ void Socket::refill_stash() noexcept {
 }
 
 /// Copies from the stash, after the first `skip` bytes of the application's buffers. Under rx_lock.
-std::size_t Socket::take_bytes(const iovec* parts, std::size_t count, std::size_t skip, bool peek,
-                               bool discard) noexcept {
+Socket::Taken Socket::take_bytes(const iovec* parts, std::size_t count, std::size_t skip, bool peek, bool discard,
+                                 Reach reach) noexcept {
     shm::SocketRecord& record = shared();
     const std::uint32_t limit = client_->segment().geometry().blocks();
     shm::BlockMeta* const meta = client_->segment().block_meta();
     std::size_t part = 0;
     while (part < count && skip >= parts[part].iov_len) skip -= parts[part++].iov_len;
     std::size_t at = skip;
-    std::size_t taken = 0;
+    Taken taken;
     std::uint32_t link = record.app.stash_head.load(std::memory_order_relaxed);
     std::uint32_t first_done = shm::kEmptyList;
     std::uint32_t last_done = shm::kEmptyList;
@@ -410,14 +412,21 @@ std::size_t Socket::take_bytes(const iovec* parts, std::size_t count, std::size_
         std::uint32_t length = meta[block].length.load(std::memory_order_relaxed);
         offset = std::min(offset, shm::kBlockSize);
         length = std::min(length, shm::kBlockSize - offset);
+        if (taken.passed < reach.hole) [[unlikely]] {
+            const auto size = static_cast<std::uint32_t>(std::min<std::size_t>(length, reach.hole - taken.passed));
+            offset += size;
+            length -= size;
+            taken.passed += size;
+        }
         const std::byte* from = client_->segment().block(block) + offset;
-        while (length != 0 && part < count) {
-            const auto size = static_cast<std::uint32_t>(std::min<std::size_t>(length, parts[part].iov_len - at));
+        while (length != 0 && part < count && taken.bytes < reach.most) {
+            const auto size = static_cast<std::uint32_t>(
+                std::min({std::size_t{length}, parts[part].iov_len - at, reach.most - taken.bytes}));
             if (!discard && size != 0) std::memcpy(static_cast<std::byte*>(parts[part].iov_base) + at, from, size);
             from += size;
             offset += size;
             length -= size;
-            taken += size;
+            taken.bytes += size;
             at += size;
             if (at == parts[part].iov_len) {
                 ++part;
@@ -451,8 +460,8 @@ void Socket::consumed(std::size_t bytes) noexcept {
 }
 
 ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags) noexcept {
+    if ((flags & MSG_OOB) != 0) return receive_urgent(parts, count, flags);
     const KeepErrno keep;
-    if ((flags & MSG_OOB) != 0) return keep.fail(EINVAL);      // no urgent data here
     if ((flags & MSG_ERRQUEUE) != 0) return keep.fail(EAGAIN);  // an empty error queue
     const std::size_t want = total_bytes(parts, count);
     const bool peek = (flags & MSG_PEEK) != 0;
@@ -466,15 +475,23 @@ ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags)
         const std::uint32_t status = record.daemon.status.load(std::memory_order_acquire);
         const bool lost = record_lost();
         bool more = false;
+        bool at_mark = false;
         if (!lost || client_->daemon_gone()) {
             const SocketLock lock(*client_, record.app.rx_lock);
             refill_stash();
-            const std::size_t bytes = take_bytes(parts, count, copied, peek, (flags & MSG_TRUNC) != 0);
-            copied += bytes;
-            if (bytes != 0 && !peek && !lost) consumed(bytes);
+            // After the stash: whoever finds the urgent octet there knows of it. [RFC9293 3.8.5]
+            Reach reach;
+            if ((record.daemon.status.load(std::memory_order_relaxed) & shm::kStatusUrgent) != 0) [[unlikely]]
+                reach = this->reach(copied);
+            const Taken taken = take_bytes(parts, count, copied, peek, (flags & MSG_TRUNC) != 0, reach);
+            copied += taken.bytes;
+            at_mark = taken.bytes == reach.most;
+            if (taken.bytes + taken.passed != 0 && !peek && !lost) consumed(taken.bytes + taken.passed);
+            // The daemon forgets the mark that we have passed.
+            if (taken.passed != 0 && !peek) client_->post(record_.load(std::memory_order_relaxed));
             more = record.app.stash_head.load(std::memory_order_relaxed) != shm::kEmptyList;
         }
-        if (copied != 0 && (!all || copied == want)) return static_cast<ssize_t>(copied);
+        if (copied != 0 && (!all || copied == want || at_mark)) return static_cast<ssize_t>(copied);
         if (want == 0 && more) return 0;
         const bool shut = (record.app.flags.load(std::memory_order_relaxed) & shm::kAppShutRead) != 0;
         const bool ended = lost || shut || (status & (shm::kStatusPeerClosed | shm::kStatusDead)) != 0;
@@ -487,7 +504,7 @@ ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags)
         if (!wants_to_wait(flags)) return copied != 0 ? static_cast<ssize_t>(copied) : keep.fail(EAGAIN);
         const std::int64_t left = deadline < 0 ? -1 : std::max<std::int64_t>(deadline - now_ns(), 0);
         const int woken = wait_for(*client_, record, spin_history_, left, [&] {
-            return readable() || record_lost() || record.daemon.error.load(std::memory_order_relaxed) != 0 ||
+            return (readable() && has_ordinary_bytes()) || record_lost() || record.daemon.error.load(std::memory_order_relaxed) != 0 ||
                    (record.daemon.status.load(std::memory_order_acquire) &
                     (shm::kStatusPeerClosed | shm::kStatusDead)) != 0 ||
                    (record.app.flags.load(std::memory_order_relaxed) & shm::kAppShutRead) != 0;

@@ -126,11 +126,13 @@ struct BlockMeta {
     std::atomic<std::uint32_t> next;    // list link: index + 1
     std::atomic<std::uint32_t> length;  // bytes of payload
     std::atomic<std::uint32_t> offset;  // first byte of payload within the block
-    std::atomic<std::uint32_t> flags;   // kBlockMore
+    std::atomic<std::uint32_t> flags;   // kBlockMore, kBlockUrgent
 };
 static_assert(sizeof(BlockMeta) == 16);
 /// The datagram goes on in the next block of the list.
 inline constexpr std::uint32_t kBlockMore = 1;
+/// Of a stream, from the application: the last byte is urgent (MSG_OOB).
+inline constexpr std::uint32_t kBlockUrgent = 2;
 
 struct SocketRecord;
 

@@ -41,6 +41,7 @@ inline constexpr std::uint32_t kStatusConnecting = 1u << 1;
 inline constexpr std::uint32_t kStatusPeerClosed = 1u << 2;  // FIN received: end of stream after rx_delivered
 inline constexpr std::uint32_t kStatusDead = 1u << 3;        // reset, timed out, or closed on both sides; see error
 inline constexpr std::uint32_t kStatusWriteClosed = 1u << 4; // our FIN is queued; sending is EPIPE
+inline constexpr std::uint32_t kStatusUrgent = 1u << 5;      // SocketRecord::urgent may lie ahead of the reader
 
 /// Written by the application (any thread or process of it that holds the socket).
 struct alignas(kCacheLine) AppLine {
@@ -57,6 +58,7 @@ struct alignas(kCacheLine) AppLine {
     std::atomic<std::uint32_t> stash_head;   // blocks taken off rx_list and not read yet, oldest first (index + 1)
     std::atomic<std::uint32_t> stash_tail;
     std::atomic<std::uint32_t> error_stash;  // of a datagram socket: blocks taken off error_list, oldest first
+    std::atomic<std::uint32_t> urgent_read;  // of a stream: urgent_mark() of the octet that was taken out of band; 0: none
 };
 static_assert(sizeof(AppLine) == kCacheLine);
 
@@ -131,6 +133,7 @@ inline constexpr std::uint32_t kOptionReusePort = 1u << 5;
 inline constexpr std::uint32_t kOptionLinger = 1u << 6;
 inline constexpr std::uint32_t kOptionBroadcast = 1u << 7;
 inline constexpr std::uint32_t kOptionFastOpen = 1u << 8;  // TCP_FASTOPEN_CONNECT: the SYN may wait for the first data
+inline constexpr std::uint32_t kOptionUrgentInline = 1u << 9;  // SO_OOBINLINE
 // of datagram sockets
 inline constexpr std::uint32_t kOptionMerged = 1u << 16;         // UDP_GRO
 inline constexpr std::uint32_t kOptionErrors4 = 1u << 17;        // IP_RECVERR
@@ -176,8 +179,8 @@ struct SocketInfo {
     std::uint8_t send_scale, receive_scale;
     std::uint8_t congestion;  // in use, numbered as in SocketOptions; 0: no connection
     std::uint8_t ca_state;    // TCP_CA_Open = 0, Disorder, CWR, Recovery, Loss
-    std::uint64_t pacing_rate;  // bytes a second, 0: not paced
     std::uint32_t path_mtu;     // of a datagram socket, by kRoute: of the way to `remote`
+    std::uint64_t pacing_rate;  // bytes a second, 0: not paced
 };
 
 struct alignas(kCacheLine) SocketRecord {
@@ -193,8 +196,9 @@ struct alignas(kCacheLine) SocketRecord {
     OperationMailbox operation;           // application
     SocketOptions options;                // application; the daemon copies the listener's into an accepted connection's
     SocketInfo info;                      // daemon
+    std::atomic<std::uint64_t> urgent;    // daemon, before it pushes the octet's block to rx_list; see urgent.h
 };
-static_assert(sizeof(SocketRecord) % kCacheLine == 0 && sizeof(SocketRecord) <= 448);
+static_assert(sizeof(SocketRecord) % kCacheLine == 0 && sizeof(SocketRecord) <= 384);
 
 // --- datagrams ----------------------------------------------------------------------------------------------------
 /// DatagramHeader::flags, of what an application sends.

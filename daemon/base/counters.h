@@ -51,6 +51,8 @@ namespace culvert {
     X(tcp_fast_open_active, "TCP connections whose data was taken with our SYN") \
     X(tcp_fast_open_failed, "TCP connections whose Fast Open SYN was lost or its data not taken") \
     X(tcp_deferred, "TCP connections held back until data comes (TCP_DEFER_ACCEPT)") \
+    X(tcp_urgent_in, "TCP segments received that point at urgent data")     \
+    X(tcp_urgent_refused, "TCP urgent data sent as ordinary data for want of a place") \
     X(tcp_time_wait, "TCP connections in TIME-WAIT now")                \
     X(udp_in, "UDP datagrams received")                                 \
     X(udp_out, "UDP datagrams sent")                                    \

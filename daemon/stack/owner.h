@@ -35,6 +35,9 @@ public:
     virtual void on_established(Connection& connection) = 0;
     /// `length` in-order bytes. Returns how many were taken; the rest counts as not received (the peer sends it again).
     virtual std::uint32_t on_data(Connection& connection, Payload payload, std::uint32_t length) = 0;
+    /// The peer has urgent data, and its last octet comes after `ahead` more bytes (0: it is the next one). Called again for
+    /// every segment that says so; an octet further on takes the place of the last. [RFC9293 3.8.5 MUST-32, MUST-33]
+    virtual void on_urgent(Connection& connection, std::uint64_t ahead) { (void)connection, (void)ahead; }
     /// The peer has sent FIN and everything before it has been delivered.
     virtual void on_end_of_stream(Connection& connection) = 0;
     /// A list of chunks (linked by next, ends with nullptr) that the peer has acknowledged or that will never be sent.

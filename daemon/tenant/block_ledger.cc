@@ -54,6 +54,10 @@ BlockLedger::Taken BlockLedger::take_chain(std::uint32_t newest) {
         chunk.length = length;
         chunk.next = taken.first;
         tx_flags_[block] = meta[block].flags.load(std::memory_order_relaxed);
+        if ((tx_flags_[block] & shm::kBlockUrgent) != 0 && !taken.urgent) {
+            taken.urgent = true;
+            taken.behind_urgent = taken.bytes;
+        }
         taken.first = &chunk;
         if (taken.last == nullptr) taken.last = &chunk;
         taken.bytes += length;

@@ -38,6 +38,8 @@ public:
         stack::SendChunk* first = nullptr;
         stack::SendChunk* last = nullptr;
         std::uint64_t bytes = 0;
+        std::uint64_t behind_urgent = 0;  // if urgent: bytes behind the last kBlockUrgent
+        bool urgent = false;
     };
     Taken take_chain(std::uint32_t newest);
     /// Flags of a taken block as they were when it was taken.

@@ -41,6 +41,7 @@ public:
 
     void on_established(stack::tcp::Connection&) override;
     std::uint32_t on_data(stack::tcp::Connection&, stack::Payload payload, std::uint32_t length) override;
+    void on_urgent(stack::tcp::Connection&, std::uint64_t ahead) override;
     void on_end_of_stream(stack::tcp::Connection&) override;
     void on_released(stack::tcp::Connection&, stack::SendChunk* first) override;
     void on_acknowledged(stack::tcp::Connection&, std::uint32_t bytes) override;
@@ -52,6 +53,7 @@ private:
     void update_consumed();
     void set_window_position();
     void take_output();
+    void catch_urgent(stack::Payload payload, std::uint32_t length);
 
     Tenant* tenant_ = nullptr;
     stack::tcp::Connection* connection_ = nullptr;
@@ -61,6 +63,8 @@ private:
     std::int32_t error_ = 0;              // to be published once
     bool read_shut_ = false;              // shutdown(SHUT_RD) has been seen ...
     bool read_shut_unsaid_ = false;       // ... and the watchers have not been told
+    bool urgent_unsaid_ = false;          // urgent_ has changed
+    std::uint64_t urgent_ = 0;            // shm/urgent.h; meant while kStatusUrgent, position kept for what comes later
     std::uint64_t delivered_ = 0;         // bytes staged for the application so far
     std::uint64_t consumed_ = 0;          // bytes that it has read, as far as we know
     std::uint64_t taken_ = 0;             // bytes taken off tx_list

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "shm/block_list.h"
+#include "shm/urgent.h"
 
 namespace culvert::tenant {
 
@@ -12,7 +13,8 @@ void StreamSocket::open(stack::tcp::Connection& connection, std::uint32_t status
     published_status_ = 0;
     error_ = 0;
     read_shut_ = read_shut_unsaid_ = false;
-    delivered_ = consumed_ = taken_ = released_ = published_released_ = 0;
+    delivered_ = consumed_ = taken_ = released_ = published_released_ = urgent_ = 0;
+    urgent_unsaid_ = false;
     ticket = {};
 }
 
@@ -26,6 +28,10 @@ void StreamSocket::update_consumed() {
         return;
     }
     consumed_ = consumed;
+    if ((status_ & shm::kStatusUrgent) != 0 && shm::urgent_ahead(urgent_, consumed_) < 0) {
+        status_ &= ~shm::kStatusUrgent;
+        tenant_->mark_changed(index_);
+    }
     if (connection_ == nullptr) return;
     connection_->consumed(static_cast<std::uint32_t>(fresh));
     set_window_position();  // otherwise a reader beyond the old mark would call us at every read
@@ -44,6 +50,7 @@ void StreamSocket::take_output() {
     taken_ += taken.bytes;
     if (connection_ != nullptr && (status_ & shm::kStatusWriteClosed) == 0) {
         connection_->send(taken.first, taken.last);
+        if (taken.urgent) connection_->mark_urgent(taken.behind_urgent);
     } else {
         released_ += tenant_->ledger_.release(taken.first);
         tenant_->mark_changed(index_);
@@ -83,6 +90,14 @@ void StreamSocket::close(bool linger_zero) {
 bool StreamSocket::publish(std::uint32_t app_flags) {
     shm::DaemonLine& line = tenant_->segment_.socket(index_).daemon;
     bool news = std::exchange(read_shut_unsaid_, false);
+    if (urgent_unsaid_) {
+        // Before the bytes: whoever finds them must know already that they are not to be read like all others.
+        urgent_unsaid_ = false;
+        tenant_->segment_.socket(index_).urgent.store(urgent_, std::memory_order_release);
+        published_status_ |= shm::kStatusUrgent;
+        line.status.store(published_status_, std::memory_order_release);
+        news = true;
+    }
     if (!stage_.empty()) {
         stage_.publish(tenant_->segment_, line.rx_list);
         line.rx_delivered.store(delivered_, std::memory_order_release);
@@ -126,9 +141,37 @@ void StreamSocket::on_established(stack::tcp::Connection& connection) {
 std::uint32_t StreamSocket::on_data(stack::tcp::Connection&, stack::Payload payload, std::uint32_t length) {
     const std::uint32_t taken = stage_.append(tenant_->segment_, tenant_->ledger_, lent_, payload, length);
     if (taken < length) tenant_->drop(Drop::kTenantNoBlock);
+    if ((status_ & shm::kStatusUrgent) != 0) [[unlikely]]
+        catch_urgent(payload, taken);
     delivered_ += taken;
     if (taken != 0) tenant_->mark_changed(index_);
     return taken;
+}
+
+/// [RFC9293 3.8.5 MUST-32] Only an octet further on is news.
+void StreamSocket::on_urgent(stack::tcp::Connection&, std::uint64_t ahead) {
+    if (read_shut_) return;
+    const std::uint64_t position = delivered_ + ahead;
+    if ((urgent_ & shm::kUrgentKnown) != 0 && shm::urgent_ahead(urgent_, position) >= 0) return;
+    urgent_ = shm::urgent_word(position);
+    urgent_unsaid_ = true;
+    status_ |= shm::kStatusUrgent;
+    tenant_->mark_changed(index_);
+}
+
+/// The first `length` bytes of `payload` come next: is the urgent octet among them?
+void StreamSocket::catch_urgent(stack::Payload payload, std::uint32_t length) {
+    const std::int64_t ahead = shm::urgent_ahead(urgent_, delivered_);
+    if ((urgent_ & shm::kUrgentArrived) != 0 || ahead < 0 || ahead >= std::int64_t{length}) return;
+    auto at = static_cast<std::size_t>(ahead);
+    for (const auto& fragment : payload) {
+        if (at < fragment.size()) {
+            urgent_ = shm::with_octet(urgent_, static_cast<std::uint8_t>(fragment[at]));
+            urgent_unsaid_ = true;
+            return;
+        }
+        at -= fragment.size();
+    }
 }
 
 void StreamSocket::on_end_of_stream(stack::tcp::Connection&) {

@@ -46,8 +46,8 @@ public:
     int answer(std::uint32_t socket) { return segment.socket(socket).daemon.operation_result.load(); }
     std::uint32_t status(std::uint32_t socket) { return segment.socket(socket).daemon.status.load(); }
 
-    /// As many bytes as there are blocks for.
-    std::size_t send(std::uint32_t socket, std::string_view bytes) {
+    /// As many bytes as there are blocks for. `urgent`: the last of them, as MSG_OOB does.
+    std::size_t send(std::uint32_t socket, std::string_view bytes, bool urgent = false) {
         shm::SocketRecord& record = segment.socket(socket);
         shm::TaggedStack pool(segment.header().tx_free, segment.block_meta(), segment.geometry().tx_blocks);
         std::size_t sent = 0;
@@ -58,7 +58,7 @@ public:
             std::memcpy(segment.block(block), part.data(), part.size());
             segment.block_meta()[block].length.store(static_cast<std::uint32_t>(part.size()));
             segment.block_meta()[block].offset.store(0);
-            segment.block_meta()[block].flags.store(0);
+            segment.block_meta()[block].flags.store(urgent && sent + part.size() == bytes.size() ? shm::kBlockUrgent : 0);
             record.app.tx_queued.fetch_add(part.size());
             shm::push_block(record.app.tx_list, segment.block_meta(), block);
             sent += part.size();

@@ -11,6 +11,7 @@
 
 #include "shm/attach_protocol.h"
 #include "shm/block_list.h"
+#include "shm/urgent.h"
 #include "shm/wakeup.h"
 
 namespace culvert::test {
@@ -345,6 +346,7 @@ void FakeDaemon::look(std::uint32_t record) {
         const std::string bytes(reinterpret_cast<const char*>(segment_->block(block)) + meta.offset.load(),
                                 meta.length.load());
         fresh += bytes;
+        if ((meta.flags.load() & shm::kBlockUrgent) != 0) peer.urgent_end = peer.received.size() + fresh.size();
         datagram += bytes;
         if (peer.datagram && (meta.flags.load() & shm::kBlockMore) == 0) peer.datagrams.push_back(std::exchange(datagram, {}));
         peer.kept.push_back(block);
@@ -507,6 +509,16 @@ std::vector<FakeDaemon::GroupCall> FakeDaemon::group_calls() {
     return group_calls_;
 }
 
+void FakeDaemon::announce_urgent(std::uint32_t record, std::uint64_t position, std::optional<char> octet) {
+    const std::lock_guard lock(mutex_);
+    shm::SocketRecord& shared = segment_->socket(record);
+    std::uint64_t word = shm::urgent_word(position);
+    if (octet) word = shm::with_octet(word, static_cast<std::uint8_t>(*octet));
+    shared.urgent.store(word);
+    shared.daemon.status.fetch_or(shm::kStatusUrgent);
+    notify(record);
+}
+
 void FakeDaemon::establish(std::uint32_t record) {
     const std::lock_guard lock(mutex_);
     segment_->socket(record).daemon.status.store(shm::kStatusReady);
@@ -544,6 +556,11 @@ void FakeDaemon::resume(std::uint32_t record) {
 }
 
 // --- what the application did -------------------------------------------------------------------------------------------
+
+std::size_t FakeDaemon::urgent_end(std::uint32_t record) {
+    const std::lock_guard lock(mutex_);
+    return peers_[record].urgent_end;
+}
 
 std::string FakeDaemon::received(std::uint32_t record) {
     const std::lock_guard lock(mutex_);

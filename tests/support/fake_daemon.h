@@ -55,6 +55,8 @@ public:
     /// An entry of the error queue, and its errno as the socket's error.
     void deliver_error(std::uint32_t record, shm::DatagramErrorHeader header, const std::string& bytes);
     void establish(std::uint32_t record);
+    /// The urgent octet will be, or is, at `position` of what was and will be delivered; `octet`: it is there.
+    void announce_urgent(std::uint32_t record, std::uint64_t position, std::optional<char> octet = {});
     void peer_closes(std::uint32_t record);
     void reset(std::uint32_t record, int error);
     /// Whatever the application sends comes back.
@@ -92,6 +94,8 @@ public:
 
     // --- what the application did -----------------------------------------------------------------------------------
     std::string received(std::uint32_t record);
+    /// How much of received() ends with the last byte that was sent with MSG_OOB; 0: none was.
+    std::size_t urgent_end(std::uint32_t record);
     std::vector<std::string> datagrams(std::uint32_t record);
     bool closed(std::uint32_t record);
     bool write_shut(std::uint32_t record);
@@ -120,6 +124,7 @@ private:
         bool datagram = false;
         bool stream = false;
         std::uint64_t unacknowledged = 0;
+        std::size_t urgent_end = 0;
         std::uint64_t consumed = 0;  // rx_consumed at the last look
         std::uint32_t looks = 0;
         std::vector<std::uint32_t> kept;  // blocks of unacknowledged data

@@ -44,6 +44,7 @@ struct Seg {
     std::optional<wire::Ecn> ecn_;
     std::optional<std::string> cookie_;  // Fast Open
     bool no_cookie_ = false;
+    std::uint16_t urgent_ = 0;
 
     Seg& seq(std::uint32_t v) { seq_ = v; return *this; }
     Seg& ack(std::uint32_t v) { ack_ = v; flags |= wire::kAck; return *this; }
@@ -70,6 +71,8 @@ struct Seg {
     /// Fast Open. Empty: a request.
     Seg& cookie(std::string v) { cookie_ = std::move(v); return *this; }
     Seg& no_cookie() { no_cookie_ = true; return *this; }
+    /// URG, and the pointer.
+    Seg& urg(std::uint16_t pointer) { flags |= wire::kUrg; urgent_ = pointer; return *this; }
     Seg& fin() { flags |= wire::kFin; return *this; }
 };
 
@@ -83,6 +86,7 @@ inline Seg rst() { return Seg(wire::kRst); }
 struct Sent {
     wire::TcpFlags flags;
     std::uint32_t seq = 0, ack = 0, window = 0;
+    std::uint16_t urgent = 0;
     wire::TcpOptions options;
     std::string data;
     std::uint8_t tos = 0;
@@ -182,7 +186,8 @@ public:
                                      .sequence = kPeerIss + segment.seq_.value_or(0),
                                      .acknowledgment = segment.ack_ ? our_iss + *segment.ack_ : 0,
                                      .flags = segment.flags,
-                                     .window = static_cast<std::uint16_t>(segment.window_.value_or(0xffff))};
+                                     .window = static_cast<std::uint16_t>(segment.window_.value_or(0xffff)),
+                                     .urgent = segment.urgent_};
         const Bytes payload = segment.length_ ? Bytes(*segment.length_, std::byte{'x'}) : bytes_of(segment.data_);
         const std::size_t tcp = wire::tcp_header_length(options);
         const bool v4 = local.address.is_v4();
@@ -227,6 +232,7 @@ public:
         if (wanted.seq_) compare("seq", sent.seq - our_iss, *wanted.seq_);
         if (wanted.ack_) compare("ack", sent.ack - kPeerIss, *wanted.ack_);
         if (wanted.window_) compare("window", sent.window, *wanted.window_);
+        compare("urgent pointer", sent.urgent, wanted.urgent_);
         if (wanted.psh_) compare("PSH", sent.flags.psh(), *wanted.psh_);
         if (wanted.ecn_) compare("ECN field", sent.tos & 3, static_cast<int>(*wanted.ecn_));
         if (wanted.mss_) compare("mss", sent.options.mss.value_or(0), *wanted.mss_);
@@ -354,6 +360,7 @@ private:
         sent.seq = view->sequence();
         sent.ack = view->acknowledgment();
         sent.window = view->window();
+        sent.urgent = view->urgent();
         sent.options = *wire::TcpOptions::parse(view->options());
         if (const auto cookie = std::exchange(sent.options.fast_open_cookie, std::nullopt))
             sent.cookie.emplace(reinterpret_cast<const char*>(cookie->data()), cookie->size());

@@ -48,6 +48,7 @@ public:
         if (reads) connection.consumed(taken);
         return taken;
     }
+    void on_urgent(stack::tcp::Connection&, std::uint64_t ahead) override { urgent_at.push_back(received.size() + ahead); }
     void on_end_of_stream(stack::tcp::Connection&) override {
         EXPECT_FALSE(end_of_stream);
         end_of_stream = true;
@@ -82,6 +83,7 @@ public:
     std::size_t chunks_out() const { return chunks_.size(); }
 
     std::string received;
+    std::vector<std::uint64_t> urgent_at;     // where in the stream, each time we were told
     std::uint64_t acknowledged = 0;
     std::uint32_t accept_limit = UINT32_MAX;  // bytes on_data takes
     bool reads = true;                        // consumes at once

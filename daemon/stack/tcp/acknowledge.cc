@@ -130,6 +130,8 @@ void Connection::advance_una(Position before, Instant now) {
     retries_ = 0;
     soft_error_ = 0;
     probing_ = false;
+    if (urgent_) [[unlikely]]
+        end_urgent();
     if (snd_una_ == snd_nxt_) {
         retransmit_at_ = kNever;
         sending_->recovery.on_flight_empty(now);

@@ -254,6 +254,7 @@ void Connection::discard() {
     set_state(State::kClosed);
     shared_.wheel.cancel(*this);
     retransmit_at_ = idle_at_ = kNever;
+    if (urgent_) end_urgent();
     reassembler_.clear(shared_.reassembly);
     congestion_.release(shared_.bbr_models);
     if (sending_ != nullptr) {

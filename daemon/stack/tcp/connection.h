@@ -4,6 +4,7 @@
 //   acknowledge.cc   its ACK                 (the sender's side: window, round trip, loss, release of chunks)
 //   receive.cc   its text and FIN            (the receiver's side: delivery, reassembly, window, ACK owed)
 //   ecn.cc       congestion marks        (CE, ECE, CWR)
+//   urgent.cc    urgent data             (SND.UP, and telling the owner of the peer's)
 //   output.cc    flush: what may be sent     (Nagle, windows, retransmission, FIN, ACK)
 //   timers.cc    deadlines                   (retransmission, zero-window probe, delayed ACK, keepalive, FIN-WAIT-2)
 //   opening.cc   how it begins               (active SYN, from a half-open one)
@@ -63,6 +64,8 @@ public:
     /// Appends a list of chunks (first .. last, linked by next). They come back through on_released. Allowed until
     /// shutdown_write(); afterwards, or when the connection has ended, they come back at once. Marks for output.
     void send(SendChunk* first, SendChunk* last);
+    /// What was appended so far, but for the last `behind` bytes, ends with an urgent octet. The latest one counts.
+    void mark_urgent(std::uint64_t behind);
     /// FIN after everything appended so far. Idempotent.
     void shutdown_write();
     /// The application has taken `bytes` of delivered data: the window may open. Marks for output if the peer should know.
@@ -173,6 +176,11 @@ private:
     void hear_echo(Instant now);
     void note_reduction();
     wire::Ecn mark_segment(Position first, std::uint32_t length, wire::TcpFlags& flags) const;
+
+    // urgent.cc
+    void input_urgent(const Segment& segment, Position sequence);
+    void point_at_urgent(Position first, wire::TcpHeader& header) const;
+    void end_urgent();
 
     // output.cc
     void send_syn(Instant now);
@@ -288,6 +296,7 @@ private:
     bool cookie_due_ : 1 = false;       // ... with a cookie of the last key: the SYN-ACK brings a new one
     bool syn_waits_ : 1 = false;        // for the first data, to take it along
     bool syn_data_ : 1 = false;         // went with a SYN, and was taken
+    bool urgent_ : 1 = false;           // Shared::urgent has a place for us: something urgent is not acknowledged
     bool handed_over_ : 1 = false;      // a TIME-WAIT record has the flow and the port
     Position snd_una_ = 0;
     Position snd_nxt_ = 0;              // the highest ever sent; retransmissions do not move it back

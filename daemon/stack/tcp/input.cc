@@ -39,12 +39,15 @@ void Connection::input(const Segment& segment, Instant now) {
     if (timestamps_) record_timestamp(segment, sequence, now);
     if (ecn_) note_marks(segment, now);
     if (!input_ack(segment, sequence, now)) return;
+    // [RFC9293 3.8.6 MUST-66] before the text, which may not fit the window
+    if (segment.flags.urg()) [[unlikely]]
+        input_urgent(segment, sequence);
     if (segment.payload_length > 0 || segment.flags.fin()) input_text(segment, sequence, now);
 }
 
-/// Header prediction: what the slow path would let through without a word. Urgent data is read in line. [RFC6093]
+/// Header prediction: what the slow path would let through without a word.
 bool Connection::predicted(const Segment& segment) const {
-    if (segment.flags.any_of(wire::kSyn | wire::kFin | wire::kRst) || !segment.flags.ack()) return false;
+    if (segment.flags.any_of(wire::kSyn | wire::kFin | wire::kRst | wire::kUrg) || !segment.flags.ack()) return false;
     if (segment.sequence != to_wire(rcv_nxt_)) return false;
     if (segment.payload_length > rcv_edge_ - rcv_nxt_) return false;
     return !timestamps_ || (segment.options.timestamps && !before(segment.options.timestamps->value, ts_recent_));

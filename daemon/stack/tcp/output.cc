@@ -57,6 +57,7 @@ void Connection::output(Instant now) {
     // [RFC9293 3.8.4 MAY-6 left out] the octet of garbage is for peers of before 1989; Linux sends none either
     if (probe_due_) {  // an old byte of no length: whoever gets it must answer [RFC9293 3.8.4]
         probe_due_ = !send_segment(snd_una_ - 1, 0, wire::kAck, segment_options(now), nullptr, now);
+        if (urgent_) ack_due_ = true;  // where the probe stands, the peer looks for no URG
     }
     // [RFC9293 3.8.6.3 MUST-58] [RFC9293 3.10.7.4 MUST-59] one for all of this turn, unless data carried it
     if (ack_due_) send_ack(now);
@@ -83,7 +84,7 @@ Connection::Sendable Connection::next_new_data(std::uint32_t room) const {
         go = true;
     } else if (all) {
         // [RFC9293 3.7.4 SHLD-7, MUST-17] Nagle, in Minshall's form: one small segment at a time
-        go = shutdown_ || (!options_->cork && (options_->no_delay || snd_small_ <= snd_una_));
+        go = shutdown_ || urgent_ || (!options_->cork && (options_->no_delay || snd_small_ <= snd_una_));
     } else {
         go = length >= max_snd_wnd_ / 2;  // [RFC9293 3.8.6.2.1 (4)]
     }
@@ -293,12 +294,14 @@ bool Connection::send_segment(Position first, std::uint32_t length, wire::TcpFla
                               const wire::TcpOptions& options, SendQueue::Reader* payload, Instant now,
                               std::uint32_t segment_size) {
     const wire::Ecn ecn = ecn_ ? mark_segment(first, length, flags) : wire::Ecn::kNotCapable;
-    const wire::TcpHeader header{.source = local_.port,
-                                 .destination = remote_.port,
-                                 .sequence = to_wire(first),
-                                 .acknowledgment = to_wire(rcv_nxt_),
-                                 .flags = flags,
-                                 .window = window_to_advertise()};
+    wire::TcpHeader header{.source = local_.port,
+                           .destination = remote_.port,
+                           .sequence = to_wire(first),
+                           .acknowledgment = to_wire(rcv_nxt_),
+                           .flags = flags,
+                           .window = window_to_advertise()};
+    if (urgent_) [[unlikely]]
+        point_at_urgent(first, header);
     // [RFC9293 3.9.1 MUST-48, SHLD-21, SHLD-22, MUST-49] as the application wants them by now
     const std::uint8_t tos = with_ecn(options_->tos, ecn);
     const bool sent =

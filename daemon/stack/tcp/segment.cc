@@ -22,6 +22,7 @@ std::expected<Segment, Drop> Segment::parse(const IpPacket& packet) {
     segment->acknowledgment = view->acknowledgment();
     segment->flags = flags;
     segment->window = view->window();
+    segment->urgent = view->urgent();
     segment->payload_offset = packet.transport_offset + static_cast<std::uint32_t>(view->header_length());
     segment->payload_length = static_cast<std::uint32_t>(view->payload_length());
     // [RFC9293 3.1 MUST-5] in any segment

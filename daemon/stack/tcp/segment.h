@@ -21,6 +21,7 @@ struct Segment {
     std::uint32_t acknowledgment = 0;
     wire::TcpFlags flags;
     std::uint16_t window = 0;  // not scaled
+    std::uint16_t urgent = 0;  // the pointer; means something with URG
     std::uint32_t payload_offset = 0;  // from the start of the packet
     std::uint32_t payload_length = 0;
     wire::TcpOptions options;

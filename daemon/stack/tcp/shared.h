@@ -22,6 +22,7 @@
 #include "daemon/stack/tcp/segment_output.h"
 #include "daemon/stack/tcp/syn_cookie.h"
 #include "daemon/stack/tcp/time_wait.h"
+#include "daemon/stack/tcp/urgent_table.h"
 
 namespace culvert::stack::tcp {
 
@@ -50,6 +51,7 @@ struct Shared {
     SackPool sacks;
     BbrPool bbr_models;
     FlightPool flights;
+    UrgentTable urgent;
     IsnGenerator isn;
     SynCookies syn_cookies;
     FastOpenCookies fast_open_cookies;

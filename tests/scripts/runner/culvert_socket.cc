@@ -233,8 +233,8 @@ std::uint32_t CulvertSocket::room() const {
 }
 
 std::optional<Outcome> CulvertSocket::send(Call& call, bool first_attempt) {
-    if (first_attempt && (call.first & ~(MSG_DONTWAIT | MSG_NOSIGNAL | MSG_MORE)) != 0)
-        throw Unsupported("only MSG_DONTWAIT, MSG_NOSIGNAL and MSG_MORE are played here");
+    if (first_attempt && (call.first & ~(MSG_DONTWAIT | MSG_NOSIGNAL | MSG_MORE | MSG_OOB)) != 0)
+        throw Unsupported("only MSG_DONTWAIT, MSG_NOSIGNAL, MSG_MORE and MSG_OOB are played here");
     if (!stream_) return send_datagram(call);
     return send_stream(call);
 }
@@ -253,6 +253,7 @@ std::optional<Outcome> CulvertSocket::send_stream(Call& call) {
     }
     hand_over(std::span(call.data).subspan(call.data.size() - call.length, take));
     call.length -= take;
+    if ((call.first & MSG_OOB) != 0) connection_->mark_urgent(0);
     if (call.length == 0) return done(static_cast<std::int64_t>(call.data.size()));
     if (blocking_ && (call.first & MSG_DONTWAIT) == 0) return std::nullopt;
     const auto total = static_cast<std::int64_t>(call.data.size() - call.length);

@@ -62,7 +62,7 @@ TEST(Layout, GeometryIsCheckedAtItsBounds) {
 
 TEST(Layout, AnIdleSocketIsSmall) {
     // 100,000 idle connections must fit in 100 MB together with the daemon's state.
-    EXPECT_LE(sizeof(SocketRecord), 448u);
+    EXPECT_LE(sizeof(SocketRecord), 384u);
 }
 
 }  // namespace

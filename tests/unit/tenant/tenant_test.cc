@@ -8,6 +8,7 @@
 
 #include <random>
 
+#include "shm/urgent.h"
 #include "tests/support/app_side.h"
 
 namespace culvert::tenant {
@@ -137,6 +138,33 @@ TEST_F(TenantTest, TwoProgramsTalkOverTheirOwnAddress) {
     server.close(*accepted);
     host.turns(4);
     EXPECT_TRUE(client.segment.free_sockets().test(socket));
+}
+
+TEST_F(TenantTest, UrgentDataIsMarkedOnItsWayThroughBothTenants) {  // [RFC9293 3.8.5 MUST-31, MUST-32, MUST-33]
+    const std::uint32_t listener = listen(80);
+    const std::uint32_t socket = connect(40000, 80);
+    const std::uint32_t accepted = *server.accept(listener);
+    const shm::SocketRecord& record = server.segment.socket(accepted);
+    const auto marked = [&] { return (server.status(accepted) & shm::kStatusUrgent) != 0; };
+    client.send(socket, "ab!", true);
+    client.send(socket, "cd");  // taken in the same look; it is not urgent
+    host.turns(3);
+    ASSERT_TRUE(marked());
+    EXPECT_EQ(shm::urgent_ahead(record.urgent.load(), 0), 2);
+    EXPECT_EQ(record.urgent.load() & 0x3ff, shm::kUrgentKnown | shm::kUrgentArrived | '!');
+    EXPECT_EQ(server.receive(accepted), "ab!cd") << "the octet has its place in the stream";
+    server.segment.dirty().post(accepted);
+    host.turns(2);
+    EXPECT_FALSE(marked()) << "the reader has passed it";
+    client.send(socket, std::string(5000, 'x') + "?", true);
+    host.turns(4);
+    ASSERT_TRUE(marked());
+    EXPECT_EQ(shm::urgent_ahead(record.urgent.load(), 5), 5000);
+    EXPECT_EQ(shm::urgent_octet(record.urgent.load()), '?');
+    client.send(socket, "$", true);  // further on: in the place of the last
+    host.turns(3);
+    EXPECT_EQ(shm::urgent_ahead(record.urgent.load(), 5), 5001);
+    EXPECT_EQ(shm::urgent_octet(record.urgent.load()), '$');
 }
 
 TEST_F(TenantTest, RouteNamesTheSourceOnlyWhereWeListen) {
