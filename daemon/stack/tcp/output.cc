@@ -148,7 +148,9 @@ void Connection::send_data(Instant now) {
             break;
         }
         const std::uint64_t burst_left = kMaxBurst - (snd_nxt_ - sent_before);
-        if (!transmit_new(rate == 0 ? widened(next, std::min(permit.bytes, burst_left), room) : next, options, room, now)) break;
+        // A device that cuts would give every piece the same urgent pointer.
+        const bool wide = rate == 0 && !urgent_;
+        if (!transmit_new(wide ? widened(next, std::min(permit.bytes, burst_left), room) : next, options, room, now)) break;
     }
     if (snd_nxt_ != sent_before) arm_loss_probe(now);
     if (congestion_->wants_delivery() && !window_limited_ && queue_end() < snd_nxt_ + room)
