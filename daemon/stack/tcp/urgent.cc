@@ -14,8 +14,8 @@ namespace culvert::stack::tcp {
 
 // [RFC9293 3.8.5 MUST-62]
 void Connection::mark_urgent(std::uint64_t behind) {
-    if (ended() || shutdown_ || behind > queue_.end() - snd_una_) return;
-    const Position end = queue_.end() - behind;
+    if (ended() || shutdown_ || behind > unacknowledged_bytes()) return;
+    const Position end = queue_end() - behind;
     if (end <= snd_una_ || !shared_.urgent.set(shared_.connections.index_of(this), end)) {
         ++shared_.counters.tcp_urgent_refused;
         return;
