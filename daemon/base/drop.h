@@ -116,7 +116,7 @@ namespace culvert {
     X(kTcpSynData, "TCP data in a SYN without a valid Fast Open cookie")                      \
     X(kTcpDeferred, "TCP ACK without data for a listener that waits for data")                \
     X(kTcpSynCookieInvalid, "TCP ACK in a flood of SYNs whose cookie is not ours (reset sent)") \
-    X(kTcpSynCookieEarly, "TCP data that may have overtaken what brings its SYN cookie")      \
+    X(kTcpSynCookieEarly, "TCP segment that may have overtaken what brings its SYN cookie")    \
     X(kTcpSynCookieExpired, "TCP ACK whose SYN cookie is too old (reset sent)")               \
     X(kTcpAcceptQueueFull, "accept queue full")                                               \
     X(kTcpConnectionLimit, "connection table full")                                           \

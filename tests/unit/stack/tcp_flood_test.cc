@@ -100,8 +100,9 @@ TEST_P(SynCookies, DataThatOvertakesTheFirstIsNotReset) {
     t.expect(syn_ack().seq(0).ack(1));
     t.inject(ack().seq(8).ack(1).data("body"));
     t.inject(fin().seq(12).ack(1));
+    t.inject(ack().seq(13).ack(1));  // the answer to a SYN-ACK that came twice
     t.expect_nothing();
-    EXPECT_EQ(t.dropped(Drop::kTcpSynCookieEarly), 2u);
+    EXPECT_EQ(t.dropped(Drop::kTcpSynCookieEarly), 3u);
     EXPECT_EQ(t.connection, nullptr);
     t.inject(ack().seq(1).ack(1).data("request"));
     ASSERT_NE(t.connection, nullptr);
@@ -130,10 +131,14 @@ TEST_P(SynCookies, ForgedAndOldOnesAreResetAndCounted) {  // [RFC9293 3.10.7.2] 
 
     t.inject(syn().seq(0).mss(1460));
     t.expect(syn_ack().seq(0).ack(1));
-    t.inject(ack().seq(1).ack(2));
-    t.expect(rst().seq(2));
+    t.inject(ack().seq(1).ack(2));  // nearly right: perhaps of a peer whose first segment is still to come
     t.inject(ack().seq(2).ack(1));  // another ISN of the peer's
-    t.expect(rst().seq(1));
+    t.expect_nothing();
+    EXPECT_EQ(t.dropped(Drop::kTcpSynCookieEarly), 2u);
+    for (const std::uint32_t minute : {5u, 6u}) {  // no cookie of these minutes
+        t.inject(ack().seq(1).ack(1 + (minute << 27)));
+        t.expect(rst().seq(1 + (minute << 27)));
+    }
     EXPECT_EQ(t.dropped(Drop::kTcpSynCookieInvalid), 2u);
     t.after(119s);
     t.remote.port = 50001;
