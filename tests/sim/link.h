@@ -50,7 +50,9 @@ public:
             if (queued > weather_.mark_above && mark_congestion(frame)) ++marked;
             busy_until_ += Duration(static_cast<Duration::rep>(static_cast<double>(frame.size()) * 1e9 / weather_.bytes_per_second));
         }
-        if (rng_.happens(weather_.corrupt)) frame[rng_.below(frame.size())] ^= static_cast<std::byte>(1u << rng_.below(8));
+        // Only ever from 0 to 1: two damages (a router lies between the wires, a datagram has fragments) could cancel each other
+        // out in the Internet checksum otherwise, and would be nobody's fault.
+        if (rng_.happens(weather_.corrupt)) frame[rng_.below(frame.size())] |= static_cast<std::byte>(1u << rng_.below(8));
         if (rng_.happens(weather_.duplicate)) {
             ++duplicated;
             put(frame);
