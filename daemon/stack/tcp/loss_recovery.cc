@@ -254,6 +254,8 @@ LossRecovery::Permit LossRecovery::next_of_all(Position snd_una, Position snd_nx
         window = cc.cwnd() - std::min<std::uint64_t>(cc.cwnd(), in_pipe);
     }
     const std::uint64_t mss = cc.mss();
+    // [RFC6298 5.4] whatever is believed to be on the way: silence is what the timer was for
+    if (head_due_ && state_ == State::kLoss) window = std::max(window, mss);
     if (frto_ == FRto::kSecondAck && (frto_sent_ > 0 || has_new_data)) {  // [RFC5682 2.1, 3.1 step 2b] two new segments
         if (frto_sent_ >= 2 || !has_new_data) return {};                     // the next ACK will tell
         return {.kind = Permit::Kind::kNewData, .range = {}, .bytes = std::max(window, mss)};
@@ -288,6 +290,7 @@ LossRecovery::Permit LossRecovery::next_of_all(Position snd_una, Position snd_nx
 void LossRecovery::on_retransmitted(const Permit& permit, Range sent, Position snd_nxt,
                                     std::optional<std::uint32_t> ts_value) {
     if (permit.probe) return;
+    head_due_ = false;
     if (permit.rescue) {
         rescued_ = true;  // HighRxt stays
     } else {
@@ -327,7 +330,7 @@ void LossRecovery::on_timeout(Position snd_una, Position snd_nxt, Instant now, C
     frto_ = state_ == State::kOpen && !reneged && !all ? FRto::kFirstAck : FRto::kOff;
     frto_sent_ = 0;
     probe_out_ = false;  // [RFC8985 7.1]
-    timed_out_ = true;
+    timed_out_ = head_due_ = true;
     state_ = State::kLoss;
     recover_ = snd_nxt;  // [RFC6582 3.2 step 4]
     if (by_time()) {

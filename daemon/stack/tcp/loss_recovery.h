@@ -244,6 +244,7 @@ private:
     bool rescued_ : 1 = false;         // NextSeg (4) was used in this episode
     bool undo_open_ : 1 = false;       // D-SACK may still prove the episode needless
     bool stamped_ : 1 = false;         // first_rxt_ts_ is valid, and no ACK has been judged by it
+    bool head_due_ : 1 = false;        // the timer fired and nothing was sent again since
     bool timed_out_ : 1 = false;       // the timer fired and SND.UNA has not moved since
 };
 static_assert(sizeof(LossRecovery) <= 104);
