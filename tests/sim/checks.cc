@@ -1,5 +1,6 @@
 // What must hold, whatever the weather.
 #include <algorithm>
+#include <cerrno>
 
 #include "tests/sim/world.h"
 
@@ -46,7 +47,11 @@ void World::check_pairs() {
         const bool client = pair.client->complete(), server = std::ranges::any_of(pair.servers, complete);
         const bool fine = (client && server) || (client && std::ranges::any_of(pair.servers, reset_late)) ||
                           (server && pair.client->reset_after_the_end());
-        failures_.expect(fine, pair.client->describe() + ": did not end in order, in fair weather: " +
+        // A cookie lives for two minutes at most. Where the accept queue was full each time that the ACK came through, and what
+        // came in between was lost, it is too old in the end, and the client is reset. (seed 3706)
+        const bool cookie_grew_old = pair.servers.empty() && pair.client->error() == ECONNRESET &&
+                                     server_->counters.tcp_syn_cookies_sent > 0;
+        failures_.expect(fine || cookie_grew_old, pair.client->describe() + ": did not end in order, in fair weather: " +
                                    (pair.servers.empty() ? "never accepted" : pair.servers.front()->describe()));
     }
     // The counters tell the same story. A connection may be refused by its owner after it was counted.
