@@ -136,6 +136,7 @@ void Connection::shutdown_write() {
 void Connection::consumed(std::uint32_t bytes) {
     unread_ -= std::min(bytes, unread_);
     if (!can_receive()) return;
+    if (has_undelivered()) mark();  // at the next flush: the owner may be in the middle of on_data
     tune_receive_buffer(bytes, shared_.now);
     // [RFC9293 3.8.6.2.2] The peer must be told only when it has next to nothing left to send into, and the window has
     // become much larger; otherwise the next ACK tells it for nothing.

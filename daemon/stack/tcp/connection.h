@@ -160,6 +160,8 @@ private:
     void receive_in_order(const Segment& segment, std::uint32_t skip, std::uint32_t length, Instant now);
     void receive_early(const Segment& segment, Position first, std::uint32_t skip, std::uint32_t length, Instant now);
     void drain_reassembler();
+    bool has_undelivered();
+    void deliver_late(Instant now);
     void refuse_after_close(Instant now);
     std::uint32_t deliver(const Segment& segment, std::uint32_t skip, std::uint32_t length);
     std::uint32_t deliver(Payload payload, std::uint32_t length);

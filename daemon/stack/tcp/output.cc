@@ -32,6 +32,10 @@ Instant departure(const Flight& flight, Instant now) {
 
 void Connection::output(Instant now) {
     if (ended()) return;
+    if (!reassembler_.empty() && !orphan_ && can_receive() && has_undelivered()) [[unlikely]] {
+        deliver_late(now);
+        if (ended()) return;
+    }
     if (!refresh_path(now)) {
         // No way there: it may come back, the timers try again. [RFC1122 4.2.3.9: not a hard error]
         duplicate_acks_due_ = 0;

@@ -114,6 +114,19 @@ void Connection::drain_reassembler() {
     if (refused > 0) shared_.counters.drop(Drop::kTcpReceiveBufferFull);
 }
 
+/// The owner had no room for data that are in order by now; the peer has a SACK for them and sends them no more.
+bool Connection::has_undelivered() {
+    return !reassembler_.empty() && !reassembler_.peek(rcv_nxt_, shared_.reassembly).empty();
+}
+
+void Connection::deliver_late(Instant now) {
+    const Position before = rcv_nxt_;
+    drain_reassembler();
+    if (ended() || rcv_nxt_ == before) return;
+    owe_ack();
+    if (fin_known_ && rcv_nxt_ == peer_fin()) input_fin(now);
+}
+
 void Connection::receive_early(const Segment& segment, Position first, std::uint32_t skip, std::uint32_t length,
                                Instant now) {
     ++shared_.counters.tcp_out_of_order;
