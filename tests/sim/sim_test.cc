@@ -13,7 +13,7 @@ namespace {
 constexpr std::uint64_t kNewSeeds = 60;
 constexpr std::chrono::seconds kLongest{40};
 #else
-constexpr std::uint64_t kNewSeeds = 400;
+constexpr std::uint64_t kNewSeeds = 200;
 constexpr std::chrono::seconds kLongest{45};
 #endif
 
