@@ -69,12 +69,14 @@ private:
     };
 
     /// The low bits number slots in the engines' own tables, so the high ones number sets.
-    Set& set_of(std::uint32_t hash) const { return sets_[(std::uint64_t{hash} * set_count_) >> 32]; }
-    std::mutex& lock_of(std::uint32_t hash) { return locks_[(std::uint64_t{hash} * locks_.size()) >> 32]; }
+    std::size_t index_of(std::uint32_t hash) const { return (std::uint64_t{hash} * set_count_) >> 32; }
+    Set& set_of(std::uint32_t hash) const { return sets_[index_of(hash)]; }
+    /// Of the set, so that two hashes which share one share its lock too.
+    std::mutex& lock_of(std::uint32_t hash) { return locks_[index_of(hash) % locks_.size()]; }
 
     Set* sets_ = nullptr;
     std::uint64_t set_count_;
-    std::array<std::mutex, 256> locks_;  // of neighbouring sets
+    std::array<std::mutex, 256> locks_;  // of sets, each of many
     std::atomic<std::uint64_t> overflows_{0};
     std::map<std::uint64_t, std::uint32_t> unlisted_;  // engine << 32 | hash: uses; guarded by ports_mutex_
     std::array<std::vector<std::atomic<EngineSet>>, 2> ports_;
