@@ -4,9 +4,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
-#include <cstring>
 #include <numeric>
 
 #include "daemon/device/af_xdp/af_xdp_device.h"
@@ -29,21 +27,13 @@ stack::Interface describe(const device::InterfaceFacts& facts, const InterfaceCo
     return interface;
 }
 
-Address network_of(const Address& address, unsigned prefix_length) {
-    std::array<std::byte, 16> bytes;
-    std::memcpy(bytes.data(), address.bytes().data(), bytes.size());
-    const unsigned kept = address.is_v4() ? prefix_length + 96 : prefix_length;
-    for (unsigned bit = kept; bit < 128; ++bit) bytes[bit / 8] &= ~(std::byte{0x80} >> bit % 8);
-    return Address::from_v6(bytes);
-}
-
 /// What the configuration says of an interface with dedicated addresses: each network is on the link, routers lead on.
 KernelFeed::Dedicated dedicated_of(const InterfaceConfig& config, std::uint32_t ifindex) {
     KernelFeed::Dedicated result;
     for (const NetworkAddress& own : config.addresses) {
         result.addresses.push_back({.address = own.address, .prefix_length = own.prefix_length, .dedicated = true});
         stack::Route route;
-        route.destination = network_of(own.address, own.prefix_length);
+        route.destination = own.address;  // of which the route table keeps the network
         route.prefix_length = own.prefix_length;
         route.interface = ifindex;
         result.routes.push_back(route);

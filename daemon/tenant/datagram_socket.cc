@@ -4,22 +4,13 @@
 #include <linux/errqueue.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 
 #include "daemon/stack/udp.h"
 
-#include "shm/block_list.h"
-
 namespace culvert::tenant {
 
 namespace {
-/// Blocks of one outgoing datagram; an application that spreads it thinner is refused.
-constexpr std::size_t kMaxFragmentsOfDatagram = 64;
-/// Receive blocks that one socket may hold unread, unless SO_RCVBUF says otherwise.
-constexpr std::uint32_t kMaxLentBlocks = 512;
-/// What Linux charges for a small datagram (sk_buff and data), against twice SO_RCVBUF.
-constexpr std::uint32_t kTrueSize = 768;
 constexpr std::uint32_t kMaxErrors = 32;  // of one socket, unread
 
 /// The bytes of a header, as a block begins with them.
@@ -29,12 +20,10 @@ std::span<const std::byte> bytes_of(const Header& header) {
 }
 }  // namespace
 
-DatagramSocket::DatagramSocket(Tenant& tenant, std::uint32_t index)
-    : tenant_(tenant), index_(index), max_lent_(kMaxLentBlocks) {}
+DatagramSocket::DatagramSocket(Tenant& tenant, std::uint32_t index) : tenant_(tenant), index_(index), lane_(tenant, index) {}
 
 DatagramSocket::~DatagramSocket() {
     if (socket != nullptr) tenant_.stack_.close(*socket);
-    tenant_.ledger_.reclaim(lent_);
     tenant_.ledger_.reclaim(errors_lent_);
 }
 
@@ -48,9 +37,7 @@ void DatagramSocket::set_options(const shm::SocketOptions& options) {
                                 .errors = (flags & (shm::kOptionErrors4 | shm::kOptionErrors6)) != 0,
                                 .all_groups = (flags & (v4 ? shm::kOptionOnlyOwnGroups : shm::kOptionOnlyOwnGroups6)) == 0,
                                 .path_mtu = static_cast<stack::udp::PathMtu>(rule)});
-    const std::uint32_t most = std::max(tenant_.segment_.geometry().rx_blocks / 2, 1u);
-    const std::uint64_t wanted = options.receive_buffer != 0 ? options.receive_buffer * 2ull / kTrueSize : kMaxLentBlocks;
-    max_lent_ = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(wanted, 1, most));
+    lane_.set_receive_buffer(options.receive_buffer);
 }
 
 void DatagramSocket::publish_path(Instant now) {
@@ -61,40 +48,13 @@ void DatagramSocket::publish_path(Instant now) {
 }
 
 void DatagramSocket::look(Instant now) {
-    shm::SocketRecord& record = tenant_.segment_.socket(index_);
-    const std::uint32_t newest = shm::take_all(record.app.tx_list);
-    if (newest == shm::kEmptyList) return;
-    const BlockLedger::Taken taken = tenant_.ledger_.take_chain(newest);
-    // Cut the chain into datagrams: all but the last block of each say "more".
-    const stack::SendChunk* first = taken.first;
-    for (const stack::SendChunk* chunk = taken.first; chunk != nullptr; chunk = chunk->next) {
-        if ((tenant_.ledger_.flags(*chunk) & shm::kBlockMore) != 0 && chunk->next != nullptr) continue;
-        send(first, chunk, now);
-        first = chunk->next;
-    }
-    if (remote.port != 0) publish_path(now);
-    if (taken.first != nullptr) {
-        released_ += tenant_.ledger_.release(taken.first);
-        tenant_.wake_starved();
-        tenant_.mark_changed(index_);
-    }
+    const bool sent = lane_.take_output([&](const MessageLane::Message& message) { send(message, now); });
+    if (sent && remote.port != 0) publish_path(now);
 }
 
-void DatagramSocket::send(const stack::SendChunk* first, const stack::SendChunk* last, Instant now) {
-    if (first->length < sizeof(shm::DatagramHeader)) return tenant_.drop(Drop::kTenantBadLength);
-    shm::DatagramHeader header;
-    std::memcpy(&header, first->data, sizeof header);  // read once, then trusted no further than checked
-    std::array<std::span<const std::byte>, kMaxFragmentsOfDatagram> fragments;
-    std::size_t count = 0;
-    std::uint32_t length = 0;
-    for (const stack::SendChunk* chunk = first;; chunk = chunk->next) {
-        const std::uint32_t skip = chunk == first ? sizeof header : 0;
-        if (count == fragments.size()) return tenant_.drop(Drop::kTenantBadLength);
-        if (chunk->length > skip) fragments[count++] = {chunk->data + skip, chunk->length - skip};
-        length += chunk->length - skip;
-        if (chunk == last) break;
-    }
-    if (length != header.length || length > stack::udp::kMaxPayload) return tenant_.drop(Drop::kTenantBadLength);
+void DatagramSocket::send(const MessageLane::Message& message, Instant now) {
+    const shm::DatagramHeader& header = message.header;
+    if (message.length > stack::udp::kMaxPayload) return tenant_.drop(Drop::kTenantBadLength);
     const Endpoint to = header.remote.port != 0 ? from_wire(header.remote) : remote;
     if (to.port == 0) return tenant_.drop(Drop::kTenantBadAddress);
     const Address source =
@@ -111,43 +71,18 @@ void DatagramSocket::send(const stack::SendChunk* first, const stack::SendChunk*
         .broadcast = (header.flags & shm::kDatagramBroadcast) != 0,
         .stays = (header.flags & shm::kDatagramTtl) != 0 && header.ttl == 0,
         .loop = (header.flags & shm::kDatagramLoop) != 0};
-    auto sent = tenant_.stack_.send_datagram(*socket, to, {fragments.data(), count}, length, options, now);
-    if (!sent && error_ == 0 && sent.error().code != ENOBUFS) error_ = sent.error().code;
+    auto sent = tenant_.stack_.send_datagram(*socket, to, message.payload(), message.length, options, now);
+    if (!sent) lane_.set_send_error(sent.error().code);
 }
 
 bool DatagramSocket::publish(std::uint32_t app_flags) {
-    shm::SocketRecord& record = tenant_.segment_.socket(index_);
-    bool news = false;
-    if (!stage_.empty()) {
-        stage_.publish(tenant_.segment_, record.daemon.rx_list);
-        merging_.segments = 0;
-        record.daemon.rx_delivered.store(delivered_, std::memory_order_release);
-        news = true;
-    }
+    if (!lane_.stage.empty()) merging_.segments = 0;
+    bool news = lane_.publish(app_flags);
     if (!error_stage_.empty()) {
-        error_stage_.publish(tenant_.segment_, record.daemon.error_list);
-        news = true;
-    }
-    if (released_ != published_released_) {
-        published_released_ = released_;
-        record.daemon.tx_released.store(released_, std::memory_order_release);
-    }
-    if (error_ != 0) {
-        record.daemon.error.store(error_, std::memory_order_release);
-        error_ = 0;
-        news = true;
-    }
-    if ((app_flags & shm::kAppWantWrite) != 0 && tenant_.has_transmit_blocks()) {
-        record.app.flags.fetch_and(~shm::kAppWantWrite, std::memory_order_seq_cst);
+        error_stage_.publish(tenant_.segment_, tenant_.segment_.socket(index_).daemon.error_list);
         news = true;
     }
     return news;
-}
-
-/// No room: counted for SO_RXQ_OVFL.
-bool DatagramSocket::refuse() {
-    ++overflow_;
-    return false;
 }
 
 /// A datagram that goes on where the last one ended, in a burst of one flow (UDP_GRO): all but the last equally long.
@@ -159,18 +94,17 @@ bool DatagramSocket::merge(const shm::DatagramHeader& header, stack::Payload pay
                       whole.ttl == header.ttl && whole.tos == header.tos && whole.interface == header.interface &&
                       std::memcmp(&whole.remote, &header.remote, sizeof whole.remote) == 0 &&
                       std::memcmp(whole.local_address, header.local_address, sizeof whole.local_address) == 0;
-    if (!same || !stage_.extend_datagram(tenant_.segment_, tenant_.ledger_, lent_, payload, length)) return false;
+    if (!same || !lane_.stage.extend_datagram(tenant_.segment_, tenant_.ledger_, lane_.lent, payload, length)) return false;
     ++merging_.segments;
     whole.segment_size = static_cast<std::uint16_t>(size);
     whole.length += length;
-    std::memcpy(tenant_.segment_.block(stage_.datagram_block()), &whole, sizeof whole);
+    std::memcpy(tenant_.segment_.block(lane_.stage.datagram_block()), &whole, sizeof whole);
     return true;
 }
 
 bool DatagramSocket::on_datagram(stack::udp::Socket&, const stack::udp::DatagramInfo& info, stack::Payload payload,
                                  std::uint32_t length) {
-    if (lent_.count >= max_lent_) tenant_.ledger_.collect_returned();
-    if (lent_.count >= max_lent_) return refuse();
+    if (lane_.full()) return lane_.refuse();
     shm::DatagramHeader header{};
     const auto family = tenant_.segment_.socket(index_).local.family;
     header.remote = to_wire(info.remote, family);
@@ -182,21 +116,20 @@ bool DatagramSocket::on_datagram(stack::udp::Socket&, const stack::udp::Datagram
     header.segment_size = info.segment_size;
     header.ttl = info.ttl;
     header.tos = info.tos;
-    header.overflow = overflow_;
+    header.overflow = lane_.overflow();
     if (!(merges_ && merge(header, payload, length))) {
-        if (!stage_.append_datagram(tenant_.segment_, tenant_.ledger_, lent_, bytes_of(header), payload, length)) {
+        if (!lane_.stage.append_datagram(tenant_.segment_, tenant_.ledger_, lane_.lent, bytes_of(header), payload, length)) {
             tenant_.drop(Drop::kTenantNoBlock);
-            return refuse();
+            return lane_.refuse();
         }
         if (merges_) merging_ = {header, length != 0 && info.segment_size == 0 ? 1u : 0u};
     }
-    delivered_ += length;
-    tenant_.mark_changed(index_);
+    lane_.delivered(length);
     return true;
 }
 
 void DatagramSocket::on_error(stack::udp::Socket&, const stack::udp::DatagramError& error) {
-    error_ = error.error;
+    lane_.set_error(error.error);
     tenant_.mark_changed(index_);
     if (error.info != 0 && remote.port != 0 && (path_mtu_ == 0 || error.info < path_mtu_)) {
         path_mtu_ = error.info;

@@ -12,6 +12,7 @@
 
 #include "daemon/stack/raw.h"
 #include "daemon/stack/tcp/connection.h"
+#include "daemon/tenant/message_lane.h"
 #include "daemon/tenant/receive_stage.h"
 #include "daemon/tenant/tenant.h"
 #include "shm/accept_queue.h"
@@ -122,23 +123,15 @@ private:
         std::uint32_t segments = 0;  // 0: nothing may join
     };
 
-    void send(const stack::SendChunk* first, const stack::SendChunk* last, Instant now);
+    void send(const MessageLane::Message& message, Instant now);
     bool merge(const shm::DatagramHeader& header, stack::Payload payload, std::uint32_t length);
-    bool refuse();
 
     Tenant& tenant_;
     std::uint32_t index_;
-    std::uint32_t max_lent_;          // receive blocks that may lie unread
     bool merges_ = false;             // UDP_GRO
-    std::uint32_t overflow_ = 0;      // datagrams refused for want of room
     std::uint32_t path_mtu_ = 0;      // as published
     Merging merging_;
-    std::int32_t error_ = 0;
-    std::uint64_t delivered_ = 0;
-    std::uint64_t released_ = 0;
-    std::uint64_t published_released_ = 0;
-    LentList lent_;
-    ReceiveStage stage_;
+    MessageLane lane_;
     LentList errors_lent_;
     ReceiveStage error_stage_;
 };
@@ -146,7 +139,8 @@ private:
 class RawSocket final : public stack::raw::SocketOwner {
 public:
     /// `kind`: shm::raw_kind.
-    RawSocket(Tenant& tenant, std::uint32_t index, std::uint32_t kind) : tenant_(tenant), index_(index), kind_(kind) {}
+    RawSocket(Tenant& tenant, std::uint32_t index, std::uint32_t kind)
+        : tenant_(tenant), index_(index), kind_(kind), lane_(tenant, index) {}
     ~RawSocket();
 
     /// Opens and binds at first, then binds again. An errno value.
@@ -167,7 +161,7 @@ public:
     const Address& remote() const { return remote_; }
 
 private:
-    void send(const stack::SendChunk* first, const stack::SendChunk* last, Instant now);
+    void send(const MessageLane::Message& message, Instant now);
     stack::raw::Raw& sockets() const;
 
     Tenant& tenant_;
@@ -177,14 +171,7 @@ private:
     Endpoint local_;
     Address remote_;  // unspecified: not connected
     stack::raw::SocketOptions options_;
-    std::uint32_t max_lent_ = 0;   // receive blocks that may lie unread
-    std::uint32_t overflow_ = 0;   // packets refused for want of room
-    std::int32_t error_ = 0;
-    std::uint64_t delivered_ = 0;
-    std::uint64_t released_ = 0;
-    std::uint64_t published_released_ = 0;
-    LentList lent_;
-    ReceiveStage stage_;
+    MessageLane lane_;
 };
 
 struct Tenant::Slot {

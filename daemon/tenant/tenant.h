@@ -101,6 +101,7 @@ private:
     friend class StreamSocket;
     friend class ListenSocket;
     friend class DatagramSocket;
+    friend class MessageLane;
     friend class RawSocket;
     class OrphanOwner;
     enum class Kind : std::uint8_t { kFree, kIdle, kStream, kListener, kDatagram, kRaw };

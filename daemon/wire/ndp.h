@@ -159,7 +159,7 @@ std::size_t emit(const Redirect& message, std::span<std::byte> out);
 /// Sets the checksum of a whole ICMPv6 message.
 void finish_icmpv6_checksum(std::span<std::byte> message, const Address& source, const Address& destination);
 
-/// ff02::1:ffXX:XXXX, the group of everybody whose address ends like that [RFC4291 2.7.1].
+/// ff02::1:ff00:0/104 with the last 24 bits of the address: the group of everybody whose address ends like that [RFC4291 2.7.1].
 Address solicited_node_group(const Address& address);
 /// 01:00:5e and 23 bits of the group [RFC1112 6.4]; 33:33 and 32 bits of it [RFC2464 7].
 MacAddress multicast_mac(const Address& group);
