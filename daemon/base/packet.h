@@ -6,6 +6,7 @@
 //   RxPacket   [ head: eth ip tcp payload.. ][ rest[0] ][ rest[1] ] ...   the first fragment holds every header
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -39,6 +40,23 @@ struct RxPacket {
     ChunkIndex* loan = nullptr;
     FramePool* pool = nullptr;
 };
+
+/// Calls act(bytes) for each piece of `length` bytes of the packet from `offset` on; what it is short of is left out.
+template <class Act>
+void for_each_piece(const RxPacket& packet, std::size_t offset, std::size_t length, Act act) {
+    const auto take = [&](std::span<const std::byte> fragment) {
+        if (offset >= fragment.size()) {
+            offset -= fragment.size();
+            return;
+        }
+        const std::size_t here = std::min(length, fragment.size() - offset);
+        if (here != 0) act(fragment.subspan(offset, here));
+        offset = 0;
+        length -= here;
+    };
+    take(packet.head);
+    for (std::size_t i = 0; length != 0 && i < packet.rest.size(); ++i) take(packet.rest[i]);
+}
 
 /// An array whose items have no value until they are written: filling eighteen spans with zeros for a packet that uses one
 /// would cost more than writing its headers.

@@ -50,27 +50,6 @@ void write_link(const Interface& out, const MacAddress& to, bool v4, std::span<s
     wire::emit_tagged(header, out.service_tag ? wire::EtherType::kServiceVlan : wire::EtherType::kVlan, out.vlan, frame);
 }
 
-/// Copies `length` bytes of the packet from `offset` on to where the writer stands.
-void copy_bytes(const RxPacket& packet, std::size_t offset, std::size_t length, PacketWriter& writer) {
-    const auto take = [&](std::span<const std::byte> piece) {
-        if (offset >= piece.size()) {
-            offset -= piece.size();
-            return;
-        }
-        piece = piece.subspan(offset, std::min(length, piece.size() - offset));
-        offset = 0;
-        length -= piece.size();
-        while (!piece.empty()) {
-            const std::size_t here = std::min(piece.size(), writer.room().size());
-            std::memcpy(writer.room().data(), piece.data(), here);
-            writer.advance(here);
-            piece = piece.subspan(here);
-        }
-    };
-    take(packet.head);
-    for (std::size_t i = 0; length != 0 && i < packet.rest.size(); ++i) take(packet.rest[i]);
-}
-
 }  // namespace
 
 void Forwarder::expect(std::span<const RxPacket> packets) const {
@@ -282,7 +261,7 @@ void Forwarder::cut(const RxPacket& packet, const Header& header, const Way& way
         wire::store_be16(at_ip.data() + 10, 0);
         wire::store_be16(at_ip.data() + 10, wire::checksum(wire::sum_bytes(at_ip)));
         PacketWriter writer(out, static_cast<std::uint32_t>(link) + ip);
-        copy_bytes(packet, kLink + ip + at, here, writer);
+        for_each_piece(packet, kLink + ip + at, here, [&](std::span<const std::byte> piece) { writer.write(piece); });
         send(way, routes_.next_hop(routes_.next_hop_index(header.destination)).gateway.value_or(header.destination), out, now);
     }
 }
@@ -295,7 +274,7 @@ bool Forwarder::copy(const RxPacket& packet, const Header& header, const Way& wa
     }
     write_link(*way.out, way.mac, header.v4, out.fragments[0]);
     PacketWriter writer(out, static_cast<std::uint32_t>(link));
-    copy_bytes(packet, kLink, header.total_length, writer);
+    for_each_piece(packet, kLink, header.total_length, [&](std::span<const std::byte> piece) { writer.write(piece); });
     std::byte* const ip = out.fragments[0].data() + link;
     take_hop(ip, header.v4);
     if (packet.checksum == ChecksumState::kMaybePartial && header.whole)

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <optional>
 
+#include "daemon/stack/keyed_hash.h"
 #include "daemon/stack/source_address.h"
 #include "daemon/wire/checksum.h"
 #include "daemon/wire/ipv4.h"
@@ -73,30 +74,13 @@ std::optional<Subject> examine_v6(std::span<const std::byte> packet) {
     return subject;
 }
 
-std::uint64_t hash_of(std::uint64_t secret, const Address& address) {
-    std::uint64_t half[2];
-    std::memcpy(half, address.bytes().data(), sizeof half);
-    std::uint64_t value = secret ^ half[0] ^ (half[1] * 0x9e3779b97f4a7c15u);
-    value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
-    value = (value ^ (value >> 27)) * 0x94d049bb133111ebu;
-    return value ^ (value >> 31);
-}
-
 /// Copies what follows `offset` of the packet to `out`; returns how much there was.
 std::size_t copy_out(const RxPacket& packet, std::size_t offset, std::span<std::byte> out) {
     std::size_t done = 0;
-    const auto take = [&](std::span<const std::byte> piece) {
-        if (offset >= piece.size()) {
-            offset -= piece.size();
-            return;
-        }
-        const std::size_t here = std::min(out.size() - done, piece.size() - offset);
-        if (here != 0) std::memcpy(out.data() + done, piece.data() + offset, here);
-        done += here;
-        offset = 0;
-    };
-    take(packet.head);
-    for (std::size_t i = 0; done < out.size() && i < packet.rest.size(); ++i) take(packet.rest[i]);
+    for_each_piece(packet, offset, out.size(), [&](std::span<const std::byte> piece) {
+        std::memcpy(out.data() + done, piece.data(), piece.size());
+        done += piece.size();
+    });
     return done;
 }
 
@@ -106,7 +90,7 @@ IcmpOutput::IcmpOutput(IpOutput& output, Counters& counters, Rng& rng, const std
     : output_(output), counters_(counters), rng_(rng), secret_{secret[0], secret[1]}, scratch_(kMaxMessage) {}
 
 bool IcmpOutput::within_limits(const Address& destination, Instant now) {
-    TokenBucket& own = destinations_[hash_of(secret_[0], destination) & (kDestinations - 1)];
+    TokenBucket& own = destinations_[hash_address(secret_[0], destination) & (kDestinations - 1)];
     // A limit for all that is exact tells a stranger how many errors others have caused, and so which ports are open
     // ("SAD DNS"): how much must be left of it is different each time.
     if (own.take(now, kDestinationInterval, kDestinationBurst) &&
@@ -118,7 +102,7 @@ bool IcmpOutput::within_limits(const Address& destination, Instant now) {
 
 std::uint32_t IcmpOutput::next_identification(const Address& from, const Address& to) {
     // [RFC7739 5.3] a counter per pair of addresses from an unguessable start: nothing can be learned from one's own
-    const std::uint64_t pair = hash_of(secret_[1], from) * 3 + hash_of(secret_[0], to);
+    const std::uint64_t pair = hash_address(secret_[1], from) * 3 + hash_address(secret_[0], to);
     return static_cast<std::uint32_t>(pair >> 32) + identifications_[pair & (kDestinations - 1)]++;
 }
 

@@ -311,12 +311,7 @@ bool IpOutput::send_message(Path& path, const Address& source, const Address& de
                             here, packet, offset))
             return false;
         PacketWriter writer(packet, offset);
-        for (auto rest = message.subspan(sent, here); !rest.empty();) {
-            const std::size_t fits = std::min(rest.size(), writer.room().size());
-            std::memcpy(writer.room().data(), rest.data(), fits);
-            writer.advance(fits);
-            rest = rest.subspan(fits);
-        }
+        writer.write(message.subspan(sent, here));
         end(path, packet, now);
     }
     return true;

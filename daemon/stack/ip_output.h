@@ -6,7 +6,9 @@
 //   end(path, packet)                          committed: to the device, to the neighbour's queue, or to ourselves
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <span>
 #include <vector>
@@ -48,6 +50,15 @@ public:
     /// What is left of the current fragment; empty at the end of the packet.
     std::span<std::byte> room() const {
         return fragment_ < packet_.count ? packet_.fragments[fragment_].subspan(at_) : std::span<std::byte>{};
+    }
+    /// Copies `bytes` in, over as many fragments as they take. Requires: the packet has room for them.
+    void write(std::span<const std::byte> bytes) {
+        while (!bytes.empty()) {
+            const std::size_t here = std::min(bytes.size(), room().size());
+            std::memcpy(room().data(), bytes.data(), here);
+            advance(here);
+            bytes = bytes.subspan(here);
+        }
     }
     /// `bytes` <= room().size() have been written.
     void advance(std::size_t bytes) {

@@ -328,12 +328,7 @@ Result<void> Raw::transmit(Outgoing& out, std::span<const std::byte> message, In
                                          {out.identification, sent, sent + here < total}, here, packet, offset);
         if (!begun) return fail(ENOBUFS, "frames");
         PacketWriter writer(packet, offset);
-        for (auto rest = message.subspan(sent, here); !rest.empty();) {
-            const std::size_t fits = std::min(rest.size(), writer.room().size());
-            std::memcpy(writer.room().data(), rest.data(), fits);
-            writer.advance(fits);
-            rest = rest.subspan(fits);
-        }
+        writer.write(message.subspan(sent, here));
         output_.end(out.path, packet, now);
         sent += here;
     } while (sent < total);

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "daemon/stack/keyed_hash.h"
 #include "daemon/wire/ethernet.h"
 #include "daemon/wire/ipv4.h"
 #include "daemon/wire/ipv6.h"
@@ -12,35 +13,6 @@
 
 namespace culvert::stack {
 namespace {
-
-std::uint64_t mix(std::uint64_t value) {  // the finalizer of SplitMix64
-    value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
-    value = (value ^ (value >> 27)) * 0x94d049bb133111ebu;
-    return value ^ (value >> 31);
-}
-
-std::uint64_t hash_address(std::uint64_t state, const Address& address) {
-    std::uint64_t half[2];
-    std::memcpy(half, address.bytes().data(), sizeof half);
-    return mix(mix(state ^ half[0]) ^ half[1]);
-}
-
-/// Calls act(bytes) for each piece of `length` bytes of the packet from `offset` on.
-template <class Act>
-void for_each_piece(const RxPacket& packet, std::size_t offset, std::size_t length, Act act) {
-    const auto take = [&](std::span<const std::byte> fragment) {
-        if (offset >= fragment.size()) {
-            offset -= fragment.size();
-            return;
-        }
-        const std::size_t here = std::min(length, fragment.size() - offset);
-        if (here != 0) act(fragment.subspan(offset, here));
-        offset = 0;
-        length -= here;
-    };
-    take(packet.head);
-    for (std::size_t i = 0; length != 0 && i < packet.rest.size(); ++i) take(packet.rest[i]);
-}
 
 /// Walks the words of a bit map that hold the bits [first, last); act(word, mask) returns false to stop.
 template <class Words, class Act>

@@ -4,23 +4,12 @@
 #include <new>
 #include <utility>
 
+#include "daemon/stack/keyed_hash.h"
 #include "daemon/stack/source_address.h"
 #include "daemon/wire/udp.h"
 
 namespace culvert::stack::udp {
 namespace {
-
-std::uint64_t mix(std::uint64_t value) {  // the finalizer of SplitMix64
-    value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
-    value = (value ^ (value >> 27)) * 0x94d049bb133111ebu;
-    return value ^ (value >> 31);
-}
-
-std::uint64_t hash_address(std::uint64_t state, const Address& address) {
-    std::uint64_t half[2];
-    std::memcpy(half, address.bytes().data(), sizeof half);
-    return mix(mix(state ^ half[0]) ^ half[1]);
-}
 
 /// How well a socket bound to `bound` fits a datagram to `destination`; 0: not at all.
 int fit(const Endpoint& bound, bool dual, const Endpoint& destination) {

@@ -208,13 +208,7 @@ Result<void> Udp::send_fragments(const Outgoing& out, Payload payload, std::uint
                                     {identification, sent, sent + here < total}, here, packet, offset))
             return fail(ENOBUFS, "frames");
         PacketWriter writer(packet, offset);
-        auto rest = std::span<const std::byte>(message).subspan(sent, here);
-        while (!rest.empty()) {
-            const std::size_t fits = std::min(rest.size(), writer.room().size());
-            std::memcpy(writer.room().data(), rest.data(), fits);
-            writer.advance(fits);
-            rest = rest.subspan(fits);
-        }
+        writer.write(std::span<const std::byte>(message).subspan(sent, here));
         output_.end(*out.path, packet, out.now);
     }
     ++counters_.udp_out;

@@ -47,6 +47,15 @@ bool has_router_alert(const IpPacket& packet) {
     return false;
 }
 
+/// What a query of the newest version says beyond those of the older ones: IGMPv3 and MLDv2 say the same.
+template <class Message, class Query>
+void read_details(const Message& message, Query& read) {
+    read.robustness = message.robustness();
+    read.interval = message.interval();
+    for (std::size_t i = 0; i < std::min(message.source_count(), GroupReporter::kMaxQueriedSources + 1); ++i)
+        read.sources.push_back(message.source(i));
+}
+
 }  // namespace
 
 /// Reports of the newest version: one, or as many as the records need.
@@ -289,12 +298,7 @@ Drop GroupReporter::read_igmp(State& state, const IpPacket& packet, Instant now)
                     .group = message->group(),
                     .max_response = message->max_response(),
                     .sources = {}};
-    if (read.full) {
-        read.robustness = message->robustness();
-        read.interval = message->interval();
-        for (std::size_t i = 0; i < std::min(message->source_count(), kMaxQueriedSources + 1); ++i)
-            read.sources.push_back(message->source(i));
-    }
+    if (read.full) read_details(*message, read);
     return query(state, read, now);
 }
 
@@ -318,12 +322,7 @@ Drop GroupReporter::read_mld(State& state, const IpPacket& packet, Instant now) 
                     .group = message->group(),
                     .max_response = message->max_response(),
                     .sources = {}};
-    if (read.full) {
-        read.robustness = message->robustness();
-        read.interval = message->interval();
-        for (std::size_t i = 0; i < std::min(message->source_count(), kMaxQueriedSources + 1); ++i)
-            read.sources.push_back(message->source(i));
-    }
+    if (read.full) read_details(*message, read);
     return query(state, read, now);
 }
 

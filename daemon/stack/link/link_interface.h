@@ -2,13 +2,13 @@
 // strangers can make us send, and the kinds of timers on the link layer's wheel.
 #pragma once
 
-#include <algorithm>
 #include <chrono>
 #include <cstdint>
 
 #include "daemon/base/instant.h"
 #include "daemon/base/rng.h"
 #include "daemon/base/timer_wheel.h"
+#include "daemon/base/token_bucket.h"
 #include "daemon/stack/interface.h"
 
 namespace culvert::stack {
@@ -19,19 +19,13 @@ enum LinkTimerKind : std::uint8_t { kNeighborTimer = 1, kAddressTimer, kRouterTi
 /// At most `rate` a second in the long run, and `burst` at once.
 class RateLimit {
 public:
-    RateLimit(unsigned rate, unsigned burst) : interval_(Duration(std::chrono::seconds(1)) / rate), depth_(interval_ * burst) {}
-    bool take(Instant now) {
-        // The time at which the bucket would be empty if nothing came back: never further ahead than its depth.
-        const Instant start = std::max(empty_at_, now - depth_);
-        if (start + interval_ > now) return false;
-        empty_at_ = start + interval_;
-        return true;
-    }
+    RateLimit(unsigned rate, unsigned burst) : interval_(Duration(std::chrono::seconds(1)) / rate), burst_(burst) {}
+    bool take(Instant now) { return bucket_.take(now, interval_, burst_); }
 
 private:
     Duration interval_;
-    Duration depth_;
-    Instant empty_at_{};
+    std::uint32_t burst_;
+    TokenBucket bucket_;
 };
 
 /// One interface whose neighbours we resolve ourselves.

@@ -1,7 +1,6 @@
 #include "daemon/stack/tcp/segment_output.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "daemon/wire/checksum.h"
 
@@ -25,13 +24,11 @@ wire::PartialSum gather(SendQueue::Reader& from, std::uint32_t length, PacketWri
 
 void copy(SendQueue::Reader& from, std::uint32_t length, PacketWriter& to) {
     while (length > 0) {
-        const auto source = from.run();
-        const auto room = to.room();
-        const std::size_t n = std::min({source.size(), room.size(), std::size_t{length}});
-        std::memcpy(room.data(), source.data(), n);
+        const auto run = from.run();
+        const auto n = static_cast<std::uint32_t>(std::min(run.size(), std::size_t{length}));
+        to.write(run.first(n));
         from.advance(n);
-        to.advance(n);
-        length -= static_cast<std::uint32_t>(n);
+        length -= n;
     }
 }
 
