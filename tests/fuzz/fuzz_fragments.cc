@@ -12,25 +12,19 @@
 #include "daemon/stack/stack.h"
 #include "daemon/wire/udp.h"
 #include "tests/fuzz/frames.h"
+#include "tests/fuzz/world.h"
 
 namespace culvert::stack {
 namespace {
 
 using namespace std::chrono_literals;
 using fuzz::Bytes;
+using fuzz::kOurs;
+using fuzz::kPeers;
 
-constexpr MacAddress kOurs{{2, 0, 0, 0, 0, 1}};
-constexpr MacAddress kPeers{{2, 0, 0, 0, 0, 2}};
 constexpr std::size_t kDatagrams = 16;
 // Numbers of datagrams that nobody else speaks of (the last byte counts).
 constexpr std::uint32_t kFresh4 = 0x7a00, kFresh6 = 0x7a7a7a00;
-
-class NoWorld final : public NeighborResolver, public PortOwner {
-public:
-    void resolve(std::uint32_t, const Address&) override {}
-    void take_port(Protocol, const Address&, Port) override {}
-    void release_port(Protocol, const Address&, Port) override {}
-};
 
 /// One datagram that the sender cuts up. Its payload is a pattern of its own, so that mixed datagrams show.
 struct Datagram {
@@ -186,13 +180,13 @@ private:
         const std::size_t count = (d.message.size() + size - 1) / size;
         const std::uint32_t before = d.heard;
         const std::uint64_t no_room = counters_.dropped(Drop::kIpReassemblyNoRoom);
-        const std::uint64_t dropped = drops();
+        const std::uint64_t dropped = fuzz::drops(counters_);
         for (std::size_t i = 0; i < count; ++i) {
             const std::size_t at = (backwards ? count - 1 - i : i) * size;
             const std::size_t length = std::min(size, d.message.size() - at);
             send(d, at, at + length < d.message.size(), std::span(d.message).subspan(at, length));
         }
-        CHECK(drops() - dropped == counters_.dropped(Drop::kIpReassemblyNoRoom) - no_room);
+        CHECK(fuzz::drops(counters_) - dropped == counters_.dropped(Drop::kIpReassemblyNoRoom) - no_room);
         CHECK(d.heard == before + 1);
         d.identification = identification;
     }
@@ -239,22 +233,13 @@ private:
         stack_.flush(now_);
         fuzz::take_output(tx_, [](const Bytes& frame) { CHECK(frame.size() >= wire::kEthernetHeaderLength); });
     }
-    std::uint64_t drops() const {
-        std::uint64_t sum = 0;
-        for (const std::uint64_t each : counters_.drops) sum += each;
-        return sum;
-    }
     /// Datagrams, or parts of them, that were given up.
     std::uint64_t lost() const {
         return counters_.dropped(Drop::kIpReassemblyNoRoom) + counters_.dropped(Drop::kIpReassemblyStale) +
                counters_.dropped(Drop::kIpReassemblyTimeout) + counters_.dropped(Drop::kIpFragmentOverlap);
     }
     static StackConfig small() {
-        StackConfig config;
-        config.max_connections = config.max_half_open = config.max_time_wait = config.max_listeners = 4;
-        config.max_udp_sockets = 4;
-        config.max_bbr = 4;
-        config.reassembly_chunks = 32;
+        StackConfig config = fuzz::small_stack(4);
         config.max_ip_reassemblies = 12;
         config.ip_reassembly_chunks = 80;
         return config;
@@ -263,7 +248,7 @@ private:
     FramePool pool_{256};
     TxQueue tx_{pool_};
     Counters counters_;
-    NoWorld outside_;
+    fuzz::NoWorld outside_;
     Rng rng_{1};
     Stack stack_{small(), outside_, outside_, counters_, rng_};
     Interface* eth0_ = nullptr;
@@ -278,9 +263,5 @@ private:
 }  // namespace culvert::stack
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-    culvert::fuzz::Input in(data, size);
-    culvert::stack::World world;
-    for (int steps = 0; steps < 300 && !in.done(); ++steps) world.step(in);
-    world.end();
-    return 0;
+    return culvert::fuzz::run<culvert::stack::World>(data, size, 300);
 }

@@ -16,25 +16,19 @@
 #include "daemon/wire/tcp.h"
 #include "daemon/wire/udp.h"
 #include "tests/fuzz/frames.h"
+#include "tests/fuzz/world.h"
 
 namespace culvert::stack {
 namespace {
 
 using namespace std::chrono_literals;
 using fuzz::Bytes;
+using fuzz::kOurs;
+using fuzz::kPeers;
 
-constexpr MacAddress kOurs{{2, 0, 0, 0, 0, 1}};
-constexpr MacAddress kPeers{{2, 0, 0, 0, 0, 2}};
 constexpr std::size_t kFlows = 8;
 constexpr Port kFirstPort = 80;  // and one more for each congestion control
 constexpr Port kDatagramPort = 5000;
-
-class NoWorld final : public NeighborResolver, public PortOwner {
-public:
-    void resolve(std::uint32_t, const Address&) override {}
-    void take_port(Protocol, const Address&, Port) override {}
-    void release_port(Protocol, const Address&, Port) override {}
-};
 
 /// A connection and its peer, who knows only what it was told.
 struct Flow {
@@ -249,10 +243,10 @@ private:
         Bytes message(wire::kIcmpHeaderLength + quote.size());
         wire::emit(wire::IcmpHeader{type, code, rest}, quote, flow.peers.address, flow.ours.address, message);
 
-        const std::uint64_t counted = counters_.icmp_in + drops();
+        const std::uint64_t counted = counters_.icmp_in + fuzz::drops(counters_);
         const auto before = segment_sizes();
         transport(flow, v4 ? wire::IpProtocol::kIcmp : wire::IpProtocol::kIcmpv6, message);
-        CHECK(counters_.icmp_in + drops() == counted + 1);
+        CHECK(counters_.icmp_in + fuzz::drops(counters_) == counted + 1);
         const auto embedded = wire::EmbeddedPacket::parse(v4 ? Family::kIpv4 : Family::kIpv6, quote);
         if (!embedded || !believable(*embedded)) CHECK(segment_sizes() == before);
         turn();
@@ -304,19 +298,8 @@ private:
         if (static_cast<std::int32_t>(end - flow.highest) > 0) flow.highest = end;
         flow.last.assign(packet.begin(), packet.end());
     }
-    std::uint64_t drops() const {
-        std::uint64_t sum = 0;
-        for (const std::uint64_t each : counters_.drops) sum += each;
-        return sum;
-    }
     static StackConfig small() {
-        StackConfig config;
-        config.max_connections = config.max_half_open = config.max_time_wait = config.max_listeners = 16;
-        config.max_udp_sockets = 4;
-        config.max_bbr = 4;
-        config.reassembly_chunks = 32;
-        config.max_ip_reassemblies = 4;
-        config.ip_reassembly_chunks = 20;
+        StackConfig config = fuzz::small_stack(16);
         config.ecn = tcp::EcnMode::kOn;
         return config;
     }
@@ -324,7 +307,7 @@ private:
     FramePool pool_{1024};
     TxQueue tx_{pool_};
     Counters counters_;
-    NoWorld outside_;
+    fuzz::NoWorld outside_;
     Rng rng_{1};
     std::deque<SendChunk> chunks_;
     std::array<Flow, kFlows> flows_;
@@ -340,9 +323,5 @@ private:
 }  // namespace culvert::stack
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-    culvert::fuzz::Input in(data, size);
-    culvert::stack::World world;
-    for (int steps = 0; steps < 200 && !in.done(); ++steps) world.step(in);
-    world.end();
-    return 0;
+    return culvert::fuzz::run<culvert::stack::World>(data, size, 200);
 }

@@ -24,25 +24,19 @@
 #include "daemon/wire/ndp.h"
 #include "daemon/wire/udp.h"
 #include "tests/fuzz/frames.h"
+#include "tests/fuzz/world.h"
 
 namespace culvert::stack {
 namespace {
 
 using namespace std::chrono_literals;
 using fuzz::Bytes;
+using fuzz::kOurs;
 
-constexpr MacAddress kOurs{{2, 0, 0, 0, 0, 1}};
 constexpr std::uint16_t kVlan = 5;
 constexpr std::size_t kMacs = 6;
 
 Address ip(const char* text) { return *Address::parse(text); }
-
-class NoWorld final : public NeighborResolver, public PortOwner {
-public:
-    void resolve(std::uint32_t, const Address&) override {}
-    void take_port(Protocol, const Address&, Port) override {}
-    void release_port(Protocol, const Address&, Port) override {}
-};
 
 class World final : public udp::SocketOwner {
 public:
@@ -446,23 +440,12 @@ private:
         asker_ = by;
     }
 
-    static StackConfig small() {
-        StackConfig config;
-        config.max_connections = config.max_half_open = config.max_time_wait = config.max_listeners = 4;
-        config.max_udp_sockets = 4;
-        config.max_bbr = 4;
-        config.reassembly_chunks = 32;
-        config.max_ip_reassemblies = 4;
-        config.ip_reassembly_chunks = 20;
-        return config;
-    }
-
     FramePool pool_{512};
     TxQueue tx_{pool_};
     Counters counters_;
-    NoWorld outside_;
+    fuzz::NoWorld outside_;
     Rng rng_{1};
-    Stack stack_{small(), outside_, outside_, counters_, rng_};
+    Stack stack_{fuzz::small_stack(4), outside_, outside_, counters_, rng_};
     std::array<Interface*, 2> link_{};
     std::array<udp::Socket*, 2> sockets_{};
     std::set<Address> known_;
@@ -476,9 +459,5 @@ private:
 }  // namespace culvert::stack
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-    culvert::fuzz::Input in(data, size);
-    culvert::stack::World world;
-    for (int steps = 0; steps < 200 && !in.done(); ++steps) world.step(in);
-    world.end();
-    return 0;
+    return culvert::fuzz::run<culvert::stack::World>(data, size, 200);
 }

@@ -33,6 +33,26 @@ def datagram(flow, n): return kind(15, flow) + u16(n)
 def raw(frame): return kind(0) + u16(len(frame)) + frame
 
 
+# The steps of World::feature.
+def feature(k, flow=0): return bytes([0x80 | flow << 4 | k])
+def habits(flow, *of): return feature(0, flow) + bytes([sum(of)])
+def sack(flow, behind, *blocks, how=0): return feature(1, flow) + bytes([how | len(blocks)]) + u16(behind) + b"".join(u16(gap) + u16(length) for gap, length in blocks)
+def urgent(flow, pointer, n): return feature(2, flow) + u16(pointer) + u16(n)
+def flood(n): return feature(3) + bytes([n])
+def merged(flow, size, n, how=0, extra=b""): return feature(4, flow) + u16(size) + u16(n) + bytes([how]) + extra
+def listen_again(how): return feature(5) + bytes([how])
+def device(how): return feature(6) + bytes([how])
+def stamped(flow, n, how=1): return feature(7, flow) + u16(n) + bytes([how])
+def socket_options(connection, what, amount=0): return feature(8) + bytes([connection, what]) + u16(amount)
+def open_with(flow, how): return feature(9, flow) + bytes([how])
+def reading(): return feature(10)
+def datagram_options(flow, how, n, segment=0, ttl=0): return feature(11, flow) + bytes([how]) + u16(n) + u16(segment) + bytes([ttl])
+def ack_all(flow): return feature(12, flow)
+def sleep(n): return feature(13) + u16(n)
+
+
+STAMPS, ECN, ASK, COOKIE, SYN_DATA, CE, NO_OPTIONS = (1 << n for n in range(7))
+NEW_RENO, CUBIC, BBR, DCTCP = 1, 2, 3, 4
 SEND, CONSUME, SHUTDOWN, ABORT, OPTIONS, CLOSE = 4, 6, 7, 8, 9, 10
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 
@@ -54,6 +74,7 @@ frames = {
     "active_open": open_(4) + handshake(4) + app(SEND, 0, 100) + turn() + text(4, 10) + app(CONSUME, 0, 10) + app(CLOSE) + turn() + segment(4, ACK) + fin(4) + wait_s(61),
     "active_open_refused": open_(5) + segment(5, RST | ACK) + open_(4) + icmp(4, 3, 3),
     "simultaneous_open": open_(4) + segment(4, SYN) + turn() + segment(4, SYN | ACK) + turn() + segment(4, ACK, seq=1) + turn(),
+    "found_text_in_syn_ack": open_(4) + segment(4, SYN) + turn() + segment(4, SYN | ACK, payload=500) + turn() + segment(4, ACK, seq=1, payload=900) + turn(),
     "simultaneous_close": handshake(0) + app(SHUTDOWN) + turn() + fin(0) + segment(0, ACK) + wait_s(61),
     "half_open_flood": b"".join(segment(i % 4, SYN, seq=i * 97) for i in range(24)) + wait_s(70),
     "accept_queue": app(2) + handshake(0) + handshake(1) + text(0, 10) + app(2) + text(0, 10) + app(3) + handshake(2),
@@ -65,6 +86,22 @@ frames = {
     "neighbour_lost": neighbor(1 | 12) + datagram(0, 3000) + app(SEND, 0, 1) + wait_s(7) + neighbor(1 | 4) + datagram(0, 300) + neighbor(3) + open_(4) + wait_s(7),
     "datagrams": udp(0, b"hello") + udp(1, b"") + udp(0, b"short", 1) + datagram(0, 65506) + datagram(1, 1452) + datagram(0, 65507) + datagram(1, 9001) + icmp(1, 2, 0, 1300) + datagram(1, 1452) + icmp(0, 3, 3),
     "time_wait_reuse": handshake(0) + app(SHUTDOWN) + turn() + segment(0, ACK) + fin(0) + turn() + segment(0, SYN, seq=5000) + handshake(0) + wait_s(61),
+    "stamped_and_sacked": b"".join(habits(f, STAMPS) + handshake(f) + app(SEND, 0, 50000) + turn() + stamped(f, 500) + sleep(20) + sack(f, 8000, (1000, 3000), (500, 1500)) + sack(f, 8000, (1000, 3000), (500, 2500)) + sleep(400) + ack_all(f) + sleep(400) + ack_all(f) for f in (0, 1)),
+    "duplicate_sack": habits(0, STAMPS) + handshake(0) + app(SEND, 0, 30000) + turn() + sack(0, 9000, (2000, 4000)) + sleep(30) + sack(0, 0, (0xf000, 1000), how=4) + sleep(300) + ack_all(0),
+    "marked": habits(0, ECN, CE) + handshake(0) + stamped(0, 900, 64) + stamped(0, 900, 64 + 32) + app(SEND, 0, 20000) + turn() + sack(0, 3000, how=8) + sleep(50) + ack_all(0) + app(SEND, 0, 9000) + turn() + ack_all(0),
+    "dctcp_marked": listen_again(DCTCP) + habits(1, ECN) + handshake(1) + b"".join(stamped(1, 900, 64 * (n & 1)) for n in range(8)) + app(SEND, 0, 60000) + b"".join(turn() + sack(1, 1500, how=8) for n in range(6)) + ack_all(1),
+    "bbr_paced": listen_again(BBR) + habits(0, STAMPS) + handshake(0) + app(SEND, 0, 65000) + b"".join(sleep(40) + ack_all(0) + app(SEND, 0, 20000) for n in range(12)) + sack(0, 5000, (3000, 1000)) + sleep(900),
+    "fast_open": listen_again(8) + habits(0, ASK) + handshake(0) + app(ABORT) + habits(0, COOKIE, SYN_DATA) + handshake(0) + app(SEND, 0, 2000) + turn() + ack_all(0) + habits(1, COOKIE, SYN_DATA) + handshake(1),
+    "fast_open_active": open_with(4, 8) + handshake(4) + app(SEND, 0, 100) + app(ABORT) + open_with(4, 8 + 16) + handshake(4) + sleep(3000) + open_with(5, 8 + 16) + sleep(9000) + handshake(5),
+    "cookies": flood(20) + handshake(0) + handshake(1) + habits(2, STAMPS) + handshake(2) + text(2, 700) + app(SEND, 0, 5000) + turn() + ack_all(0) + flood(21) + sleep(60000) + text(0, 10),
+    "urgent": handshake(0) + urgent(0, 1, 1) + urgent(0, 100, 50) + text(0, 60) + urgent(0, 0, 10) + app(SEND, 0, 3000) + socket_options(0, 0x80, 0) + turn() + app(SEND, 0, 300) + socket_options(0, 0x80, 299) + turn() + ack_all(0) + reading() + urgent(0, 700, 900) + text(0, 300),
+    "merged": handshake(0) + merged(0, 1448, 30000) + turn() + merged(0, 1448, 20000, 1, u16(-5000)) + turn() + reading() + merged(0, 1000, 60000, 4, u16(777)) + turn() + app(CONSUME, 0, 1460) + text(0, 10) + merged(0, 1, 100, 2),
+    "super_packets": device(1) + handshake(0) + handshake(1) + app(SEND, 0, 65000) + app(SEND, 1, 65000) + turn() + ack_all(0) + ack_all(1) + sleep(50) + sack(0, 20000, (3000, 4000)) + sack(1, 20000, (3000, 4000)) + device(0) + sleep(400) + ack_all(0) + ack_all(1) + device(1) + socket_options(0, BBR | 8, 9000) + app(SEND, 0, 60000) + sleep(500) + ack_all(0),
+    "old_peer": habits(0, NO_OPTIONS) + handshake(0) + app(SEND, 0, 9000) + turn() + segment(0, ACK, ack=-536) * 4 + sleep(300) + ack_all(0) + habits(1, NO_OPTIONS) + handshake(1) + text(1, 900),
+    "paws": habits(0, STAMPS) + handshake(0) + stamped(0, 100) + stamped(0, 100, 16 + 1) + stamped(0, 100, 16 + 1) + stamped(0, 100, 16 + 1) + app(SEND, 0, 100) + turn() + ack_all(0),
+    "deferred": listen_again(16 + 64) + handshake(0) + sleep(1500) + text(0, 10) + handshake(1) + sleep(9000) + listen_again(128) + handshake(2) + merged(2, 1000, 9000),
+    "changing": handshake(0) + app(SEND, 0, 60000) + b"".join(socket_options(0, c) + turn() + ack_all(0) + app(SEND, 0, 30000) for c in (NEW_RENO, BBR, CUBIC, DCTCP, BBR)) + socket_options(0, 32, 100) + sleep(300) + device(2 + 4) + sleep(900) + device(2 + 8) + sleep(900) + ack_all(0),
+    "datagram_options": datagram_options(0, 3, 5000, 1000) + datagram_options(1, 8, 5000, 100, 3) + datagram_options(0, 16 + 32, 20, 0, 1) + udp(0, b"back") + udp(1, b"no") + icmp(0, 3, 3) + datagram_options(0, 16, 65507, 0) + datagram_options(1, 7, 65000, 1100),
     "raw_frames": raw(bytes([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0]) + bytes([0x45, 0, 0, 40]) + bytes(36)) + raw(b"\x02\0\0\0\0\x01\x02\0\0\0\0\x02\x86\xdd\x60" + bytes(60)) + raw(b"x"),
 }
 

@@ -42,7 +42,9 @@ void Connection::input(const Segment& segment, Instant now) {
     // [RFC9293 3.8.6 MUST-66] before the text, which may not fit the window
     if (segment.flags.urg()) [[unlikely]]
         input_urgent(segment, sequence);
-    if (segment.payload_length > 0 || segment.flags.fin()) input_text(segment, sequence, now);
+    // The SYN of a simultaneous open's SYN-ACK stands before its text.
+    const Position text = sequence + (segment.flags.syn() ? 1 : 0);
+    if (segment.payload_length > 0 || segment.flags.fin()) input_text(segment, text, now);
 }
 
 /// Header prediction: what the slow path would let through without a word.

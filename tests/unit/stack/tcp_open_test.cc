@@ -175,6 +175,22 @@ TEST(TcpOpen, SimultaneousOpen) {  // [RFC9293 3.5 MUST-10, figure 7]
     t.after(50ms).expect(ack().ack(6));
 }
 
+TEST(TcpOpen, TextOfASimultaneousOpensAnswerBeginsBehindItsSyn) {  // [RFC9293 3.4] SYN has a sequence number of its own
+    for (const bool ipv6 : {false, true}) {
+        StackTest t;
+        if (ipv6) t.over_ipv6();
+        t.connect();
+        t.expect(syn().seq(0));
+        t.inject(syn().seq(0));
+        t.expect(syn_ack().seq(0).ack(1));
+        t.inject(syn_ack().seq(0).ack(1).data("hello"));
+        EXPECT_EQ(t.app.received, "hello");
+        t.expect(ack().seq(1).ack(6));
+        t.inject(ack().seq(6).ack(1).data(" world"));
+        EXPECT_EQ(t.app.received, "hello world");
+    }
+}
+
 TEST(TcpOpen, ConnectToItself) {
     // The two ends are one: every segment comes back. [RFC9293 3.5 MUST-10]
     StackTest t;
