@@ -35,11 +35,20 @@ bool passes(std::uint64_t seed, Totals& totals) {
 
 /// Seeds that have failed once (or came close), each with its reason in README.md.
 constexpr std::uint64_t kRegressions[] = {48, 84, 130, 198, 216, 451, 619, 683, 1365, 1643, 3706, 7909, 20824, 21753, 27450, 1795274519414296};
+/// And one whose queue marks congestion (ECN on both ends and a link that marks: one world in seventy).
+constexpr std::uint64_t kMarked = 53;
 
 TEST(Simulation, SeedsThatOnceFailed) {
     if (number_of("CULVERT_SEED")) GTEST_SKIP() << "one seed was asked for";
     Totals totals;
     for (const std::uint64_t seed : kRegressions) passes(seed, totals);
+    passes(kMarked, totals);
+    std::cout << totals.describe() << "\n";
+    // What only some worlds have, and so a handful of new seeds may lack: these worlds are always the same.
+    EXPECT_GT(totals.forwarded, 500u);
+    EXPECT_GT(totals.reassembled, 10u);
+    EXPECT_GT(totals.marked, 10u);
+    EXPECT_GT(totals.cookies, 10u);
 }
 
 TEST(Simulation, NewSeeds) {
@@ -61,10 +70,6 @@ TEST(Simulation, NewSeeds) {
     EXPECT_GT(totals.timeouts, 100u);
     EXPECT_GT(totals.recoveries, 50u);
     EXPECT_GT(totals.out_of_order, 500u);
-    EXPECT_GT(totals.forwarded, 500u);
-    EXPECT_GT(totals.reassembled, 10u);
-    EXPECT_GT(totals.marked, 10u);
-    EXPECT_GT(totals.cookies, 10u);
 }
 
 TEST(Simulation, ASeedDecidesEverything) {
