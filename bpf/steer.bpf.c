@@ -50,11 +50,11 @@ int culvert_steer(struct xdp_md *ctx) {
     return action;
 }
 
-/* The reason of the first stage is the second's too; it is counted there, once. A tag that the driver took off makes a
- * packet another network's. */
+/* The reason of the first stage is the second's too; it is counted there, once. The kernel has taken
+ * the VLAN tag off before either of them sees the packet. */
 static __always_inline int judge_buffer(struct __sk_buff *skb, struct steer_packet *packet) {
     struct steer_skb_cursor cursor = {.skb = skb, .at = 0};
-    if (skb->vlan_present) return STEER_COUNT_passed_ethertype;
+    if (skb->vlan_present) packet->tag = STEER_TAG(bpf_ntohs((__be16)skb->vlan_proto), skb->vlan_tci);
     return steer_skb_judge(&cursor, packet);
 }
 

@@ -2,9 +2,9 @@
  *
  * The steering programs' parser: from a frame to the flow that it belongs to, as far as steering needs it.
  *
- *   frame -> [ethernet] -> [ARP]
- *                       -> [IPv4 | IPv6 + bounded extension headers] -> ports
- *                                                     \-> [ICMP error -> embedded IP header -> its ports]
+ *   frame -> [ethernet] -> [VLAN tag] -> [ARP]
+ *                                     -> [IPv4 | IPv6 + bounded extension headers] -> ports
+ *                                                                   \-> [ICMP error -> embedded IP header -> its ports]
  *
  * A parser that cannot answer returns the counter of its reason; the packet then goes to the kernel. Nothing here
  * checks what the stack checks again (checksums, lengths beyond the ports): steering decides who parses, no more.
@@ -88,7 +88,8 @@ static __always_inline int STEER_NAME(judge_arp)(struct STEER_NAME(cursor) *curs
     return STEER_NOT_FILTERED;
 }
 
-/* The fields that the filter looks at are in `packet` when the answer is STEER_GO_ON. */
+/* The fields that the filter looks at are in `packet` when the answer is STEER_GO_ON. packet->tag is the tag that has been
+ * taken off the frame before, if one was; else the frame's own is read. Two tags are nobody's. */
 static __always_inline int STEER_NAME(judge)(struct STEER_NAME(cursor) *cursor, struct steer_packet *packet) {
     int reason;
 
@@ -97,6 +98,13 @@ static __always_inline int STEER_NAME(judge)(struct STEER_NAME(cursor) *cursor, 
     STEER_HEADER(struct steer_eth, eth, cursor);
     __be16 type = eth->type;
     STEER_NAME(skip)(cursor, sizeof *eth);
+    if (packet->tag == 0 && (type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD))) {
+        STEER_HEADER(struct steer_vlan, vlan, cursor);
+        packet->tag = STEER_TAG(bpf_ntohs(type), bpf_ntohs(vlan->control));
+        type = vlan->type;
+        STEER_NAME(skip)(cursor, sizeof *vlan);
+    }
+    if (packet->tag != steer_control_word(STEER_CONTROL_TAG)) return STEER_COUNT_passed_vlan;
     if (type == bpf_htons(ETH_P_IP))
         reason = STEER_NAME(read_ipv4)(cursor, packet);
     else if (type == bpf_htons(ETH_P_IPV6))

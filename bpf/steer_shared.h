@@ -90,10 +90,14 @@ struct steer_flow {
     __u8 zero[3];
 };
 
+/* A VLAN: the EtherType that announces its tag (0x8100 or 0x88a8), and its number. Never 0. */
+#define STEER_TAG(type, control) ((__u32)(type) << 16 | ((__u32)(control) & 0xfff))
+
 enum steer_control {
     STEER_CONTROL_ENABLED,      /* 0: everything to the kernel */
     STEER_CONTROL_KERNEL_FLOWS, /* how many entries kernel_flows has; 0 saves the look-up */
     STEER_CONTROL_FILTER,       /* 0: no rules; else 1 + the generation in use */
+    STEER_CONTROL_TAG,          /* 0: untagged frames are ours; else STEER_TAG() of the one VLAN whose frames are */
     STEER_CONTROL_WORDS
 };
 
@@ -102,7 +106,8 @@ enum steer_control {
     X(redirected, "packets steered to Culvert")                                        \
     X(filtered, "packets for Culvert dropped by a filter rule")                        \
     X(passed_disabled, "packets to the kernel: steering switched off")                 \
-    X(passed_ethertype, "packets to the kernel: neither IPv4 nor IPv6, or VLAN-tagged") \
+    X(passed_vlan, "packets to the kernel: of another VLAN")                           \
+    X(passed_ethertype, "packets to the kernel: neither IPv4 nor IPv6")                \
     X(passed_malformed, "packets to the kernel: headers cut short or impossible")      \
     X(passed_address, "packets to the kernel: destination address not ours")           \
     X(passed_protocol, "packets to the kernel: neither TCP, UDP nor an ICMP error")    \

@@ -24,6 +24,7 @@
 
 /* Header layouts by offset, so that no packed struct is needed. */
 struct steer_eth { __u8 to[6], from[6]; __be16 type; };
+struct steer_vlan { __be16 control, type; };
 struct steer_arp {
     __be16 hardware, protocol;
     __u8 hardware_length, protocol_length;
@@ -54,6 +55,7 @@ struct steer_packet {
     __u8 first_fragment;
     __u8 later_fragment;
     __u8 zero;
+    __u32 tag; /* STEER_TAG(); 0: none */
 };
 
 struct {

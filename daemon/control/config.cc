@@ -212,6 +212,20 @@ std::optional<NetworkAddress> parse_network_address(const std::string& text) {
     return NetworkAddress{*address, length};
 }
 
+void read_vlan(TableReader& reader, const toml::table& table, InterfaceConfig& interface) {
+    reader.read("vlan", interface.vlan, 1, 4094);
+    std::string tag = "802.1Q";
+    reader.read("vlan_tag", tag, {"802.1Q", "802.1ad"});
+    interface.service_vlan = tag == "802.1ad";
+    if (interface.vlan == 0 && table.get("vlan_tag") != nullptr) refuse(*table.get("vlan_tag"), "interface.vlan_tag needs a vlan");
+    // A VLAN of the kernel's is an interface of its own, with its own name.
+    if (interface.vlan != 0 && !interface.dedicated())
+        refuse(*table.get("vlan"), "interface.vlan needs an address of Culvert's own: address = [\"10.0.0.2/24\"]");
+    // The kernel holds such frames to the MTU with their tags.
+    if (interface.service_vlan && interface.device == "packet")
+        refuse(*table.get("vlan_tag"), "interface.vlan_tag = \"802.1ad\" is not for device = \"packet\"");
+}
+
 void read_dedicated(TableReader& reader, const toml::table& table, InterfaceConfig& interface) {
     std::vector<std::string> texts;
     reader.read("address", texts);
@@ -239,6 +253,7 @@ void read_dedicated(TableReader& reader, const toml::table& table, InterfaceConf
         refuse(*table.get("autoconfigure"), "interface.autoconfigure is for device = \"tap\" only: elsewhere routers speak to the kernel");
     if (interface.device == "tap" && !interface.dedicated())
         refuse(table, "device = \"tap\" needs address = [\"10.0.0.2/24\"] or autoconfigure = true: the kernel's addresses are the other end's");
+    read_vlan(reader, table, interface);
     if (interface.device != "af_xdp" && interface.queues.size() > 1)
         refuse(*table.get("queues"), fmt::format("device = \"{}\" has one queue", interface.device));
 }

@@ -49,6 +49,8 @@ struct InterfaceConfig {
     std::vector<NetworkAddress> addresses;
     std::vector<Address> gateways;  // default routers through this interface
     bool autoconfigure = false;     // addresses, routes and parameters from routers (SLAAC)
+    std::uint32_t vlan = 0;         // the dedicated addresses are in this VLAN of the link; 0: untagged
+    bool service_vlan = false;      // ... whose tags are those of 802.1ad
 
     bool dedicated() const { return !addresses.empty() || autoconfigure; }
 };

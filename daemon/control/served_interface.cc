@@ -24,6 +24,9 @@ stack::Interface describe(const device::InterfaceFacts& facts, const InterfaceCo
     interface.up = facts.up;
     interface.resolves_itself = config.dedicated();
     interface.autoconfigures = config.autoconfigure;
+    interface.vlan = static_cast<std::uint16_t>(config.vlan);
+    interface.service_tag = config.service_vlan;
+    interface.parent = interface.vlan != 0 ? interface.index : 0;
     return interface;
 }
 
@@ -73,14 +76,26 @@ Result<std::vector<unsigned>> queues_to_serve(const InterfaceConfig& config, con
 /// All packets for the dedicated addresses come to us; for shared ones the ports decide, as sockets take them.
 Result<void> steer(ServedInterface& served) {
     served.maps = std::make_unique<ProgramMaps>(*served.program);
+    if (served.described.vlan != 0) served.program->set_vlan(served.described.vlan, served.described.service_tag);
     if (!served.dedicated) return {};
     for (const stack::InterfaceAddress& own : served.dedicated->addresses)
         TRY_VOID(served.program->set_dedicated(own.address, true));
     return {};
 }
 
+/// XDP sees the frame as the driver left it. A tag that the NIC has taken off stands beside it, where XDP does not look.
+Result<void> check_tags(const InterfaceConfig& config, const device::InterfaceFacts& facts) {
+    if (!facts.takes_tags_off || config.service_vlan) return {};
+    if (!facts.virtual_device)
+        return fail(0, fmt::format("{}: the NIC takes VLAN tags off before XDP sees them; ethtool -K {} rxvlan off", config.name, config.name));
+    spdlog::warn("{}: a virtual link may carry a VLAN's tag beside the frame, where XDP does not see it; on the sender's end: "
+                 "ethtool -K ... txvlan off", config.name);
+    return {};
+}
+
 Result<void> open_af_xdp(ServedInterface& served, const InterfaceConfig& config, const EngineConfig& engine,
                          const device::InterfaceFacts& facts) {
+    if (served.described.vlan != 0) TRY_VOID(check_tags(config, facts));
     const device::XdpMode mode = config.mode == AttachMode::kGeneric ? device::XdpMode::kGeneric : device::XdpMode::kNative;
     served.program = TRY(device::SteeringProgram::attach(config.name, mode));
     if (config.mode == AttachMode::kNative && served.program->mode() != device::XdpMode::kNative)
@@ -101,7 +116,7 @@ Result<void> open_af_xdp(ServedInterface& served, const InterfaceConfig& config,
 Result<void> open_packet(ServedInterface& served, const InterfaceConfig& config, const EngineConfig& engine) {
     served.program = TRY(device::SteeringProgram::attach_traffic(config.name));
     auto pool = std::make_unique<FramePool>(engine.frames);
-    std::unique_ptr<device::Device> device = TRY(device::open_packet_socket(*pool, *served.program));
+    std::unique_ptr<device::Device> device = TRY(device::open_packet_socket(*pool, *served.program, served.described.vlan));
     served.queues.push_back({0, std::move(pool), std::move(device)});
     served.described.segmentation_limit = device::FrameFile::kSegmentationLimit;
     return steer(served);

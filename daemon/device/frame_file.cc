@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <utility>
 
 #include "shm/base/check.h"
@@ -19,11 +20,12 @@ void prepare(io_uring_sqe& entry) {
 
 }  // namespace
 
-Result<std::unique_ptr<FrameFile>> FrameFile::create(FramePool& pool, UniqueFd fd, std::string name) {
+Result<std::unique_ptr<FrameFile>> FrameFile::create(FramePool& pool, UniqueFd fd, std::string name,
+                                                     std::uint32_t tag) {
     if (pool.available() <= kSlots * kMaxFragments)
         return fail(ENOMEM, name + ": frame pool of " + std::to_string(pool.available()) + " chunks is too small, more than " +
                                 std::to_string(kSlots * kMaxFragments) + " are needed");
-    std::unique_ptr<FrameFile> file(new FrameFile(pool, std::move(fd), std::move(name)));
+    std::unique_ptr<FrameFile> file(new FrameFile(pool, std::move(fd), std::move(name), tag));
     TRY_VOID(file->set_up());
     return file;
 }
@@ -35,8 +37,17 @@ Result<void> FrameFile::set_up() {
     if (const int result = ::io_uring_register_files(&ring_, &fd, 1); result < 0) return fail(-result, "io_uring_register_files");
     for (Slot& slot : input_) {
         slot.pieces[0] = {&slot.header, sizeof slot.header};
-        for (std::size_t i = 1; i < slot.pieces.size(); ++i)
-            slot.pieces[i] = {pool_.data(pool_.allocate()), FramePool::kChunkSize};
+        for (std::size_t i = 0; i < slot.chunks.size(); ++i) {
+            slot.chunks[i] = pool_.data(pool_.allocate());
+            slot.pieces[i + 1] = {slot.chunks[i], FramePool::kChunkSize};
+        }
+        if (tag_ == 0) continue;
+        // The tag's place is left free, so that a frame is read with it where it was.
+        std::byte* const first = slot.chunks[0];
+        std::memcpy(first + kMacs, &tag_, sizeof tag_);
+        std::copy_backward(slot.pieces.begin() + 1, slot.pieces.end() - 1, slot.pieces.end());
+        slot.pieces[1] = {first, kMacs};
+        slot.pieces[2] = {first + kMacs + sizeof tag_, FramePool::kChunkSize - kMacs - sizeof tag_};
     }
     return {};
 }
@@ -45,10 +56,8 @@ FrameFile::~FrameFile() {
     if (!ring_ready_) return;
     ::io_uring_queue_exit(&ring_);
     for (const Slot& slot : input_)
-        for (std::size_t i = 1; i < slot.pieces.size(); ++i)
-            if (slot.pieces[i].iov_base != nullptr)
-                pool_.release(static_cast<ChunkIndex>((static_cast<std::byte*>(slot.pieces[i].iov_base) - pool_.base()) /
-                                                      FramePool::kChunkSize));
+        for (const std::byte* chunk : slot.chunks)
+            if (chunk != nullptr) pool_.release(static_cast<ChunkIndex>((chunk - pool_.base()) / FramePool::kChunkSize));
 }
 
 io_uring_sqe& FrameFile::next_entry() {
@@ -59,9 +68,10 @@ io_uring_sqe& FrameFile::next_entry() {
 
 /// Asks for `count` frames at once; results_ says what came. Answers with the number of leading reads that got one.
 std::uint32_t FrameFile::read_frames(std::uint32_t count) {
+    const auto pieces = static_cast<unsigned>(1 + kMaxFragments + (tag_ != 0 ? 1 : 0));
     for (std::uint32_t i = 0; i < count; ++i) {
         io_uring_sqe& entry = next_entry();
-        ::io_uring_prep_readv(&entry, 0, input_[i].pieces.data(), static_cast<unsigned>(input_[i].pieces.size()), 0);
+        ::io_uring_prep_readv(&entry, 0, input_[i].pieces.data(), pieces, 0);
         prepare(entry);
         ::io_uring_sqe_set_data64(&entry, i);
         results_[i] = -EAGAIN;
@@ -83,22 +93,24 @@ std::uint32_t FrameFile::read_frames(std::uint32_t count) {
 /// False: not a frame for the stack (counted).
 bool FrameFile::show(Slot& slot, std::uint32_t bytes, RxPacket& packet) {
     OffloadFacts facts;
-    if (bytes <= sizeof slot.header || !read_virtio_header(slot.header, facts)) {
+    const std::size_t least = sizeof slot.header + (tag_ != 0 ? kMacs : 0);
+    if (bytes <= least || !read_virtio_header(slot.header, facts)) {
         ++counts_.rx_refused;
         return false;
     }
     std::uint32_t left = bytes - static_cast<std::uint32_t>(sizeof slot.header);
+    if (tag_ != 0) left += static_cast<std::uint32_t>(sizeof tag_);
     packet.length = left;
     packet.checksum = facts.checksum;
     packet.segment_size = facts.segment_size;
     const auto piece = [&](std::size_t i) {
         const std::uint32_t size = std::min(left, FramePool::kChunkSize);
         left -= size;
-        return std::span<const std::byte>(static_cast<const std::byte*>(slot.pieces[i].iov_base), size);
+        return std::span<const std::byte>(slot.chunks[i], size);
     };
-    packet.head = piece(1);
+    packet.head = piece(0);
     std::size_t count = 0;
-    for (; left > 0; ++count) slot.shown[count] = piece(count + 2);
+    for (; left > 0; ++count) slot.shown[count] = piece(count + 1);
     packet.rest = {slot.shown.data(), count};
     counts_.rx_merged += facts.segment_size != 0;
     return true;

@@ -27,7 +27,9 @@ public:
 
     /// `name` is what describe() says: "tap culvert0". `pool` must outlive the device and hold
     /// more than the receive side takes (kSlots * kMaxFragments chunks). Errors: ENOMEM, or what io_uring_setup says.
-    static Result<std::unique_ptr<FrameFile>> create(FramePool& pool, UniqueFd fd, std::string name);
+    /// `tag`: the four bytes of a VLAN tag, in the order in which they travel, that the file has taken off every frame it gives
+    /// (packet sockets do): the frames are shown with it. 0: they are as they came.
+    static Result<std::unique_ptr<FrameFile>> create(FramePool& pool, UniqueFd fd, std::string name, std::uint32_t tag = 0);
     ~FrameFile() override;
 
     std::size_t receive(std::span<RxPacket> burst) override;
@@ -43,15 +45,18 @@ public:
 private:
     static constexpr std::uint32_t kSlots = 64;
     static constexpr std::uint32_t kFirstTry = 4;  // reads asked for when nothing is known of what waits
+    static constexpr std::size_t kMacs = 12;       // what stands before a tag
 
     /// Memory of one frame on its way: the header and its pieces.
     struct Slot {
         VirtioHeader header;
-        std::array<iovec, kMaxFragments + 1> pieces;
+        std::array<iovec, kMaxFragments + 2> pieces;  // the header; the chunks, the first in two where a tag goes between
+        std::array<std::byte*, kMaxFragments> chunks{};  // of input
         std::array<std::span<const std::byte>, kMaxFragments> shown;  // RxPacket::rest points in here
     };
 
-    FrameFile(FramePool& pool, UniqueFd fd, std::string name) : pool_(pool), fd_(std::move(fd)), name_(std::move(name)), tx_(pool) {}
+    FrameFile(FramePool& pool, UniqueFd fd, std::string name, std::uint32_t tag)
+        : pool_(pool), fd_(std::move(fd)), name_(std::move(name)), tag_(tag), tx_(pool) {}
     Result<void> set_up();
     std::uint32_t read_frames(std::uint32_t count);
     bool show(Slot& slot, std::uint32_t bytes, RxPacket& packet);
@@ -61,6 +66,7 @@ private:
     FramePool& pool_;
     UniqueFd fd_;
     std::string name_;
+    std::uint32_t tag_;
     TxQueue tx_;
     io_uring ring_{};
     bool ring_ready_ = false;

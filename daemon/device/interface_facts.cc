@@ -68,6 +68,10 @@ Result<InterfaceFacts> interface_facts(const std::string& name) {
     if (query.ethtool(&driver)) facts.driver = driver.driver;
     facts.virtual_device = facts.driver.empty() || is_virtual_driver(facts.driver);
 
+    ethtool_value flags{};
+    flags.cmd = ETHTOOL_GFLAGS;
+    if (query.ethtool(&flags)) facts.takes_tags_off = (flags.data & ETH_FLAG_RXVLAN) != 0;
+
     ethtool_channels channels{};
     channels.cmd = ETHTOOL_GCHANNELS;
     if (query.ethtool(&channels)) {

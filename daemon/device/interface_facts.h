@@ -18,6 +18,7 @@ struct InterfaceFacts {
     bool virtual_device = false;  // no hardware below: senders on this host hand over partial checksums
     bool up = false;
     std::uint32_t queues = 1;  // receive queues
+    bool takes_tags_off = false;  // 802.1Q tags of received frames are taken off by the device
 };
 
 /// Errors: ENODEV no such interface (in this thread's network namespace).

@@ -16,7 +16,7 @@ Result<void> set_option(const UniqueFd& socket, int level, int option, int value
 
 }  // namespace
 
-Result<std::unique_ptr<FrameFile>> open_packet_socket(FramePool& pool, const SteeringProgram& program) {
+Result<std::unique_ptr<FrameFile>> open_packet_socket(FramePool& pool, const SteeringProgram& program, std::uint16_t vlan) {
     constexpr int kBufferBytes = 16 << 20;  // a burst of super-packets while the engine is not scheduled
     const InterfaceFacts facts = TRY(interface_facts(program.interface()));
     if (!facts.up) return fail(ENETDOWN, facts.name + ": cannot receive");
@@ -34,7 +34,8 @@ Result<std::unique_ptr<FrameFile>> open_packet_socket(FramePool& pool, const Ste
     address.sll_ifindex = facts.ifindex;
     if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
         return fail_errno(facts.name + ": binding the packet socket");
-    return FrameFile::create(pool, std::move(socket), "packet socket " + facts.name);
+    return FrameFile::create(pool, std::move(socket), "packet socket " + facts.name,
+                             vlan != 0 ? __builtin_bswap32(std::uint32_t{ETH_P_8021Q} << 16 | vlan) : 0);
 }
 
 }  // namespace culvert::device

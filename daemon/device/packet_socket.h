@@ -14,7 +14,8 @@
 namespace culvert::device {
 
 /// A packet socket on the program's interface, that receives what is ours. `program`: of attach_traffic(); it must outlive the
-/// device. Errors: ENETDOWN, ENOMEM, EPERM.
-Result<std::unique_ptr<FrameFile>> open_packet_socket(FramePool& pool, const SteeringProgram& program);
+/// device. `vlan`: what SteeringProgram::set_vlan was told (802.1Q); the kernel takes its tag off before a packet socket sees the
+/// frame, so it is put back. Errors: ENETDOWN, ENOMEM, EPERM.
+Result<std::unique_ptr<FrameFile>> open_packet_socket(FramePool& pool, const SteeringProgram& program, std::uint16_t vlan = 0);
 
 }  // namespace culvert::device

@@ -34,7 +34,7 @@ struct Interface {
     /// A VLAN of another interface's link: its frames carry this tag (1 to 4094). 0: untagged.
     std::uint16_t vlan = 0;
     bool service_tag = false;  // the tag is 802.1ad's
-    std::uint32_t parent = 0;  // with `vlan`: ifindex of the interface whose device carries the frames
+    std::uint32_t parent = 0;  // with `vlan`: ifindex of the interface whose device carries the frames; `index`: see is_only_vlan
     /// Neighbours are resolved by our own ARP and ND (link/), not by asking the kernel: every address is dedicated.
     bool resolves_itself = false;
     /// With `resolves_itself`: routers are listened to, which give addresses, routes and parameters (SLAAC).
@@ -49,6 +49,8 @@ struct Interface {
     /// The device fills in TCP and UDP checksums (TxPacket::checksum_start).
     bool offloads_checksum = false;
 
+    /// The device carries this VLAN alone: whatever else comes is not for us.
+    bool is_only_vlan() const { return vlan != 0 && parent == index; }
     std::uint32_t mtu_of(Family family) const {
         return family == Family::kIpv6 && mtu6 != 0 && mtu6 < mtu ? mtu6 : mtu;
     }

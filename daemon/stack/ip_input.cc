@@ -149,7 +149,7 @@ std::expected<IpPacket, Drop> IpInput::accept_ip(const LinkFrame& frame, const R
     return refused(Drop::kIpNotForUs);
 }
 
-std::expected<LinkFrame, Drop> IpInput::accept_link(Interface& interface, const RxPacket& packet) const {
+std::expected<LinkFrame, Drop> IpInput::accept_link(Interface& interface, const RxPacket& packet, bool from_ourselves) const {
     const auto ethernet = wire::EthernetView::parse(packet.head);
     if (!ethernet) return std::unexpected(ethernet.error());
     const MacAddress destination = ethernet->destination();
@@ -158,6 +158,9 @@ std::expected<LinkFrame, Drop> IpInput::accept_link(Interface& interface, const 
     if (!group && destination != interface.mac) return std::unexpected(Drop::kEthernetNotForUs);
     if (ethernet->is_tagged()) [[unlikely]]
         return accept_tagged(interface, packet, group);
+    // What we send to ourselves carries no tag.
+    if (interface.is_only_vlan() && !from_ourselves) [[unlikely]]
+        return std::unexpected(Drop::kVlanForeign);
     return LinkFrame{&interface, ethernet->ether_type(), wire::kEthernetHeaderLength, group};
 }
 
@@ -166,7 +169,7 @@ std::expected<LinkFrame, Drop> IpInput::accept_link(Interface& interface, const 
     const auto tag = wire::VlanView::parse(packet.head);
     if (!tag) return std::unexpected(tag.error());
     LinkFrame frame{&interface, tag->ether_type(), wire::kEthernetHeaderLength + wire::kVlanTagLength, group};
-    if (tag->id() == 0) return frame;  // only a priority
+    if (tag->id() == 0 && !interface.is_only_vlan()) return frame;  // only a priority
     const bool service = wire::load_be16(packet.head.data() + 12) == static_cast<std::uint16_t>(wire::EtherType::kServiceVlan);
     const auto wanted = std::tuple(interface.index, tag->id(), service);
     const auto found = std::ranges::lower_bound(
@@ -178,7 +181,7 @@ std::expected<LinkFrame, Drop> IpInput::accept_link(Interface& interface, const 
 }
 
 std::expected<IpPacket, Drop> IpInput::accept(Interface& interface, const RxPacket& packet, bool from_ourselves) const {
-    const auto frame = accept_link(interface, packet);
+    const auto frame = accept_link(interface, packet, from_ourselves);
     if (!frame) return std::unexpected(frame.error());
     switch (frame->type) {
         case wire::EtherType::kIpv4: return accept_ip<wire::Ipv4View>(*frame, packet, from_ourselves);

@@ -44,7 +44,7 @@ public:
     /// Cost: no allocation, one pass over the IP header.
     std::expected<IpPacket, Drop> accept(Interface& interface, const RxPacket& packet, bool from_ourselves) const;
     /// The link's part of it.
-    std::expected<LinkFrame, Drop> accept_link(Interface& interface, const RxPacket& packet) const;
+    std::expected<LinkFrame, Drop> accept_link(Interface& interface, const RxPacket& packet, bool from_ourselves = false) const;
 
     /// A frame that accept() has called a fragment, as the reassembly wants it.
     std::expected<FragmentPart, Drop> read_fragment(const LinkFrame& frame, const RxPacket& packet) const;

@@ -271,11 +271,17 @@ std::expected<const RxPacket*, Drop> Reassembly::finish(std::uint32_t index) {
 /// Ethernet and IP in front of the data, as if the packet had come in one piece.
 void Reassembly::write_header(const Datagram& d) {
     const std::span<std::byte> head(memory_.data(d.chunks[0]), prefix(d));
-    wire::emit(wire::EthernetHeader{.destination = d.interface->mac,
-                                    .source = {},
-                                    .ether_type = d.v4 ? wire::EtherType::kIpv4 : wire::EtherType::kIpv6},
-               head);
-    const auto at_ip = head.subspan(wire::kEthernetHeaderLength);
+    const wire::EthernetHeader ethernet{.destination = d.interface->mac,
+                                        .source = {},
+                                        .ether_type = d.v4 ? wire::EtherType::kIpv4 : wire::EtherType::kIpv6};
+    const std::size_t link = prefix(d) - (d.v4 ? wire::kIpv4HeaderLength : wire::kIpv6HeaderLength);
+    if (d.interface->vlan == 0) {
+        wire::emit(ethernet, head);
+    } else {
+        wire::emit_tagged(ethernet, d.interface->service_tag ? wire::EtherType::kServiceVlan : wire::EtherType::kVlan,
+                          d.interface->vlan, head);
+    }
+    const auto at_ip = head.subspan(link);
     const auto protocol = static_cast<wire::IpProtocol>(d.protocol);
     if (d.v4) {
         wire::emit(wire::Ipv4Header{.source = d.source,

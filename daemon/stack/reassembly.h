@@ -30,6 +30,7 @@
 #include "daemon/base/packet.h"
 #include "daemon/stack/interface.h"
 #include "daemon/wire/address.h"
+#include "daemon/wire/ethernet.h"
 
 namespace culvert::stack {
 
@@ -94,7 +95,7 @@ private:
     static constexpr std::uint32_t kMaxData = 65535;  // [RFC791 3.1] [RFC8200 4.5] with the header, for IPv4
     static constexpr std::size_t kPrefixV4 = 34;      // Ethernet and IP in front of the data
     static constexpr std::size_t kPrefixV6 = 54;
-    static constexpr std::size_t kMaxChunks = (kPrefixV6 + kMaxData + FramePool::kChunkSize - 1) / FramePool::kChunkSize;
+    static constexpr std::size_t kMaxChunks = (kPrefixV6 + wire::kVlanTagLength + kMaxData + FramePool::kChunkSize - 1) / FramePool::kChunkSize;
     static constexpr std::size_t kWords = (kMaxData / 8 + 1 + 63) / 64;
     static constexpr std::size_t kSources = 1024;  // a power of two
     static constexpr std::size_t kLongestQuote = 512;
@@ -140,7 +141,9 @@ private:
         std::uint32_t arrivals = 0;
     };
 
-    static std::size_t prefix(const Datagram& d) { return d.v4 ? kPrefixV4 : kPrefixV6; }
+    static std::size_t prefix(const Datagram& d) {
+        return (d.v4 ? kPrefixV4 : kPrefixV6) + (d.interface->vlan != 0 ? wire::kVlanTagLength : 0);
+    }
     static Drop check(const FragmentPart& part);
     std::uint64_t hash(const FragmentPart& part) const;
     std::uint32_t find(const FragmentPart& part, std::uint32_t bucket) const;

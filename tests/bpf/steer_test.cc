@@ -71,7 +71,7 @@ TEST_F(Steer, EveryPortHasItsOwnBit) {
 TEST_F(Steer, OtherProtocolsStayWithTheKernel) {
     EXPECT_EQ(judge(ethernet(0x0806, Bytes().zeros(28))), "passed_ethertype");  // ARP
     EXPECT_EQ(judge(ethernet(0x8100, Bytes().u16(1).u16(kIp4).add(ipv4(kPeer4, kOurs4, kTcp, l4(1, 80))))),
-              "passed_ethertype");                                                                  // VLAN
+              "passed_vlan");
     EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, 132, l4(40000, 80)))), "passed_protocol");  // SCTP
     EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kIcmp, icmp(8, Bytes().zeros(56))))),
               "passed_protocol");  // ping
@@ -82,6 +82,32 @@ TEST_F(Steer, OtherProtocolsStayWithTheKernel) {
               "passed_protocol");
     EXPECT_EQ(judge(ethernet(kIp6, ipv6(kPeer6, kOurs6, kIcmp, icmp(3, ipv6(kOurs6, kPeer6, kTcp, l4(80, 40000)))))),
               "passed_protocol");
+}
+
+TEST_F(Steer, OnlyTheFramesOfTheOneVlanAreLookedAt) {
+    const auto tagged = [](unsigned tag, unsigned control, unsigned type, const Bytes& payload) {
+        return ethernet(tag, Bytes().u16(control).u16(type).add(payload));
+    };
+    const Bytes packet4 = ipv4(kPeer4, kOurs4, kTcp, l4(40000, 80));
+    const Bytes packet6 = ipv6(kPeer6, kOurs6, kUdp, l4(40000, 53, 8));
+    constexpr unsigned kCustomer = 0x8100, kService = 0x88a8;
+    for (const bool service : {false, true}) {
+        program_->set_vlan(100, service);
+        const unsigned ours = service ? kService : kCustomer;
+        const unsigned other = service ? kCustomer : kService;
+        EXPECT_EQ(judge(tagged(ours, 100, kIp4, packet4)), "redirected");
+        EXPECT_EQ(judge(tagged(ours, 100, kIp6, packet6)), "redirected");
+        EXPECT_EQ(judge(tagged(ours, 0xf064, kIp4, packet4)), "redirected") << "whatever its priority";
+        EXPECT_EQ(judge(tagged(ours, 100, kIp4, ipv4(kPeer4, kPeer4, kTcp, l4(40000, 80)))), "passed_address");
+        EXPECT_EQ(judge(tagged(ours, 100, ours, Bytes().u16(100).u16(kIp4).add(packet4))), "passed_ethertype") << "two tags";
+        EXPECT_EQ(judge(tagged(other, 100, kIp4, packet4)), "passed_vlan");
+        EXPECT_EQ(judge(tagged(ours, 101, kIp4, packet4)), "passed_vlan");
+        EXPECT_EQ(judge(tagged(ours, 0xe000, kIp4, packet4)), "passed_vlan") << "a priority is no VLAN";
+        EXPECT_EQ(judge(tcp4(80)), "passed_vlan") << "untagged";
+        const Bytes whole = tagged(ours, 100, kIp4, packet4);
+        for (std::size_t size = 14; size < 18 + 20 + 4; ++size)
+            EXPECT_EQ(judge(whole.first(size)), "passed_malformed") << size;
+    }
 }
 
 TEST_F(Steer, Ipv4OptionsAreSteppedOver) {

@@ -3,6 +3,8 @@ that listens on all addresses serves them too. The peer is the kernel's stack.
 
     packet, af_xdp   10.77.0.50 and fd77:1::50 on veth0 of the server, beside the kernel's own 10.77.0.1
     tap              10.78.0.2 and fd78::2; the other end is the kernel of the daemon's own host
+    VLANs            10.77.1.50 and fd77:2::50 in VLAN 100 (or 200 of 802.1ad) of veth1, or the tap's in VLAN 100. The kernel of
+                     the test machine may lack 8021q: vlan.bpf.c puts the peer's tags on and takes them off
 """
 import http.client
 import json
@@ -11,7 +13,7 @@ import signal
 import subprocess
 
 from story import Story, run
-from netns import PYTHON, command, sha256, until
+from netns import BUILD, PYTHON, Failure, command, sha256, until
 from servers import Nginx
 
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "exchange.py")
@@ -148,6 +150,84 @@ class Tap(Dedicated, Story):
 
     def peer_addresses(self):
         return "10.78.0.1", "fd78::1"
+
+
+class Vlan(Dedicated):
+    """The addresses are in a VLAN; the rest of the link stays with the kernel."""
+    number, other, kind = 100, 101, ""
+    host, link = "client", "veth1"
+
+    @classmethod
+    def bring_up(cls):
+        super().bring_up()
+        if cls.link == "veth1":  # a tag beside the frame is nothing that XDP sees
+            command("ip", "netns", "exec", cls.lab.client, "ethtool", "-K", "veth1", "txvlan", "off", "tx-vlan-stag-hw-insert", "off")
+        cls.tag(f"push{cls.number}{cls.kind}")
+
+    @classmethod
+    def tag(cls, push):
+        def tc(*words):
+            command("tc", "-n", getattr(cls.lab, cls.host), *words)
+        try:
+            tc("qdisc", "del", "dev", cls.link, "clsact")
+        except Failure:  # the first time
+            pass
+        tc("qdisc", "add", "dev", cls.link, "clsact")
+        for direction, section in (("egress", push), ("ingress", f"pop{cls.number}{cls.kind}")):
+            tc("filter", "add", "dev", cls.link, direction, "bpf", "direct-action", "object-file",
+               os.path.join(BUILD, "tests/e2e/vlan.bpf.o"), "section", section)
+
+    def peer_addresses(self):
+        return self.lab.ip4("client", 1), self.lab.ip6("client", 1)
+
+    def refused(self):
+        """Frames that were seen and were another network's."""
+        stat = self.culvert.stat()
+        return stat["drops"]["vlan_foreign"] + sum(device["statistics"].get("steer_passed_vlan", 0) for device in stat["devices"])
+
+    def test_no_other_network_reaches_it(self):
+        command("ip", "-n", getattr(self.lab, self.host), "neighbour", "flush", "dev", self.link)
+        try:
+            for push in (f"push{self.other}", "push100" if self.kind else "push200s"):  # another number, another kind of tag
+                self.tag(push)
+                before = self.refused()
+                for address in (self.four, self.six):
+                    self.assertFalse(self.answers(address))
+                self.assertGreater(self.refused(), before)
+        finally:
+            self.tag(f"push{self.number}{self.kind}")
+        for address in (self.four, self.six):
+            until(lambda: self.answers(address), f"{address} to answer again")
+
+
+class AfXdpVlan(Vlan, Story):
+    links = 2
+    four, six = "10.77.1.50", "fd77:2::50"
+    config = '[[interface]]\nname = "veth1"\nvlan = 100\naddress = ["10.77.1.50/24", "fd77:2::50/64"]\n'
+
+    def test_untagged_frames_are_the_kernels(self):
+        """What the client's other link carries is proof enough for that link; here the server's own kernel answers, untagged."""
+        command("tc", "-n", self.lab.client, "qdisc", "del", "dev", "veth1", "clsact")
+        try:
+            self.assertIn("1 received", self.lab.call("ping", "-c", 1, "-W", 5, self.lab.ip4(link=1), host="client"))
+            self.assertIn("1 received", self.lab.call("ping", "-c", 1, "-W", 5, self.lab.ip6(link=1), host="client"))
+        finally:
+            self.tag(f"push{self.number}{self.kind}")
+
+
+class ServiceVlan(AfXdpVlan):
+    number, kind = 200, "s"
+    config = AfXdpVlan.config.replace("vlan = 100", 'vlan = 200\nvlan_tag = "802.1ad"')
+
+
+class PacketVlan(AfXdpVlan):
+    config = AfXdpVlan.config.replace("vlan =", 'device = "packet"\nvlan =')
+
+
+class TapVlan(Vlan, Tap):
+    host, link = "server", "culvert0"
+    config = Tap.config + "vlan = 100\n"
+    peer_addresses = Tap.peer_addresses
 
 
 class Forwarding(Story):

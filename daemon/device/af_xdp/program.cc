@@ -2,6 +2,7 @@
 
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
+#include <linux/if_ether.h>
 #include <linux/if_link.h>
 #include <net/if.h>
 #include <sys/mman.h>
@@ -379,6 +380,10 @@ Result<void> SteeringProgram::remove_kernel_flow(const Endpoint& local, const En
 
 std::size_t SteeringProgram::kernel_flow_count() const {
     return std::atomic_ref(control_[STEER_CONTROL_KERNEL_FLOWS]).load();
+}
+
+void SteeringProgram::set_vlan(std::uint16_t id, bool service) {
+    std::atomic_ref(control_[STEER_CONTROL_TAG]).store(STEER_TAG(service ? ETH_P_8021AD : ETH_P_8021Q, id));
 }
 
 void SteeringProgram::enable(bool enabled) { std::atomic_ref(control_[STEER_CONTROL_ENABLED]).store(enabled ? 1 : 0); }

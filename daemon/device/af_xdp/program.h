@@ -98,6 +98,10 @@ public:
     Result<void> remove_kernel_flow(const Endpoint& local, const Endpoint& remote, Protocol protocol);
     std::size_t kernel_flow_count() const;
 
+    /// From now on only the frames of this VLAN (1 to 4094) are looked at; all others are the kernel's. `service`: of the
+    /// VLANs of 802.1ad, not of 802.1Q. Before any address is set.
+    void set_vlan(std::uint16_t id, bool service);
+
     /// False: every packet to the kernel, whatever is in the maps.
     void enable(bool enabled);
 

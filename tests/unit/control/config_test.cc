@@ -104,6 +104,14 @@ INSTANTIATE_TEST_SUITE_P(
                 "c.toml:3:17: interface.autoconfigure is for device = \"tap\" only: elsewhere routers speak to the kernel"},
         Refused{"[[interface]]\nname = \"a\"\naddress = [\"10.0.0.2/24\"]\n[engine]\ncount = 2\n",
                 "c.toml:5:9: engine.count = 2: dedicated addresses (a) are served by one engine only"},
+        Refused{"[[interface]]\nname = \"a\"\nvlan = 100\n",
+                "c.toml:3:8: interface.vlan needs an address of Culvert's own: address = [\"10.0.0.2/24\"]"},
+        Refused{"[[interface]]\nname = \"a\"\naddress = [\"10.0.0.2/24\"]\nvlan = 4095\n",
+                "c.toml:4:8: interface.vlan = 4095 is out of range: 1 to 4094 allowed"},
+        Refused{"[[interface]]\nname = \"a\"\naddress = [\"10.0.0.2/24\"]\nvlan_tag = \"802.1ad\"\n",
+                "c.toml:4:12: interface.vlan_tag needs a vlan"},
+        Refused{"[[interface]]\nname = \"a\"\ndevice = \"packet\"\naddress = [\"10.0.0.2/24\"]\nvlan = 7\nvlan_tag = \"802.1ad\"\n",
+                "c.toml:6:12: interface.vlan_tag = \"802.1ad\" is not for device = \"packet\""},
         Refused{"[[interface]]\nname = \"a\"\n[forwarding]\nenabled = true\n",
                 "c.toml:4:11: forwarding.enabled needs an interface with device = \"tap\": what comes to others for addresses that "
                 "are not ours is the kernel's to forward"},
@@ -141,6 +149,17 @@ TEST(Config, AbsentFileSaysWhy) {
     const Result<Config> config = load_config("/nonexistent/culvert.toml");
     ASSERT_FALSE(config);
     EXPECT_EQ(config.error().message(), "cannot read /nonexistent/culvert.toml: No such file or directory");
+}
+
+TEST(Config, AnInterfaceMayBeAVlanOfItsLink) {
+    const std::string address = "[[interface]]\nname = \"a\"\naddress = [\"10.0.0.2/24\"]\n";
+    const Result<Config> plain = parse_config(address + "vlan = 100\n", "c.toml");
+    ASSERT_TRUE(plain) << plain.error().message();
+    EXPECT_EQ(plain->interfaces.at(0).vlan, 100u);
+    EXPECT_FALSE(plain->interfaces.at(0).service_vlan);
+    const Result<Config> service = parse_config(address + "vlan = 4094\nvlan_tag = \"802.1ad\"\n", "c.toml");
+    ASSERT_TRUE(service) << service.error().message();
+    EXPECT_TRUE(service->interfaces.at(0).service_vlan);
 }
 
 TEST(Config, DedicatedAddressesComeWithTheirNetworksAndRouters) {
@@ -227,6 +246,7 @@ TEST(Config, ExampleIsValidAndHoldsTheDefaults) {
     EXPECT_EQ(example->interfaces[0].queues, InterfaceConfig{}.queues);
     EXPECT_EQ(example->engine.frames, defaults.engine.frames);
     EXPECT_FALSE(example->interfaces[0].dedicated());
+    EXPECT_EQ(example->interfaces[0].vlan, 0u);
     EXPECT_EQ(example->forwarding.enabled, defaults.forwarding.enabled);
     EXPECT_EQ(example->forwarding.reverse_path_check, defaults.forwarding.reverse_path_check);
     EXPECT_TRUE(example->filter.rules.empty());

@@ -225,6 +225,33 @@ TEST_F(IpInputTest, KnowsWhichAddressesAreOursAlone) {
 
 // --- VLANs -----------------------------------------------------------------------------------------------------------
 
+TEST_F(IpInputTest, AnInterfaceThatIsAVlanTakesNothingElse) {
+    for (const bool service : {false, true}) {
+        eth0.vlan = 100;
+        eth0.parent = eth0.index;
+        eth0.service_tag = service;
+        Interface* all[] = {&eth0};
+        input.set_interfaces(all);
+        const auto tagged = [](Bytes frame, std::uint16_t tag, std::uint16_t control) {
+            Bytes inserted(4);
+            wire::store_be16(inserted.data(), tag);
+            wire::store_be16(inserted.data() + 2, control);
+            frame.insert(frame.begin() + 12, inserted.begin(), inserted.end());
+            return frame;
+        };
+        const std::uint16_t ours = service ? 0x88a8 : 0x8100, other = service ? 0x8100 : 0x88a8;
+        for (const Bytes& frame : {frame4(), frame6()}) {
+            EXPECT_EQ(verdict(tagged(frame, ours, 100)), Drop::kNone);
+            EXPECT_EQ(verdict(tagged(frame, other, 100)), Drop::kVlanForeign);
+            EXPECT_EQ(verdict(tagged(frame, ours, 99)), Drop::kVlanForeign);
+            EXPECT_EQ(verdict(tagged(frame, ours, 0xe000)), Drop::kVlanForeign) << "a priority only";
+            EXPECT_EQ(verdict(frame), Drop::kVlanForeign);
+        }
+        const Bytes own = ip_frame(our4, our4, wire::IpProtocol::kUdp, pattern(40));
+        EXPECT_TRUE(input.accept(eth0, received(own), true)) << "what we send to ourselves has no tag";
+    }
+}
+
 TEST_F(IpInputTest, ATaggedFrameBelongsToItsVlanAlone) {
     Interface vlan = eth0;
     vlan.index = 8;

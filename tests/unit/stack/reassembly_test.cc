@@ -78,6 +78,25 @@ TEST_P(ReassemblyTest, PutsAPacketTogetherInAnyOrder) {  // [RFC1122 3.2.1.4 rea
     EXPECT_EQ(reassembly->free_chunks(), idle_chunks());
 }
 
+TEST_P(ReassemblyTest, OfAVlanItComesOutWithItsTag) {  // another engine may have to read it anew
+    eth0.vlan = 100;
+    eth0.parent = eth0.index;
+    Interface* all[] = {&eth0};
+    input.set_interfaces(all);
+    for (const std::size_t size : {5000u, v4 ? 65515u : 65535u}) {
+        const Bytes message = pattern(size);
+        Result last;
+        for (Bytes frame : cut(from, to, wire::IpProtocol::kUdp, 77, message, 1480)) {
+            Bytes tag(4);
+            wire::store_be16(tag.data(), 0x8100);
+            wire::store_be16(tag.data() + 2, 100);
+            frame.insert(frame.begin() + 12, tag.begin(), tag.end());
+            last = add(frame);
+        }
+        EXPECT_EQ(last.message, message);
+    }
+}
+
 TEST_P(ReassemblyTest, TheLongestPacketIsTakenAndNotOneByteMore) {  // [RFC1122 3.3.2 size, limit, learn]; ping of death
     const std::size_t longest = v4 ? 65515 : 65535;
     const Bytes message = pattern(longest);
