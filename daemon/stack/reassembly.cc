@@ -275,7 +275,7 @@ void Reassembly::write_header(const Datagram& d) {
                                         .source = {},
                                         .ether_type = d.v4 ? wire::EtherType::kIpv4 : wire::EtherType::kIpv6};
     const std::size_t link = prefix(d) - (d.v4 ? wire::kIpv4HeaderLength : wire::kIpv6HeaderLength);
-    if (d.interface->vlan == 0) {
+    if (!d.interface->is_only_vlan()) {
         wire::emit(ethernet, head);
     } else {
         wire::emit_tagged(ethernet, d.interface->service_tag ? wire::EtherType::kServiceVlan : wire::EtherType::kVlan,

@@ -141,8 +141,9 @@ private:
         std::uint32_t arrivals = 0;
     };
 
+    /// As the interface that the whole comes in by wants it: a tag, where all its frames have one.
     static std::size_t prefix(const Datagram& d) {
-        return (d.v4 ? kPrefixV4 : kPrefixV6) + (d.interface->vlan != 0 ? wire::kVlanTagLength : 0);
+        return (d.v4 ? kPrefixV4 : kPrefixV6) + (d.interface->is_only_vlan() ? wire::kVlanTagLength : 0);
     }
     static Drop check(const FragmentPart& part);
     std::uint64_t hash(const FragmentPart& part) const;

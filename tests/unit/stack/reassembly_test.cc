@@ -44,7 +44,7 @@ protected:
         if (!whole) return {whole.error(), {}};
         if (*whole == nullptr) return {};
         Result result;
-        const auto ip = input.accept(eth0, **whole, false);
+        const auto ip = input.accept(*part->interface, **whole, false);
         EXPECT_TRUE(ip) << drop_name(ip.error());
         if (ip) {
             Bytes all((*whole)->head.begin(), (*whole)->head.end());
@@ -78,22 +78,27 @@ TEST_P(ReassemblyTest, PutsAPacketTogetherInAnyOrder) {  // [RFC1122 3.2.1.4 rea
     EXPECT_EQ(reassembly->free_chunks(), idle_chunks());
 }
 
-TEST_P(ReassemblyTest, OfAVlanItComesOutWithItsTag) {  // another engine may have to read it anew
-    eth0.vlan = 100;
-    eth0.parent = eth0.index;
-    Interface* all[] = {&eth0};
-    input.set_interfaces(all);
-    for (const std::size_t size : {5000u, v4 ? 65515u : 65535u}) {
-        const Bytes message = pattern(size);
-        Result last;
-        for (Bytes frame : cut(from, to, wire::IpProtocol::kUdp, 77, message, 1480)) {
-            Bytes tag(4);
-            wire::store_be16(tag.data(), 0x8100);
-            wire::store_be16(tag.data() + 2, 100);
-            frame.insert(frame.begin() + 12, tag.begin(), tag.end());
-            last = add(frame);
+TEST_P(ReassemblyTest, OfAVlanItComesOutAsItsInterfaceWantsIt) {
+    Interface vlan = eth0;
+    vlan.index = 8;
+    for (const bool alone : {false, true}) {
+        Interface& of = alone ? eth0 : vlan;  // all that the device has, or one network of several
+        of.vlan = 100;
+        of.parent = eth0.index;
+        Interface* all[] = {&of};
+        input.set_interfaces(all);
+        for (const std::size_t size : {5000u, v4 ? 65515u : 65535u}) {
+            const Bytes message = pattern(size);
+            Result last;
+            for (Bytes frame : cut(from, to, wire::IpProtocol::kUdp, 77, message, 1480)) {
+                Bytes tag(4);
+                wire::store_be16(tag.data(), 0x8100);
+                wire::store_be16(tag.data() + 2, 100);
+                frame.insert(frame.begin() + 12, tag.begin(), tag.end());
+                last = add(frame);
+            }
+            EXPECT_EQ(last.message, message) << alone;
         }
-        EXPECT_EQ(last.message, message);
     }
 }
 
