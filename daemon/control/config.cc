@@ -85,6 +85,9 @@ public:
     void read(std::string_view key, std::uint32_t& target, std::int64_t low, std::int64_t high) {
         target = static_cast<std::uint32_t>(integer(key, target, low, high));
     }
+    void read(std::string_view key, std::uint8_t& target, std::int64_t low, std::int64_t high) {
+        target = static_cast<std::uint8_t>(integer(key, target, low, high));
+    }
     template <class Rep, class Period>
     void read(std::string_view key, std::chrono::duration<Rep, Period>& target, std::int64_t low, std::int64_t high) {
         target = std::chrono::duration<Rep, Period>(integer(key, target.count(), low, high));
@@ -381,6 +384,7 @@ Config read_config(const toml::table& file) {
         reader.read("max_time_wait", config.limits.max_time_wait, 0, 1 << 20);
     });
     read_table(top, "tcp", [&](TableReader& reader, const toml::table& table) { read_tcp(reader, table, config.tcp); });
+    read_table(top, "ip", [&](TableReader& reader, const toml::table&) { reader.read("default_ttl", config.ip.default_ttl, 1, 255); });
     read_table(top, "engine", [&](TableReader& reader, const toml::table&) {
         reader.read("spin_us", config.engine.spin, 0, 10000);
         reader.read("application_spin_us", config.engine.application_spin, 0, 10000);

@@ -64,6 +64,10 @@ struct LimitsConfig {
     std::uint32_t max_time_wait = 32768;  // TIME-WAIT records, all tenants
 };
 
+struct IpConfig {
+    std::uint8_t default_ttl = 64;  // [RFC1122 3.2.1.7] of packets whose socket says none
+};
+
 struct TcpConfig {
     std::string congestion = "cubic";  // a name that tcp::parse_algorithm knows
     std::string ecn = "passive";  // stack::tcp::EcnMode
@@ -117,6 +121,7 @@ struct Config {
     std::vector<InterfaceConfig> interfaces;
     LimitsConfig limits;
     TcpConfig tcp;
+    IpConfig ip;
     EngineConfig engine;
     FilterConfig filter;
     ForwardingConfig forwarding;

@@ -53,6 +53,7 @@ engine::EngineConfig engine_config(const Config& config) {
     engine.send_limits = {config.tcp.send_buffer_bytes, config.tcp.send_buffer_max_bytes};
     stack::StackConfig& stack = engine.stack;
     stack.max_time_wait = (config.limits.max_time_wait + config.engine.count - 1) / config.engine.count;
+    stack.default_ttl = config.ip.default_ttl;
     stack.default_receive_buffer = config.tcp.receive_buffer_bytes;
     stack.max_receive_buffer = config.tcp.receive_buffer_max_bytes;
     stack.min_rto = config.tcp.min_rto;

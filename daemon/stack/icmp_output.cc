@@ -152,7 +152,7 @@ void IcmpOutput::error(const RxPacket& packet, std::size_t ip_offset, const Addr
     TxPacket out;
     std::uint32_t offset = 0;
     const auto protocol = v4 ? wire::IpProtocol::kIcmp : wire::IpProtocol::kIcmpv6;
-    if (!output_.begin(*path, source, to, static_cast<std::uint8_t>(protocol), kErrorTos, IpOutput::kDefaultTtl,
+    if (!output_.begin(*path, source, to, static_cast<std::uint8_t>(protocol), kErrorTos, 0,
                        static_cast<std::uint32_t>(wire::kIcmpHeaderLength + quoted), out, offset))
         return;
     wire::emit(header, quote.first(quoted), source, to, out.fragments[0].subspan(offset));
@@ -204,7 +204,7 @@ void IcmpOutput::echo_reply(const IpPacket& ip, Instant now) {
     wire::store_be16(message.data() + 2, wire::updated_checksum(wire::load_be16(message.data() + 2), old_word, new_word));
     if (output_.send_message(*path, ip.destination, ip.source,
                              static_cast<std::uint8_t>(v4 ? wire::IpProtocol::kIcmp : wire::IpProtocol::kIcmpv6), ip.tos,
-                             IpOutput::kDefaultTtl, next_identification(ip.destination, ip.source), message, now))
+                             0, next_identification(ip.destination, ip.source), message, now))
         ++counters_.icmp_out;
 }
 

@@ -42,7 +42,7 @@ struct Interface {
     /// With `resolves_itself`: an address is probed for before it is used [RFC5227] [RFC4862 5.4].
     bool detects_duplicates = true;
     std::uint32_t mtu6 = 0;       // of IPv6 packets, as a router has said; 0: `mtu`
-    std::uint8_t hop_limit6 = 64;  // of IPv6 packets, unless a socket says otherwise
+    std::uint8_t hop_limit6 = 0;  // of IPv6 packets, as a router has said; 0: StackConfig::default_ttl
     LinkInterface* link = nullptr;  // the link layer's; set with `resolves_itself`
     /// Largest TCP payload the device takes as one packet and cuts itself (TxPacket::segment_size); 0: none.
     std::uint32_t segmentation_limit = 0;

@@ -25,14 +25,6 @@ std::uint32_t link_header_length(const Path& path) {
     return static_cast<std::uint32_t>(wire::kEthernetHeaderLength + (path.tagged ? wire::kVlanTagLength : 0));
 }
 
-/// [RFC1122 3.2.1.7 set, send-zero] Zero means the default. What an application wants sent with TTL 0 stays on this
-/// host.
-std::uint8_t ttl_for(std::uint8_t ttl, const Interface& interface, const Address& destination) {
-    if (ttl != 0) return ttl;
-    if (destination.is_multicast()) return 1;  // [RFC1112 6.1]
-    return destination.is_v4() ? IpOutput::kDefaultTtl : interface.hop_limit6;  // [RFC4861 6.3.4]
-}
-
 }  // namespace
 
 IpOutput::IpOutput(RouteTable& routes, NeighborTable& neighbors, Counters& counters)
@@ -168,6 +160,14 @@ bool IpOutput::reserve(const Path& path, bool v4, std::uint32_t ip_header_length
         wire::emit(header, packet.fragments[0]);
     }
     return true;
+}
+
+/// [RFC1122 3.2.1.7 set, send-zero, default] Zero means the default. What an application wants sent with TTL 0 stays on this
+/// host.
+std::uint8_t IpOutput::ttl_for(std::uint8_t ttl, const Interface& interface, const Address& destination) const {
+    if (ttl != 0) return ttl;
+    if (destination.is_multicast()) return 1;  // [RFC1112 6.1]
+    return destination.is_v4() || interface.hop_limit6 == 0 ? default_ttl_ : interface.hop_limit6;  // [RFC4861 6.3.4]
 }
 
 /// Both begin() and begin_fragment(): inlined into each, where `fragment` is known to be null or not.

@@ -97,13 +97,14 @@ public:
     /// only a handful of segments.
     static constexpr std::uint32_t kLocalMtu = 16384;
     static constexpr std::size_t kMaxLocalPackets = 1024;
-    static constexpr std::uint8_t kDefaultTtl = 64;  // [RFC1122 3.2.1.7]
 
     IpOutput(RouteTable& routes, NeighborTable& neighbors, Counters& counters);
 
     /// The stack's interfaces and own addresses; set by the Stack when they change. Bumps nothing by itself.
     void set_interfaces(std::span<Interface* const> interfaces);
     bool is_local(const Address& address) const;
+    /// Of packets for which nobody says it, IPv4 and (unless a router has said otherwise) IPv6. Not 0. [RFC1122 3.2.1.7 default]
+    void set_default_ttl(std::uint8_t ttl) { default_ttl_ = ttl; }
     Interface* interface_by_index(std::uint32_t index) const;
     const LocalAddresses& local_addresses() const { return local_addresses_; }
 
@@ -162,6 +163,7 @@ public:
 
 private:
     std::uint32_t generation() const { return routes_.generation() + neighbors_.generation(); }
+    std::uint8_t ttl_for(std::uint8_t ttl, const Interface& interface, const Address& destination) const;
     bool is_directed_broadcast(const Interface& interface, const Address& address) const;
     Interface* interface_for_unrouted(const Address& source) const;
     bool write_headers(const Path& path, const Address& source, const Address& destination, std::uint8_t protocol,
@@ -176,6 +178,7 @@ private:
     RouteTable& routes_;
     NeighborTable& neighbors_;
     Counters& counters_;
+    std::uint8_t default_ttl_ = 64;
     std::vector<Interface*> interfaces_;
     LocalAddresses local_addresses_;
     PathMtuCache path_mtus_;

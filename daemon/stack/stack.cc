@@ -46,6 +46,7 @@ public:
           udp_(config, output_, ports, counters, rng, peers),
           raw_(output_, counters, rng) {
         neighbors_.set_observer(this);
+        output_.set_default_ttl(config.default_ttl);
         set_link_protocols(&own_link_);
         udp_.set_groups(&own_link_.groups());
         raw_.set_groups(&own_link_.groups());

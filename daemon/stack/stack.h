@@ -124,6 +124,7 @@ struct StackConfig {
     std::uint32_t max_ip_reassemblies = 512;          // packets of which some fragments have come
     std::uint32_t ip_reassembly_chunks = 1024;        // 4 KiB each, for fragments of all of them
     std::uint32_t default_receive_buffer = 256 * 1024;  // bytes
+    std::uint8_t default_ttl = 64;                    // of packets whose socket says none; hop limit where no router says one
     std::uint32_t max_receive_buffer = 4 * 1024 * 1024;
     Duration min_rto = std::chrono::milliseconds(200);
     Duration delayed_ack = std::chrono::milliseconds(40);

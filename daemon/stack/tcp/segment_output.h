@@ -33,7 +33,7 @@ public:
                     std::uint16_t segment_size, std::uint8_t tos, std::uint8_t ttl, Instant now);
     /// For segments of no connection: the path is looked up and forgotten.
     bool send_once(const Endpoint& local, const Endpoint& remote, const wire::TcpHeader& header,
-                   const wire::TcpOptions& options, Instant now, std::uint8_t tos = 0, std::uint8_t ttl = IpOutput::kDefaultTtl);
+                   const wire::TcpOptions& options, Instant now, std::uint8_t tos = 0, std::uint8_t ttl = 0);
     /// The answer to a segment that belongs to nothing. [RFC9293 3.10.7.1]
     void send_reset(const Segment& segment, Instant now);
 

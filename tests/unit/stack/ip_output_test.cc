@@ -86,6 +86,29 @@ TEST_F(IpOutputTest, Ipv6HeadersAreWhatTheViewsProve) {
     EXPECT_EQ(header.payload_length(), 100u);
 }
 
+/// [RFC1122 3.2.1.7 default] [RFC4861 6.3.4]
+TEST_F(IpOutputTest, TheDefaultTtlCanBeChosen) {
+    know(peer4, kPeerMac);
+    know(peer6, kPeerMac);
+    const auto hops = [&](const Address& from, const Address& to, std::uint8_t wanted) {
+        Path path = path_to(to);
+        EXPECT_TRUE(send(path, from, to, pattern(8), 0, wanted));
+        const auto frames = take_frames(tx);
+        const auto at_ip = std::span(frames.at(0)).subspan(14);
+        return to.is_v4() ? wire::Ipv4View::parse(at_ip).value().hop_limit() : wire::Ipv6View::parse(at_ip).value().hop_limit();
+    };
+    output.set_default_ttl(200);
+    EXPECT_EQ(hops(our4, peer4, 0), 200);
+    EXPECT_EQ(hops(our6, peer6, 0), 200);
+    EXPECT_EQ(hops(our4, peer4, 3), 3) << "a socket's word counts more";
+    EXPECT_EQ(hops(our6, peer6, 3), 3);
+    EXPECT_EQ(hops(our4, ip("224.0.0.1"), 0), 1) << "and groups have their own";
+    EXPECT_EQ(hops(our6, ip("ff02::1"), 0), 1);
+    eth0.hop_limit6 = 33;  // a router has said so
+    EXPECT_EQ(hops(our6, peer6, 0), 33);
+    EXPECT_EQ(hops(our4, peer4, 0), 200);
+}
+
 TEST_F(IpOutputTest, APacketMaySpanFrames) {
     eth0.mtu = 9000;
     know(peer4, kPeerMac);

@@ -109,7 +109,7 @@ TEST_F(RouterTest, ParametersAreTakenWhereTheyAreSaid) {  // [RFC4861 6.3.4]
     EXPECT_LE(host.eth0->link->reachable_time, 15s);
     EXPECT_EQ(host.eth0->link->retransmit_time, 500ms);
     say({});
-    EXPECT_EQ(host.eth0->hop_limit6, 33) << "zero says nothing";
+    EXPECT_EQ(host.eth0->hop_limit6, 33) << "zero says nothing: what was said before still holds";
     say({.mtu = 1279, .retransmit = 1ms});
     say({.mtu = 9000});
     EXPECT_EQ(host.eth0->mtu_of(Family::kIpv6), 1400u) << "below the least, above the link's";
