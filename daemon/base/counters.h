@@ -51,6 +51,11 @@ namespace culvert {
     X(tcp_fast_open_active, "TCP connections whose data was taken with our SYN") \
     X(tcp_fast_open_failed, "TCP connections whose Fast Open SYN was lost or its data not taken") \
     X(tcp_deferred, "TCP connections held back until data comes (TCP_DEFER_ACCEPT)") \
+    X(tcp_segments_merged, "TCP segments received that were taken together with the one before") \
+    X(tcp_mtu_black_holes, "TCP connections that lost large packets until they sent smaller ones") \
+    X(tcp_mtu_probes, "TCP probes for a larger path MTU sent") \
+    X(tcp_mtu_probes_lost, "TCP probes for a larger path MTU that were lost") \
+    X(tcp_no_mtu_search, "TCP connections without a place to search for the path MTU") \
     X(tcp_urgent_in, "TCP segments received that point at urgent data")     \
     X(tcp_urgent_refused, "TCP urgent data sent as ordinary data for want of a place") \
     X(tcp_time_wait, "TCP connections in TIME-WAIT now")                \

@@ -17,6 +17,7 @@
 #include "daemon/stack/raw.h"
 #include "daemon/stack/reassembly.h"
 #include "daemon/stack/source_address.h"
+#include "daemon/stack/tcp/segment_run.h"
 #include "daemon/stack/tcp/tcp.h"
 #include "daemon/stack/udp.h"
 #include "daemon/stack/usage.h"
@@ -45,8 +46,8 @@ public:
           tcp_(config, output_, ports, counters, rng, peers),
           udp_(config, output_, ports, counters, rng, peers),
           raw_(output_, counters, rng) {
-        neighbors_.set_observer(this);
         output_.set_default_ttl(config.default_ttl);
+        neighbors_.set_observer(this);
         set_link_protocols(&own_link_);
         udp_.set_groups(&own_link_.groups());
         raw_.set_groups(&own_link_.groups());
@@ -99,7 +100,7 @@ public:
     /// point to is.
     void input(Interface& interface, std::span<const RxPacket> burst, Instant now) {
         constexpr std::size_t kGroup = 16;
-        static_assert(kGroup <= Forwarder::kAhead && kGroup <= tcp::Tcp::kAhead);
+        static_assert(kGroup <= Forwarder::kAhead && kGroup <= tcp::Tcp::kAhead && kGroup <= kMaxFragments);
         expect_headers(burst.first(std::min(kGroup, burst.size())));
         while (!burst.empty()) {
             const auto group = burst.first(std::min(kGroup, burst.size()));
@@ -110,8 +111,24 @@ public:
                     forwarder_.expect(group);
                 tcp_.expect(group);
             }
-            for (const RxPacket& packet : group) input(interface, packet, false, now);
+            // Whoever looks at each packet as it came wants none that were merged.
+            const bool merges = !forwarder_.enabled() && !raw_.wants(static_cast<std::uint8_t>(wire::IpProtocol::kTcp));
+            for (std::size_t i = 0; i < group.size();) {
+                if (merges && i + 1 < group.size() && tcp::SegmentRun::likely(group[i], group[i + 1]))
+                    i += input_run(interface, group.subspan(i), now);
+                else
+                    input(interface, group[i++], false, now);
+            }
         }
+    }
+    /// frames[0], and with it what continues it. Returns how many frames that were.
+    std::size_t input_run(Interface& interface, std::span<const RxPacket> frames, Instant now) {
+        RxPacket whole = frames[0];
+        auto ip = ip_input_.accept(interface, whole, false);
+        if (ip && ip->protocol == static_cast<std::uint8_t>(wire::IpProtocol::kTcp) && ip->cast == Cast::kUnicast)
+            return tcp_.input_run(*ip, whole, frames, now);
+        input(interface, frames[0], false, now);
+        return 1;
     }
     /// Ethernet to TCP is a line and a bit.
     static void expect_headers(std::span<const RxPacket> packets) {

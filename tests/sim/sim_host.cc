@@ -77,6 +77,23 @@ void SimHost::receive(std::uint32_t index, const Bytes& frame, bool lends, Insta
     stack.input(*card(index).interface, packet, now);
 }
 
+void SimHost::receive(std::uint32_t index, std::span<const Bytes> burst, Instant now) {
+    counters.rx_frames += burst.size();
+    // As a device with chunks has it: what is longer than one lies in several.
+    std::vector<std::vector<std::span<const std::byte>>> rest(burst.size());
+    std::vector<RxPacket> packets;
+    for (std::size_t i = 0; i < burst.size(); ++i) {
+        const std::span<const std::byte> frame = burst[i];
+        for (std::size_t at = FramePool::kChunkSize; at < frame.size(); at += FramePool::kChunkSize)
+            rest[i].push_back(frame.subspan(at, std::min<std::size_t>(FramePool::kChunkSize, frame.size() - at)));
+        packets.push_back({.head = frame.first(std::min<std::size_t>(FramePool::kChunkSize, frame.size())),
+                           .rest = rest[i],
+                           .length = static_cast<std::uint32_t>(frame.size()),
+                           .checksum = ChecksumState::kUnverified});
+    }
+    stack.input(*card(index).interface, packets, now);
+}
+
 std::vector<Bytes> SimHost::take_frames(std::uint32_t index) {
     TxQueue& tx = card(index).tx;
     std::vector<Bytes> frames;

@@ -55,6 +55,8 @@ public:
 
     /// `lends`: the device's memory may be taken over (forwarding in place).
     void receive(std::uint32_t index, const Bytes& frame, bool lends, Instant now);
+    /// All at once, as a device hands them over.
+    void receive(std::uint32_t index, std::span<const Bytes> burst, Instant now);
     /// What has been sent through one interface.
     std::vector<Bytes> take_frames(std::uint32_t index);
 

@@ -58,9 +58,14 @@ Instant World::next() const {
 
 void World::step() {
     now_ = std::max(now_ + Duration(1), next());
-    for (Wire& wire : wires_)
-        for (Bytes frame = wire.link.arrive(now_); !frame.empty(); frame = wire.link.arrive(now_))
-            wire.to->receive(wire.to_index, frame, wire.to == router_.get(), now_);
+    for (Wire& wire : wires_) {
+        std::vector<Bytes> burst;
+        for (Bytes frame = wire.link.arrive(now_); !frame.empty(); frame = wire.link.arrive(now_)) burst.push_back(std::move(frame));
+        if (wire.to == router_.get())
+            for (const Bytes& frame : burst) wire.to->receive(wire.to_index, frame, true, now_);
+        else if (!burst.empty())
+            wire.to->receive(wire.to_index, burst, now_);
+    }
     while (!agenda_.empty() && agenda_.top().at <= now_) {
         const Item item = agenda_.top();
         agenda_.pop();

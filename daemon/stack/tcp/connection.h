@@ -114,6 +114,11 @@ public:
     }
     bool ended() const { return state_ == State::kClosed; }
     /// The stack goes down: ends without a segment or a word to the owner.
+    /// The next text in order, with nothing held that lies behind it: what follows it in the same burst may come with it, and
+    /// nobody could tell (segment_run.h).
+    bool merges(const Segment& segment) const {
+        return can_receive() && !orphan_ && segment.sequence == to_wire(rcv_nxt_) && reassembler_.empty();
+    }
     void discard();
     /// The list of marked connections.
     bool marked() const { return marked_; }

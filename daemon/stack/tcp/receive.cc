@@ -48,7 +48,10 @@ void Connection::receive_in_order(const Segment& segment, std::uint32_t skip, st
     }
     const bool nothing_waits = reassembler_.empty();
     // A first segment that is not full: the peer talks, it does not stream. The answer will carry the ACK.
-    if (delayed_ack_.quick() && length < mss_ && !options_->quick_ack) delayed_ack_.leave_quick_mode();
+    if (delayed_ack_.quick() && !options_->quick_ack) {
+        const std::uint32_t merged_of = segment.ip.packet.segment_size;
+        if (std::min(length, merged_of != 0 ? merged_of : length) < mss_) delayed_ack_.leave_quick_mode();
+    }
     // With a small buffer and large segments a quarter of the buffer counts as a segment's worth two times over: the
     // sender must not run into the window before the first ACK.
     const std::uint32_t worth_an_ack = std::min(mss_, receive_buffer_ / 8);

@@ -5,6 +5,7 @@
 #include "daemon/base/prefetch.h"
 #include "daemon/stack/tcp/half_open.h"
 #include "daemon/stack/tcp/listener.h"
+#include "daemon/stack/tcp/segment_run.h"
 #include "daemon/stack/tcp/shared.h"
 #include "daemon/wire/ethernet.h"
 #include "daemon/wire/ipv4.h"
@@ -25,6 +26,7 @@ public:
     ~TcpImpl();
 
     void input(const IpPacket& packet, Instant now);
+    std::size_t input_run(IpPacket& first, RxPacket& whole, std::span<const RxPacket> frames, Instant now);
     void expect(std::span<const RxPacket> frames);
     bool icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
                     std::uint32_t next_hop_mtu, Instant now, const IpPacket* message);
@@ -58,6 +60,7 @@ private:
         return static_cast<std::uint32_t>(shared_.hash(local, remote));
     }
     FlowRef find(std::uint32_t hash, const Endpoint& local, const Endpoint& remote);
+    void dispatch(FlowRef flow, const Segment& segment, std::uint32_t hash, Instant now);
     Connection& connection(std::uint32_t index) {
         return *reinterpret_cast<Connection*>(shared_.connections.at(index));
     }
@@ -157,7 +160,10 @@ void TcpImpl::input(const IpPacket& packet, Instant now) {
         return;
     }
     const std::uint32_t hash = flow_hash(segment->local, segment->remote);
-    const FlowRef flow = find(hash, segment->local, segment->remote);
+    dispatch(find(hash, segment->local, segment->remote), *segment, hash, now);
+}
+
+inline void TcpImpl::dispatch(FlowRef flow, const Segment& segment, std::uint32_t hash, Instant now) {
     switch (flow.kind) {
         case FlowRef::Kind::kConnection: connection(flow.index).input(*segment, now); return;
         case FlowRef::Kind::kHalfOpen:
@@ -173,9 +179,34 @@ void TcpImpl::input(const IpPacket& packet, Instant now) {
             }
             return;
         }
-        case FlowRef::Kind::kNone: input_unmatched(*segment, hash, std::nullopt, now); return;
+        case FlowRef::Kind::kNone: input_unmatched(segment, hash, std::nullopt, now); return;
     }
 }
+
+/// Only what a connection gets in order is merged: what begins one, ends one, draws duplicate ACKs or belongs to another
+/// engine is looked at by itself.
+std::size_t TcpImpl::input_run(IpPacket& first, RxPacket& whole, std::span<const RxPacket> frames, Instant now) {
+    shared_.now = now;
+    ++shared_.counters.tcp_segments_in;
+    auto segment = Segment::parse(first);
+    if (!segment) {
+        shared_.counters.drop(segment.error());
+        return 1;
+    }
+}
+    const std::uint32_t hash = flow_hash(segment->local, segment->remote);
+    const FlowRef flow = find(hash, segment->local, segment->remote);
+    SegmentRun run;
+    std::size_t count = 1;
+    if (flow.kind == FlowRef::Kind::kConnection && connection(flow.index).merges(*segment)) {
+        const std::uint32_t alone = first.transport_length;
+        count = run.gather(first, whole, frames);
+        segment->payload_length += first.transport_length - alone;
+        shared_.counters.tcp_segments_in += count - 1;
+        shared_.counters.tcp_segments_merged += count - 1;
+    }
+    dispatch(flow, *segment, hash, now);
+    return count;
 
 /// Several engines: is the segment another's? What begins a connection is for the one that has the flow (half-open, in
 /// TIME-WAIT), then for whoever listens; so is an ACK, which may bring a cookie back.
@@ -316,6 +347,9 @@ Tcp::Tcp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters
 Tcp::~Tcp() = default;
 void Tcp::input(const IpPacket& packet, Instant now) { impl_->input(packet, now); }
 void Tcp::expect(std::span<const RxPacket> frames) { impl_->expect(frames); }
+std::size_t Tcp::input_run(IpPacket& first, RxPacket& whole, std::span<const RxPacket> frames, Instant now) {
+    return impl_->input_run(first, whole, frames, now);
+}
 bool Tcp::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
                      std::uint32_t next_hop_mtu, Instant now, const IpPacket* message) {
     return impl_->icmp_error(local, remote, sequence, error, next_hop_mtu, now, message);

@@ -42,6 +42,10 @@ public:
     /// A segment for one of our addresses (the checksum has not been verified yet).
     void input(const IpPacket& packet, Instant now);
     /// Frames whose segments may come next, at most kAhead: while there are many flows, their places in the flow table and
+    /// The same for frames[0] of a burst and those that continue it, if they belong to a connection (segment_run.h). `whole`
+    /// is a copy of frames[0], `first` it after IP input; both are changed. At most kAhead frames. Returns how many it took:
+    /// at least 1, and the others are untouched.
+    std::size_t input_run(IpPacket& first, RxPacket& whole, std::span<const RxPacket> frames, Instant now);
     /// their connections are brought to the caches. What is no plain TCP is passed over.
     static constexpr std::size_t kAhead = 16;
     void expect(std::span<const RxPacket> frames);
