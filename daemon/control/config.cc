@@ -297,6 +297,7 @@ void read_tcp(TableReader& reader, const toml::table& table, TcpConfig& tcp) {
     constexpr std::int64_t kHighest = 64 << 20;
     reader.read("congestion", tcp.congestion, {"cubic", "newreno", "reno", "bbr", "dctcp"});
     reader.read("ecn", tcp.ecn, {"off", "passive", "on"});
+    reader.read("mtu_probing", tcp.mtu_probing, {"off", "blackhole", "on"});
     reader.read("receive_buffer", tcp.receive_buffer_bytes, kLowest, kHighest);
     reader.read("receive_buffer_max", tcp.receive_buffer_max_bytes, kLowest, kHighest);
     reader.read("send_buffer", tcp.send_buffer_bytes, kLowest, kHighest);
@@ -383,8 +384,8 @@ Config read_config(const toml::table& file) {
         reader.read("max_tenants", config.limits.max_tenants, 1, 1024);
         reader.read("max_time_wait", config.limits.max_time_wait, 0, 1 << 20);
     });
-    read_table(top, "tcp", [&](TableReader& reader, const toml::table& table) { read_tcp(reader, table, config.tcp); });
     read_table(top, "ip", [&](TableReader& reader, const toml::table&) { reader.read("default_ttl", config.ip.default_ttl, 1, 255); });
+    read_table(top, "tcp", [&](TableReader& reader, const toml::table& table) { read_tcp(reader, table, config.tcp); });
     read_table(top, "engine", [&](TableReader& reader, const toml::table&) {
         reader.read("spin_us", config.engine.spin, 0, 10000);
         reader.read("application_spin_us", config.engine.application_spin, 0, 10000);

@@ -71,6 +71,7 @@ struct IpConfig {
 struct TcpConfig {
     std::string congestion = "cubic";  // a name that tcp::parse_algorithm knows
     std::string ecn = "passive";  // stack::tcp::EcnMode
+    std::string mtu_probing = "blackhole";  // stack::tcp::MtuProbing
     std::uint32_t receive_buffer_bytes = 256 * 1024;
     std::uint32_t receive_buffer_max_bytes = 6 * 1024 * 1024;
     std::uint32_t send_buffer_bytes = 256 * 1024;
@@ -120,8 +121,8 @@ struct Config {
     std::string log_level = "info";
     std::vector<InterfaceConfig> interfaces;
     LimitsConfig limits;
-    TcpConfig tcp;
     IpConfig ip;
+    TcpConfig tcp;
     EngineConfig engine;
     FilterConfig filter;
     ForwardingConfig forwarding;

@@ -65,6 +65,9 @@ engine::EngineConfig engine_config(const Config& config) {
     stack.ecn = config.tcp.ecn == "on"    ? stack::tcp::EcnMode::kOn
                 : config.tcp.ecn == "off" ? stack::tcp::EcnMode::kOff
                                           : stack::tcp::EcnMode::kPassive;
+    stack.mtu_probing = config.tcp.mtu_probing == "on"    ? stack::tcp::MtuProbing::kOn
+                        : config.tcp.mtu_probing == "off" ? stack::tcp::MtuProbing::kOff
+                                                          : stack::tcp::MtuProbing::kBlackHole;
     fill_random(stack.secret, sizeof stack.secret);
     read_stable_secret(stack.stable_secret);
     return engine;

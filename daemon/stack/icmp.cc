@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <iterator>
 
+#include "daemon/stack/path_mtu_cache.h"
 #include "daemon/wire/checksum.h"
 
 namespace culvert::stack {
@@ -40,13 +41,9 @@ constexpr IcmpMeaning kUnreachableV6[] = {
     {EACCES, true},         // 6 route rejected
 };
 
-/// Lowest link MTUs: what a smaller number in a "too big" would do to us is a sender of tiny packets [RFC8201 4].
-constexpr std::uint32_t kMinMtuV6 = 1280;
-constexpr std::uint32_t kMinMtuV4 = 552;  // Linux's min_pmtu: below that it is fragmentation, not path discovery
-
 std::uint32_t plausible_mtu(const wire::IcmpView& message) {
     // A router from before RFC 1191 gives no number: fall to the least that is believed.
-    return std::max(message.mtu(), message.family() == Family::kIpv4 ? kMinMtuV4 : kMinMtuV6);
+    return std::max(message.mtu(), PathMtuCache::least(message.family()));
 }
 
 std::expected<IcmpError, Drop> about(const wire::EmbeddedPacket& ours, IcmpMeaning meaning) {

@@ -21,6 +21,9 @@ public:
     static constexpr Duration kLifetime = std::chrono::minutes(10);
     static constexpr std::size_t kSets = 1024;  // a power of two
     static constexpr std::size_t kWays = 4;
+    /// Bytes of a packet: whoever says less is not believed, but taken to mean this. [RFC8201 4] IPv6 has no smaller link;
+    /// for IPv4 Linux' min_pmtu, below which nothing of today is and forgers would like us to be.
+    static constexpr std::uint32_t least(Family family) { return family == Family::kIpv4 ? 552 : 1280; }
 
     /// Bytes of an IP packet; UINT32_MAX when nothing is known. One load when nothing ever was.
     std::uint32_t find(const Address& destination, Instant now) const {
@@ -33,6 +36,7 @@ public:
     }
     /// True if that is news: smaller than what was known. A larger value waits until the old one has aged.
     bool learn(const Address& destination, std::uint32_t mtu, Instant now) {
+        mtu = std::max(mtu, least(destination.family()));
         if (entries_.empty()) entries_.resize(kSets * kWays);  // once, by the first router that complains
         Entry* const set = &entries_[set_of(destination)];
         Entry* place = set;

@@ -49,6 +49,9 @@ constexpr Congestion chosen_congestion(Congestion wanted, Congestion fallback) {
 /// Explicit Congestion Notification, as tcp_ecn of Linux: never; only if the peer asks for it; asking for it, too.
 enum class EcnMode : std::uint8_t { kOff, kPassive, kOn };
 
+/// Packetization layer path MTU discovery (RFC 4821), as tcp_mtu_probing of Linux: never; once large packets vanish; always.
+enum class MtuProbing : std::uint8_t { kOff, kBlackHole, kOn };
+
 /// Per-socket options. Zero means the stack's default.
 struct Options {
     bool no_delay = false;
@@ -121,10 +124,10 @@ struct StackConfig {
     std::uint32_t max_udp_sockets = 4096;
     std::uint32_t max_bbr = 65536;                    // connections with BBR; further ones get CUBIC
     std::uint32_t reassembly_chunks = 4096;           // 2 KiB each, for out-of-order data of all connections
+    std::uint8_t default_ttl = 64;                    // of packets whose socket says none; hop limit where no router says one
     std::uint32_t max_ip_reassemblies = 512;          // packets of which some fragments have come
     std::uint32_t ip_reassembly_chunks = 1024;        // 4 KiB each, for fragments of all of them
     std::uint32_t default_receive_buffer = 256 * 1024;  // bytes
-    std::uint8_t default_ttl = 64;                    // of packets whose socket says none; hop limit where no router says one
     std::uint32_t max_receive_buffer = 4 * 1024 * 1024;
     Duration min_rto = std::chrono::milliseconds(200);
     Duration delayed_ack = std::chrono::milliseconds(40);
@@ -134,6 +137,8 @@ struct StackConfig {
     tcp::Congestion congestion = tcp::Congestion::kCubic;
     tcp::SynCookiePolicy syn_cookies = tcp::SynCookiePolicy::kAuto;
     tcp::EcnMode ecn = tcp::EcnMode::kPassive;
+    tcp::MtuProbing mtu_probing = tcp::MtuProbing::kBlackHole;
+    std::uint32_t max_mtu_searches = 4096;  // connections that look for their path's MTU at the same time
     bool fast_open_client = true;   // RFC 7413, where a socket asks for it; as net.ipv4.tcp_fastopen of Linux
     bool fast_open_server = false;
     std::uint64_t secret[2] = {0, 0};  // key of hashes and ISNs, from getrandom(2)

@@ -1,9 +1,10 @@
 """The kernel's TCP as the peer: streams both ways at once, every byte checked, at every MTU, over both families, with each
-congestion control, on a good link and on one that loses packets in both directions."""
+congestion control, on a good link, on one that loses packets in both directions, and behind one that swallows long packets."""
 import os
+import unittest
 
 from story import Story, run
-from netns import BUILD, PYTHON, command
+from netns import BUILD, ON_KERNEL, PYTHON, command
 
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "exchange.py")
 LOSS = os.path.join(BUILD, "tests/e2e/loss.bpf.o")
@@ -12,8 +13,8 @@ CONTROLS = ["cubic", "reno", "bbr", "dctcp"]
 MEGABYTES = int(os.environ.get("CULVERT_PEER_MEGABYTES", "8"))
 
 
-class Peer:
-    """What is tried at each MTU; the classes below give the number."""
+class Exchange:
+    """A server for each congestion control, and streams both ways to each of them."""
 
     @classmethod
     def prepare(cls):
@@ -30,6 +31,19 @@ class Peer:
                     text = self.lab.call(PYTHON, PROGRAM, "ask", address, port, megabytes, timeout=180)
                     self.assertEqual(text.strip(), "same")
 
+    def lose(self, section, directions=("ingress", "egress")):
+        """At the client's end of the link; "ingress": what the server has sent."""
+        def tc(*words):
+            command("tc", *words)
+        tc("qdisc", "add", "dev", "veth0", "clsact")
+        self.addCleanup(tc, "qdisc", "del", "dev", "veth0", "clsact")
+        for direction in directions:
+            tc("filter", "add", "dev", "veth0", direction, "bpf", "direct-action", "object-file", LOSS, "section", section)
+
+
+class Peer(Exchange):
+    """What is tried at each MTU; the classes below give the number."""
+
     def test_on_a_good_link(self):
         self.exchange(MEGABYTES)
 
@@ -43,14 +57,18 @@ class Peer:
         with self.carried(1, "tcp_retransmits"):
             self.exchange(max(MEGABYTES // 8, 1))
 
-    def lose(self, section):
-        """In both directions, at the client's end of the link."""
-        def tc(*words):
-            command("tc", *words)
-        tc("qdisc", "add", "dev", "veth0", "clsact")
-        self.addCleanup(tc, "qdisc", "del", "dev", "veth0", "clsact")
-        for direction in ("ingress", "egress"):
-            tc("filter", "add", "dev", "veth0", direction, "bpf", "direct-action", "object-file", LOSS, "section", section)
+
+
+@unittest.skipIf(ON_KERNEL, "the kernel does not look for black holes unless it is told to")
+class BlackHole(Exchange, Story):
+    """A router on the server's way out passes nothing above 1300 bytes, without a word."""
+
+    def test_long_packets_vanish(self):
+        self.exchange(1)
+        self.assertEqual(self.culvert.counters()["tcp_mtu_black_holes"], 0)
+        self.lose("hole1300", ("ingress",))
+        with self.carried(2 * len(CONTROLS), "tcp_mtu_black_holes"):
+            self.exchange(1)
 
 
 class Peer1280(Peer, Story):

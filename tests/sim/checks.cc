@@ -106,6 +106,8 @@ void World::count() {
         totals_.cookies += c.tcp_syn_cookies_accepted;
         totals_.forwarded += c.ip_forwarded;
         totals_.reassembled += c.ip_reassembled;
+        totals_.merged += c.tcp_segments_merged;
+        totals_.black_holes += c.tcp_mtu_black_holes;
     }
     for (const Wire& wire : wires_) totals_.marked += wire.link.marked;
     if (client_datagrams_) totals_.datagrams += client_datagrams_->received + server_datagrams_->received;
@@ -136,7 +138,7 @@ std::string Totals::describe() const {
            n(segments, "segments") + n(retransmits, "retransmitted") + n(timeouts, "timeouts") + n(recoveries, "recoveries") +
            n(out_of_order, "out of order") + n(probes, "window probes") + n(no_frame, "without a frame") +
            n(cookies, "cookies") + n(marked, "marked") + n(told_too_big, "told too big") + n(forwarded, "forwarded") +
-           n(datagrams, "datagrams") + n(reassembled, "put together");
+           n(datagrams, "datagrams") + n(reassembled, "put together") + n(merged, "merged") + n(black_holes, "black holes");
 }
 
 std::string Plan::describe() const {

@@ -44,7 +44,7 @@ struct Plan {
 struct Totals {
     std::uint64_t worlds = 0, connections = 0, bytes = 0, segments = 0, retransmits = 0, timeouts = 0, recoveries = 0,
                   out_of_order = 0, probes = 0, no_frame = 0, cookies = 0, marked = 0, forwarded = 0, reassembled = 0,
-                  datagrams = 0, told_too_big = 0, in_order = 0, with_error = 0, both_active = 0;
+                  datagrams = 0, told_too_big = 0, merged = 0, black_holes = 0, in_order = 0, with_error = 0, both_active = 0;
     Totals& operator+=(const Totals& other);
     std::string describe() const;
 };

@@ -273,6 +273,13 @@ public:
         outbox_.clear();
         return *this;
     }
+    /// Everything sent so far.
+    std::vector<Sent> take_all() {
+        flush();
+        std::vector<Sent> all(std::make_move_iterator(outbox_.begin()), std::make_move_iterator(outbox_.end()));
+        outbox_.clear();
+        return all;
+    }
     std::size_t segments_waiting() {
         flush();
         return outbox_.size();

@@ -93,7 +93,10 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
         verdict = sending_->recovery.on_ack(facts, *congestion_, shared_.sacks);
         if (verdict.entered_recovery) {
             ++shared_.counters.tcp_fast_retransmits;
-            note_reduction();
+            if (searches_mtu() && mtu_probe_lost(facts.ack, now)) [[unlikely]]
+                forgive_mtu_probe();
+            else
+                note_reduction();
         }
         if (verdict.undone) ++shared_.counters.tcp_spurious_recoveries;
         if (verdict.repaired) {
@@ -132,6 +135,8 @@ void Connection::advance_una(Position before, Instant now) {
     probing_ = false;
     if (urgent_) [[unlikely]]
         end_urgent();
+    if (searches_mtu()) [[unlikely]]
+        hear_of_mtu_probe(now);
     if (snd_una_ == snd_nxt_) {
         retransmit_at_ = kNever;
         sending_->recovery.on_flight_empty(now);

@@ -256,6 +256,7 @@ void Connection::discard() {
     shared_.wheel.cancel(*this);
     retransmit_at_ = idle_at_ = kNever;
     if (urgent_) end_urgent();
+    if (searches_mtu()) end_mtu_search();
     reassembler_.clear(shared_.reassembly);
     congestion_.release(shared_.bbr_models);
     if (sending_ != nullptr) {

@@ -4,6 +4,7 @@
 //   acknowledge.cc   its ACK                 (the sender's side: window, round trip, loss, release of chunks)
 //   receive.cc   its text and FIN            (the receiver's side: delivery, reassembly, window, ACK owed)
 //   ecn.cc       congestion marks        (CE, ECE, CWR)
+//   mtu_probing.cc   the path's packet size when routers are silent
 //   urgent.cc    urgent data             (SND.UP, and telling the owner of the peer's)
 //   output.cc    flush: what may be sent     (Nagle, windows, retransmission, FIN, ACK)
 //   timers.cc    deadlines                   (retransmission, zero-window probe, delayed ACK, keepalive, FIN-WAIT-2)
@@ -32,6 +33,7 @@
 #include "daemon/stack/tcp/congestion/controller.h"
 #include "daemon/stack/tcp/delayed_ack.h"
 #include "daemon/stack/tcp/loss_recovery.h"
+#include "daemon/stack/tcp/mtu_search.h"
 #include "daemon/stack/tcp/reassembler.h"
 #include "daemon/stack/tcp/rtt_estimator.h"
 #include "daemon/stack/tcp/segment.h"
@@ -112,13 +114,13 @@ public:
     bool matches(const Endpoint& local, const Endpoint& remote) const {
         return remote_ == remote && local_ == local;
     }
-    bool ended() const { return state_ == State::kClosed; }
-    /// The stack goes down: ends without a segment or a word to the owner.
     /// The next text in order, with nothing held that lies behind it: what follows it in the same burst may come with it, and
     /// nobody could tell (segment_run.h).
     bool merges(const Segment& segment) const {
         return can_receive() && !orphan_ && segment.sequence == to_wire(rcv_nxt_) && reassembler_.empty();
     }
+    bool ended() const { return state_ == State::kClosed; }
+    /// The stack goes down: ends without a segment or a word to the owner.
     void discard();
     /// The list of marked connections.
     bool marked() const { return marked_; }
@@ -196,6 +198,7 @@ private:
         std::uint32_t length = 0;
         bool fin = false;      // FIN goes with it, or alone
         bool blocked = false;  // something waits, but for the peer's window, Nagle or the cork
+        bool probe = false;    // one segment, longer than the MSS
         explicit operator bool() const { return length > 0 || fin; }
     };
     Sendable next_new_data(std::uint32_t room) const;
@@ -219,6 +222,21 @@ private:
     std::uint32_t advertised_mss() const;
     std::uint32_t payload_room(const wire::TcpOptions& options) const;
     std::uint32_t now_stamp(Instant now) const;  // TSval
+
+    // mtu_probing.cc
+    bool searches_mtu() const { return mtu_search_ != MtuSearchPool::kNone; }
+    MtuSearch& mtu_search() const;
+    std::uint32_t usable_mtu() const;
+    std::uint32_t widest_packet() const;
+    bool search_mtu(std::uint32_t low);
+    void suspect_black_hole();
+    void suspect_path();
+    Sendable probing_mtu(const Sendable& next, std::uint32_t room, Instant now);
+    void note_mtu_probe(Range range, std::uint32_t room);
+    void hear_of_mtu_probe(Instant now);
+    bool mtu_probe_lost(Position una, Instant now);
+    void forgive_mtu_probe();
+    void end_mtu_search();
 
     // timers.cc
     void on_retransmission_timer(Instant now);
@@ -341,7 +359,7 @@ private:
     std::uint8_t retries_ = 0;          // SYNs or window probes sent without an answer
     std::uint8_t keepalive_probes_ = 0; // sent without an answer
     LossRecovery::Learned learned_;     // while there is no Sending
-    std::uint32_t path_mtu_ = UINT32_MAX;  // learned by ICMP
+    std::uint32_t mtu_search_ = MtuSearchPool::kNone;  // our place in Shared::mtu_searches
     std::uint32_t peer_fin_ = 0;        // on the wire, while fin_known_
     struct WireRange {
         std::uint32_t first = 0;

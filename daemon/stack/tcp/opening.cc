@@ -128,6 +128,7 @@ void Connection::establish(const HalfOpen& half_open, const Path& path, Instant 
 void Connection::become_established(Instant now) {
     if (retries_ > 0 && !rtt_.has_sample()) rtt_.on_syn_lost();
     update_mss();
+    if (shared_.config.mtu_probing == MtuProbing::kOn) suspect_path();
     // [RFC5681 3.1] [RFC6928 2] more than one SYN lost: begin with one segment
     congestion_->adopt(retries_ > 1 ? mss_ : CongestionController::initial_window(mss_), UINT32_MAX);
     retries_ = 0;

@@ -131,7 +131,9 @@ void Connection::send_data(Instant now) {
     bool blocked = false;
     for (;;) {
         if (rate != 0 && !departs(rate, room, quantum_ends, now)) break;
-        const Sendable next = next_new_data(room);
+        Sendable next = next_new_data(room);
+        if (searches_mtu()) [[unlikely]]
+            next = probing_mtu(next, room, now);
         if (!next && sending_->recovery.quiet()) {  // nothing to send, nothing to repair
             blocked = next.blocked;
             break;
@@ -152,8 +154,8 @@ void Connection::send_data(Instant now) {
             break;
         }
         const std::uint64_t burst_left = kMaxBurst - (snd_nxt_ - sent_before);
-        // A device that cuts would give every piece the same urgent pointer.
-        const bool wide = rate == 0 && !urgent_;
+        // A device that cuts would give every piece the same urgent pointer, and would cut a probe.
+        const bool wide = rate == 0 && !urgent_ && !next.probe;
         if (!transmit_new(wide ? widened(next, std::min(permit.bytes, burst_left), room) : next, options, room, now)) break;
     }
     if (snd_nxt_ != sent_before) arm_loss_probe(now);
@@ -180,11 +182,13 @@ bool Connection::transmit_new(const Sendable& next, const wire::TcpOptions& opti
     if (next.fin) flags |= wire::kFin;
     if (next.length > 0) {
         SendQueue::Reader reader = sending_->queue.read(first, true);
-        if (!send_segment(first, next.length, flags, options, &reader, now, room)) return false;
+        if (!send_segment(first, next.length, flags, options, &reader, now, next.probe ? next.length : room)) return false;
     } else if (!send_segment(first, 0, flags, options, nullptr, now)) {
         return false;
     }
     const std::uint32_t taken = next.length + (next.fin ? 1 : 0);
+    if (next.probe) [[unlikely]]
+        note_mtu_probe({first, first + taken}, room);
     if (first == snd_una_) progress_at_ = now;
     log_sent({first, first + taken}, false, now);
     snd_nxt_ += taken;
@@ -395,7 +399,7 @@ std::uint32_t Connection::advertised_mss() const {
 }
 
 void Connection::update_mss() {
-    std::uint32_t mss = mss_for_mtu(std::min(path_.mtu, path_mtu_), remote_.address);
+    std::uint32_t mss = mss_for_mtu(usable_mtu(), remote_.address);
     mss = std::min(mss, std::max<std::uint32_t>(peer_mss_, kMinMss));
     if (options_->max_segment != 0) mss = std::min<std::uint32_t>(mss, std::max<std::uint32_t>(options_->max_segment, kMinMss));
     // [RFC6691 2] an announced MSS does not count options

@@ -25,6 +25,7 @@ Shared::Shared(const StackConfig& stack_config, IpOutput& ip_output, PortOwner& 
       // Every connection with something in flight needs one piece, one with much in flight up to 37. Untouched, they
       // cost address space only.
       flights(std::max(config.max_connections, 1024u)),
+      mtu_searches(config.max_mtu_searches),
       isn(sip_key(config.secret)),
       syn_cookies(sip_key(config.secret)),
       fast_open_cookies(sip_key(config.secret)),

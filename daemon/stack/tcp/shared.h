@@ -14,6 +14,7 @@
 #include "daemon/stack/tcp/fast_open.h"
 #include "daemon/stack/tcp/flow_table.h"
 #include "daemon/stack/tcp/isn.h"
+#include "daemon/stack/tcp/mtu_search.h"
 #include "daemon/stack/tcp/options_table.h"
 #include "daemon/stack/tcp/port_table.h"
 #include "daemon/stack/tcp/reassembler.h"
@@ -52,6 +53,7 @@ struct Shared {
     BbrPool bbr_models;
     FlightPool flights;
     UrgentTable urgent;
+    MtuSearchPool mtu_searches;
     IsnGenerator isn;
     SynCookies syn_cookies;
     FastOpenCookies fast_open_cookies;

@@ -48,6 +48,7 @@ public:
                 .bbr_models = shared_.bbr_models.used(),
                 .flight_pieces = shared_.flights.used(),
                 .senders = shared_.senders.used(),
+                .mtu_searches = shared_.mtu_searches.used(),
                 .options = shared_.options.used(),
                 .ports = static_cast<std::uint32_t>(shared_.ports.size())};
     }
@@ -59,8 +60,8 @@ private:
     std::uint32_t flow_hash(const Endpoint& local, const Endpoint& remote) const {
         return static_cast<std::uint32_t>(shared_.hash(local, remote));
     }
-    FlowRef find(std::uint32_t hash, const Endpoint& local, const Endpoint& remote);
     void dispatch(FlowRef flow, const Segment& segment, std::uint32_t hash, Instant now);
+    FlowRef find(std::uint32_t hash, const Endpoint& local, const Endpoint& remote);
     Connection& connection(std::uint32_t index) {
         return *reinterpret_cast<Connection*>(shared_.connections.at(index));
     }
@@ -165,17 +166,17 @@ void TcpImpl::input(const IpPacket& packet, Instant now) {
 
 inline void TcpImpl::dispatch(FlowRef flow, const Segment& segment, std::uint32_t hash, Instant now) {
     switch (flow.kind) {
-        case FlowRef::Kind::kConnection: connection(flow.index).input(*segment, now); return;
+        case FlowRef::Kind::kConnection: connection(flow.index).input(segment, now); return;
         case FlowRef::Kind::kHalfOpen:
-            if (Connection* const opened = syn_queue_.on_segment(flow.index, *segment, now)) opened->input(*segment, now);
+            if (Connection* const opened = syn_queue_.on_segment(flow.index, segment, now)) opened->input(segment, now);
             return;
         case FlowRef::Kind::kTimeWait: {
             std::uint32_t minimum_iss = 0;
-            const std::uint32_t offset = shared_.timestamp_offset(segment->local, segment->remote);
-            if (shared_.time_wait.on_segment(flow.index, *segment, offset, now, minimum_iss) ==
+            const std::uint32_t offset = shared_.timestamp_offset(segment.local, segment.remote);
+            if (shared_.time_wait.on_segment(flow.index, segment, offset, now, minimum_iss) ==
                 TimeWaitTable::Verdict::kReuse) {
                 if (shared_.peers != nullptr) shared_.peers->look_again();
-                input_unmatched(*segment, hash, minimum_iss, now);
+                input_unmatched(segment, hash, minimum_iss, now);
             }
             return;
         }
@@ -193,7 +194,6 @@ std::size_t TcpImpl::input_run(IpPacket& first, RxPacket& whole, std::span<const
         shared_.counters.drop(segment.error());
         return 1;
     }
-}
     const std::uint32_t hash = flow_hash(segment->local, segment->remote);
     const FlowRef flow = find(hash, segment->local, segment->remote);
     SegmentRun run;
@@ -207,6 +207,7 @@ std::size_t TcpImpl::input_run(IpPacket& first, RxPacket& whole, std::span<const
     }
     dispatch(flow, *segment, hash, now);
     return count;
+}
 
 /// Several engines: is the segment another's? What begins a connection is for the one that has the flow (half-open, in
 /// TIME-WAIT), then for whoever listens; so is an ACK, which may bring a cookie back.
@@ -346,10 +347,10 @@ Tcp::Tcp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters
     : impl_(std::make_unique<TcpImpl>(config, output, ports, counters, rng, peers)) {}
 Tcp::~Tcp() = default;
 void Tcp::input(const IpPacket& packet, Instant now) { impl_->input(packet, now); }
-void Tcp::expect(std::span<const RxPacket> frames) { impl_->expect(frames); }
 std::size_t Tcp::input_run(IpPacket& first, RxPacket& whole, std::span<const RxPacket> frames, Instant now) {
     return impl_->input_run(first, whole, frames, now);
 }
+void Tcp::expect(std::span<const RxPacket> frames) { impl_->expect(frames); }
 bool Tcp::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
                      std::uint32_t next_hop_mtu, Instant now, const IpPacket* message) {
     return impl_->icmp_error(local, remote, sequence, error, next_hop_mtu, now, message);

@@ -29,6 +29,7 @@ struct Usage {
     std::uint32_t bbr_models = 0;
     std::uint32_t flight_pieces = 0;
     std::uint32_t senders = 0;  // connections that have something to send, or had a moment ago
+    std::uint32_t mtu_searches = 0;  // connections that do not believe their path
     std::uint32_t options = 0;  // different sets of them
     std::uint32_t ports = 0;  // addresses and ports held
 };
@@ -41,11 +42,11 @@ public:
 
     /// A segment for one of our addresses (the checksum has not been verified yet).
     void input(const IpPacket& packet, Instant now);
-    /// Frames whose segments may come next, at most kAhead: while there are many flows, their places in the flow table and
     /// The same for frames[0] of a burst and those that continue it, if they belong to a connection (segment_run.h). `whole`
     /// is a copy of frames[0], `first` it after IP input; both are changed. At most kAhead frames. Returns how many it took:
     /// at least 1, and the others are untouched.
     std::size_t input_run(IpPacket& first, RxPacket& whole, std::span<const RxPacket> frames, Instant now);
+    /// Frames whose segments may come next, at most kAhead: while there are many flows, their places in the flow table and
     /// their connections are brought to the caches. What is no plain TCP is passed over.
     static constexpr std::size_t kAhead = 16;
     void expect(std::span<const RxPacket> frames);

@@ -82,7 +82,10 @@ void Connection::on_flight_timer(Instant now) {
         case LossRecovery::Fired::kLost:
             if (open) {
                 ++shared_.counters.tcp_fast_retransmits;
-                note_reduction();
+                if (searches_mtu() && mtu_probe_lost(snd_una_, now))
+                    forgive_mtu_probe();
+                else
+                    note_reduction();
             }
             mark();
             break;
@@ -128,6 +131,8 @@ void Connection::on_retransmission_timer(Instant now) {
     ++shared_.counters.tcp_timeouts;
     rtt_.back_off();
     timing_ = false;
+    if (searches_mtu()) mtu_probe_lost(snd_una_, now);
+    suspect_black_hole();
     // [RFC9293 3.8.6 SHLD-16, MAY-7] all that was sent, also what lies beyond a window that has shrunk since
     sending_->recovery.on_timeout(snd_una_, snd_nxt_, now, *congestion_, shared_.sacks, round_trip());
     note_reduction();
@@ -214,17 +219,19 @@ void Connection::on_icmp_error(std::uint32_t sequence, int error, std::uint32_t 
         return;
     }
     if (next_hop_mtu != 0) {
-        // [RFC1191 3] [RFC8201 4] no lower than the least a path of today has (Linux: 552 for IPv4)
-        const std::uint32_t mtu = std::max(next_hop_mtu, local_.address.is_v4() ? 552u : 1280u);
-        if (mtu >= std::min(path_.mtu, path_mtu_)) {
+        const std::uint32_t mtu = std::max(next_hop_mtu, PathMtuCache::least(remote_.address.family()));
+        if (mtu >= path_.mtu) {
             shared_.counters.drop(Drop::kIcmpMtuKnown);
             return;
         }
         ++shared_.counters.icmp_in;
-        path_mtu_ = mtu;
+        path_.mtu = mtu;  // and the host remembers it (PathMtuCache); when that grows old, the path is looked up again
         if (!established_once_) return;
+        const std::uint32_t mss_before = mss_;
+        if (searches_mtu()) mtu_search().told(mtu);
         update_mss();
-        if (in_flight() == 0) return;
+        // Only a probe can have been too large: it is found lost, and the search knows why.
+        if (in_flight() == 0 || mss_ == mss_before) return;
         // What is in flight was too large and is gone. No congestion: the window stays. [RFC1191 6.5]
         const std::uint32_t cwnd = congestion_->cwnd();
         const std::uint32_t ssthresh = congestion_->ssthresh();

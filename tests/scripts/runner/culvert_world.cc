@@ -49,6 +49,10 @@ void obey(const std::string& name, const std::string& value, stack::StackConfig&
         config.ecn = number(value) == 0   ? stack::tcp::EcnMode::kOff
                      : number(value) == 1 ? stack::tcp::EcnMode::kOn
                                           : stack::tcp::EcnMode::kPassive;
+    } else if (name == "net.ipv4.tcp_mtu_probing") {
+        config.mtu_probing = number(value) == 0   ? stack::tcp::MtuProbing::kOff
+                             : number(value) == 1 ? stack::tcp::MtuProbing::kBlackHole
+                                                  : stack::tcp::MtuProbing::kOn;
     } else if (name == "net.ipv4.tcp_syncookies") {
         config.syn_cookies = number(value) == 0   ? stack::tcp::SynCookiePolicy::kOff
                              : number(value) == 1 ? stack::tcp::SynCookiePolicy::kAuto

@@ -40,9 +40,12 @@ TEST(Config, ReadsEveryTable) {
         level = "debug"
         [limits]
         max_sockets = 131072
+        [ip]
+        default_ttl = 255
         [tcp]
         congestion = "newreno"
         ecn = "on"
+        mtu_probing = "on"
         min_rto_ms = 20
         [engine]
         spin_us = 0
@@ -61,6 +64,8 @@ TEST(Config, ReadsEveryTable) {
     EXPECT_EQ(config->limits.max_sockets, 131072u);
     EXPECT_EQ(config->tcp.congestion, "newreno");
     EXPECT_EQ(config->tcp.ecn, "on");
+    EXPECT_EQ(config->tcp.mtu_probing, "on");
+    EXPECT_EQ(config->ip.default_ttl, 255);
     EXPECT_EQ(config->tcp.min_rto, std::chrono::milliseconds(20));
     EXPECT_EQ(config->engine.spin, std::chrono::microseconds(0));
     EXPECT_EQ(config->engine.count, 3u);
@@ -230,6 +235,8 @@ TEST(Config, ExampleIsValidAndHoldsTheDefaults) {
     EXPECT_EQ(example->limits.max_time_wait, defaults.limits.max_time_wait);
     EXPECT_EQ(example->tcp.congestion, defaults.tcp.congestion);
     EXPECT_EQ(example->tcp.ecn, defaults.tcp.ecn);
+    EXPECT_EQ(example->tcp.mtu_probing, defaults.tcp.mtu_probing);
+    EXPECT_EQ(example->ip.default_ttl, defaults.ip.default_ttl);
     EXPECT_EQ(example->tcp.receive_buffer_bytes, defaults.tcp.receive_buffer_bytes);
     EXPECT_EQ(example->tcp.receive_buffer_max_bytes, defaults.tcp.receive_buffer_max_bytes);
     EXPECT_EQ(example->tcp.send_buffer_bytes, defaults.tcp.send_buffer_bytes);
