@@ -24,14 +24,17 @@ public:
     void watch(int fd);
     /// Sleeps until something happens, at most `longest` (zero or less: returns at once).
     void wait(Duration longest);
-    /// Wakes a sleeper, now or at its next wait. Any thread.
+    /// Wakes a sleeper, now or at its next wait. Any thread of the daemon; never blocks, whatever applications do.
     void ring();
+    /// What applications ring. They share it, so none may make it useless for the others: it is emptied at each wake-up.
     int doorbell_fd() const { return doorbell_.get(); }
 
 private:
     void arm(int fd);
+    void empty_doorbell();
 
     io_uring ring_{};
+    UniqueFd own_;       // the daemon's alone
     UniqueFd doorbell_;
     std::vector<int> watched_;
 };

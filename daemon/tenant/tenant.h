@@ -19,6 +19,7 @@
 #include "daemon/base/instant.h"
 #include "daemon/stack/stack.h"
 #include "daemon/tenant/block_ledger.h"
+#include "daemon/tenant/event_signal.h"
 #include "shm/base/unique_fd.h"
 #include "shm/segment.h"
 
@@ -164,6 +165,7 @@ private:
     std::vector<std::uint32_t> records_to_wake_;
     std::vector<std::uint32_t> queue_process_;   // by queue: the slot that made it
     SendLimits send_limits_;
+    EventSignal signal_;
     std::vector<std::uint32_t> raw_grants_;      // kinds of raw sockets that may be made
     std::unordered_map<std::uint32_t, std::unique_ptr<RawSocket>> raw_sockets_;  // by record: few, so not in the slots
     std::uint32_t queues_used_ = 0;              // highest used + 1

@@ -2,6 +2,8 @@
 #include "daemon/engine/sleeper.h"
 
 #include <gtest/gtest.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -27,6 +29,27 @@ TEST(Sleeper, EveryRingIsHeardWithoutReadingIt) {
         sleeper.ring();
         ASSERT_TRUE(wakes_before_the_deadline(sleeper)) << "ring " << i;
     }
+}
+
+/// Whoever holds the doorbell may clear its O_NONBLOCK and fill its counter. Then nobody of the daemon must block on it, and other
+/// applications' rings must be heard as before.
+TEST(Sleeper, AFilledDoorbellHarmsNobody) {
+    Sleeper sleeper;
+    ASSERT_EQ(::fcntl(sleeper.doorbell_fd(), F_SETFL, 0), 0);
+    const std::uint64_t full = UINT64_MAX - 1;
+    for (int i = 0; i < 20; ++i) {
+        ASSERT_EQ(::write(sleeper.doorbell_fd(), &full, sizeof full), static_cast<ssize_t>(sizeof full));
+        ASSERT_TRUE(wakes_before_the_deadline(sleeper)) << "fill " << i;
+        pollfd room{sleeper.doorbell_fd(), POLLOUT, 0};
+        ASSERT_EQ(::poll(&room, 1, 0), 1) << "full after the wake-up: the next ring would block";
+        shm::signal_eventfd(sleeper.doorbell_fd());
+        ASSERT_TRUE(wakes_before_the_deadline(sleeper)) << "ring " << i;
+        sleeper.ring();
+        ASSERT_TRUE(wakes_before_the_deadline(sleeper)) << "own ring " << i;
+    }
+    ASSERT_EQ(::write(sleeper.doorbell_fd(), &full, sizeof full), static_cast<ssize_t>(sizeof full));
+    sleeper.ring();  // would never return if it went through the doorbell
+    EXPECT_TRUE(wakes_before_the_deadline(sleeper));
 }
 
 TEST(Sleeper, AnyWatchedDescriptorWakes) {
