@@ -57,7 +57,8 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
     const std::uint32_t window_before = snd_wnd_;
     update_send_window(segment, sequence, ack);
     const std::uint64_t flight = in_flight();
-    if (flight == 0) return;
+    // [RFC2883 4] [RFC3708] A D-SACK often comes when all is acknowledged: of a probe, or of the last that was sent again.
+    if (flight == 0 && (sending_ == nullptr || segment.options.sack_count == 0)) return;
     if (ecn_reduced_ && !before(to_wire(ack), ecn_recover_)) ecn_reduced_ = false;
 
     const bool moved = ack > snd_una_;

@@ -121,7 +121,10 @@ void Connection::establish(const HalfOpen& half_open, const Path& path, Instant 
     snd_wnd_ = max_snd_wnd_ = half_open.peer_window;  // not scaled in a SYN [RFC7323 2.2]
     snd_small_ = snd_una_;
     retries_ = half_open.retransmits;
-    if (half_open.retransmits == 0 && half_open.timed) rtt_.sample(now - half_open.sent_at, now);
+    if (half_open.retransmits == 0 && half_open.timed) {
+        rtt_.sample(now - half_open.sent_at, now);
+        measured_ = true;  // [RFC8985 7.3] a probe may go with the first flight, too
+    }
     become_established(now);
 }
 

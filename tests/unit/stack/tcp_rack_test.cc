@@ -141,6 +141,39 @@ TEST_P(TcpRack, SeveralInFlightAreProbedAfterTwoRoundTrips) {  // [RFC8985 7.2]
     ack_to(3);
 }
 
+TEST_P(TcpRack, ANeedlessProbeCostsNothingThoughItsDsackComesWhenAllIsAcknowledged) {  // [RFC8985 7.4 case 1]
+    open();
+    send(3);
+    expect(0, 3);
+    t.after(81ms);
+    expect(2, 3);
+    const std::uint32_t ssthresh = t.connection->info().ssthresh_bytes;
+    ack_to(3);
+    t.after(40ms);
+    sack(3, 2, 3);
+    send(1);
+    expect(3, 4);
+    t.after(40ms);
+    ack_to(4);
+    EXPECT_EQ(t.connection->info().ssthresh_bytes, ssthresh);
+    EXPECT_EQ(t.host.counters.tcp_loss_probe_repairs, 0u);
+}
+
+TEST_P(TcpRack, TheFirstFlightOfAnAcceptedConnectionIsProbed) {  // [RFC8985 7.3] the handshake has measured a round trip
+    t.listen();
+    t.inject(syn().seq(0).mss(mss_offer()).sack_ok());
+    t.expect(syn_ack().seq(0).ack(1));
+    t.after(40ms);
+    t.inject(ack().seq(1).ack(1));
+    ASSERT_NE(t.connection, nullptr);
+    send(3);
+    expect(0, 3);
+    t.after(79ms).expect_nothing();
+    t.after(2ms);
+    expect(2, 3);
+    EXPECT_EQ(t.host.counters.tcp_loss_probes, 1u);
+}
+
 TEST_P(TcpRack, ANeedlessProbeCostsNothing) {  // [RFC8985 7.4 case 1]
     open();
     send(3);
