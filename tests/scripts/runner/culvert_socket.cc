@@ -95,7 +95,9 @@ Outcome CulvertSocket::listen(int backlog) {
     backlog_ = std::max(backlog, 0);
     if (listener_ != nullptr) return done(0);
     if (!bound_) return failed(EINVAL);
-    const auto made = all_.stack.listen(*bound_, false, options_, *this);
+    stack::tcp::ListenerOptions options = options_;
+    options.fast_open_queue = fast_open_queue_;
+    const auto made = all_.stack.listen(*bound_, false, options, *this);
     if (!made) return failed(made.error().code);
     listener_ = *made;
     return done(0);
@@ -369,6 +371,7 @@ Outcome CulvertSocket::set_option(const Call& call) {
     else if (is(IPPROTO_TCP, TCP_KEEPINTVL)) options_.keep_alive_interval = std::chrono::seconds(*number);
     else if (is(IPPROTO_TCP, TCP_KEEPCNT)) options_.keep_alive_count = positive;
     else if (is(IPPROTO_TCP, TCP_USER_TIMEOUT)) options_.user_timeout = std::chrono::milliseconds(*number);
+    else if (is(IPPROTO_TCP, TCP_FASTOPEN)) fast_open_queue_ = positive;
     else if (is(IPPROTO_TCP, TCP_MAXSEG)) options_.max_segment = static_cast<std::uint16_t>(*number);
     else if (is(IPPROTO_IP, IP_TOS) || is(IPPROTO_IPV6, IPV6_TCLASS)) options_.tos = static_cast<std::uint8_t>(*number);
     else if (is(IPPROTO_IP, IP_TTL) || is(IPPROTO_IPV6, IPV6_UNICAST_HOPS)) options_.ttl = static_cast<std::uint8_t>(*number);
@@ -439,6 +442,7 @@ std::optional<std::int64_t> CulvertSocket::info(std::string_view field) const {
     const auto us = [](Duration time) { return std::chrono::duration_cast<std::chrono::microseconds>(time).count(); };
     constexpr std::uint32_t kNoThreshold = 0x7fffffff;
     if (field == "tcpi_state") return static_cast<std::int64_t>(info.state);
+    if (field == "tcpi_ca_state") return static_cast<std::int64_t>(info.ca_state);
     if (field == "tcpi_snd_cwnd") return info.mss == 0 ? 0 : info.cwnd_bytes / info.mss;
     if (field == "tcpi_snd_ssthresh")
         return info.ssthresh_bytes >= kNoThreshold ? kNoThreshold : info.mss == 0 ? 0 : info.ssthresh_bytes / info.mss;
@@ -456,7 +460,8 @@ std::optional<std::int64_t> CulvertSocket::info(std::string_view field) const {
     if (field == "tcpi_snd_wnd") return info.send_window;
     if (field == "tcpi_options")
         return (info.timestamps ? TCPI_OPT_TIMESTAMPS : 0) | (info.sack ? TCPI_OPT_SACK : 0) | (info.window_scaling ? TCPI_OPT_WSCALE : 0) |
-               (info.ecn ? TCPI_OPT_ECN : 0) | (info.ecn_seen ? TCPI_OPT_ECN_SEEN : 0);
+               (info.ecn ? TCPI_OPT_ECN : 0) | (info.ecn_seen ? TCPI_OPT_ECN_SEEN : 0) |
+               (info.syn_data ? TCPI_OPT_SYN_DATA : 0);
     return std::nullopt;
 }
 

@@ -99,6 +99,7 @@ private:
     std::optional<Endpoint> bound_;
     std::optional<Endpoint> peer_;
     stack::tcp::Options options_;
+    std::uint32_t fast_open_queue_ = 0;  // TCP_FASTOPEN, before listen()
     std::map<std::pair<int, int>, int> chosen_;  // options as set, for getsockopt
     stack::tcp::Listener* listener_ = nullptr;
     stack::tcp::Connection* connection_ = nullptr;

@@ -57,6 +57,10 @@ void obey(const std::string& name, const std::string& value, stack::StackConfig&
         config.syn_cookies = number(value) == 0   ? stack::tcp::SynCookiePolicy::kOff
                              : number(value) == 1 ? stack::tcp::SynCookiePolicy::kAuto
                                                   : stack::tcp::SynCookiePolicy::kAlways;
+    } else if (name == "net.ipv4.tcp_fastopen") {
+        if (number(value) > 3) throw Unsupported("Culvert has no Fast Open without a cookie (tcp_fastopen=" + value + ")");
+        config.fast_open_client = (number(value) & 1) != 0;
+        config.fast_open_server = (number(value) & 2) != 0;
     } else if (name == "net.ipv4.tcp_fin_timeout") {
         config.fin_wait_2 = std::chrono::seconds(number(value));
     } else if (name == "net.ipv4.tcp_max_syn_backlog") {
