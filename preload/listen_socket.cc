@@ -11,6 +11,7 @@
 #include "preload/address.h"
 #include "preload/fail.h"
 #include "preload/fd_table.h"
+#include "preload/header_options.h"
 #include "preload/libc.h"
 #include "preload/own_fd.h"
 #include "preload/socket.h"
@@ -60,6 +61,7 @@ void Socket::start_listening(int fd, int backlog) noexcept {
     const auto local = to_wire(reinterpret_cast<sockaddr*>(&name), length, family_);
     if (!local) return;
     if (is_loopback(*local)) return client->note_reason(fd, shm::KernelReason::kLoopback);
+    if (has_extension_headers(fd, family_)) return client->note_reason(fd, shm::KernelReason::kOption);
     if (path() == Path::kListener && !client_->daemon_gone()) {  // a second listen() changes the backlog
         operate(*client_, record(), shm::Operation::kListen, clipped, *local, {});
         return;

@@ -16,6 +16,7 @@
 #include <iterator>
 
 #include "preload/fail.h"
+#include "preload/header_options.h"
 #include "preload/libc.h"
 #include "preload/socket.h"
 #include "preload/socket_inline.h"
@@ -248,6 +249,8 @@ int Socket::set_option(int fd, int level, int name, const void* value, socklen_t
         if (value == nullptr) return keep.fail(EFAULT);
         return keep.pass(set_shared_option(level, name, value, length));
     }
+    // As of an accepted connection. Taking options away that are not there is no error.
+    if (path() == Path::kConnection && is_header_option(level, name) && length != 0) return keep.fail(ENOPROTOOPT);
     int result = 0;
     if (datagram_ != nullptr && set_group_option(fd, level, name, value, length, result)) return keep.pass(result);
     result = libc::setsockopt(fd, level, name, value, length);

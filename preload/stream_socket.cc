@@ -11,6 +11,7 @@
 
 #include "preload/address.h"
 #include "preload/fail.h"
+#include "preload/header_options.h"
 #include "preload/libc.h"
 #include "preload/socket.h"
 #include "preload/socket_inline.h"
@@ -78,6 +79,8 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
         return connect_kernel(fd, address, length, shm::KernelReason::kLoopback);
 
     int saved = errno;
+    if (has_header_options(fd, family_)) return connect_kernel(fd, address, length, shm::KernelReason::kOption);
+    errno = saved;
     Client* client = Client::attached();
     if (client == nullptr) return connect_kernel(fd, address, length, shm::KernelReason::kNoDaemon);
     const std::uint32_t record = prepare_record(*client);

@@ -10,6 +10,7 @@
 
 #include <atomic>
 
+#include "preload/header_options.h"
 #include "shm/block_list.h"
 #include "tests/preload/socket_fixture.h"
 
@@ -42,6 +43,41 @@ TEST_F(StreamSocketTest, SendsAndReceives) {
     daemon.deliver(fd->record(), "world");
     EXPECT_EQ(fd.receive(3), "wor");
     EXPECT_EQ(fd.receive(100), "ld");
+}
+
+TEST_F(StreamSocketTest, OptionsForTheIpHeaderMakeTheSocketTheKernels) {
+    const unsigned char nops[4] = {1, 1, 1, 1};
+    Fd fd = open(SOCK_STREAM);
+    // From this source the kernel sends nothing to the peer, which is behind Culvert: its EINVAL shows that it was asked.
+    const sockaddr_in here = ipv4("127.0.0.1", 0);
+    ASSERT_EQ(fd->bind(fd.number(), as_sockaddr(here), sizeof here), 0);
+    ASSERT_EQ(fd->set_option(fd.number(), IPPROTO_IP, IP_OPTIONS, nops, sizeof nops), 0);
+    EXPECT_EQ(fd.connect("10.77.0.9", 80), -1);
+    EXPECT_EQ(errno, EINVAL);
+    EXPECT_EQ(fd->path(), Socket::Path::kKernel) << "Culvert's segments would not carry them";
+
+    ASSERT_EQ(fd->set_option(fd.number(), IPPROTO_IP, IP_OPTIONS, nullptr, 0), 0);
+    EXPECT_EQ(fd.connect("10.77.0.9", 80), 0) << "taken away again: " << std::strerror(errno);
+    EXPECT_EQ(fd->path(), Socket::Path::kConnection);
+}
+
+TEST_F(StreamSocketTest, ExtensionHeadersAreSeenOnIpv6SocketsOnly) {
+    const unsigned char padding[8] = {0, 0, 1, 4, 0, 0, 0, 0};  // one unit of destination options, PadN
+    const int six = ::socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0), four = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    EXPECT_FALSE(preload::has_header_options(six, AF_INET6) || preload::has_header_options(four, AF_INET));
+    ASSERT_EQ(::setsockopt(six, IPPROTO_IPV6, IPV6_DSTOPTS, padding, sizeof padding), 0) << std::strerror(errno);
+    EXPECT_TRUE(preload::has_header_options(six, AF_INET6));
+    EXPECT_TRUE(preload::has_extension_headers(six, AF_INET6)) << "a listener hands them on";
+    ::close(six);
+    ::close(four);
+}
+
+TEST_F(StreamSocketTest, AConnectionRefusesOptionsForTheIpHeader) {
+    Fd fd = connected();
+    const unsigned char nops[4] = {1, 1, 1, 1};
+    EXPECT_EQ(fd->set_option(fd.number(), IPPROTO_IP, IP_OPTIONS, nops, sizeof nops), -1);
+    EXPECT_EQ(errno, ENOPROTOOPT);
+    EXPECT_FALSE(preload::has_header_options(fd.number(), AF_INET));
 }
 
 TEST_F(StreamSocketTest, KeepsTheOrderOfManyBlocksAndParts) {
