@@ -403,10 +403,12 @@ Config read_config(const toml::table& file) {
             refuse(*table.get("enabled"), "forwarding.enabled needs an interface with device = \"tap\": what comes to others for "
                                           "addresses that are not ours is the kernel's to forward");
     });
-    const auto dedicated = std::ranges::find_if(config.interfaces, &InterfaceConfig::dedicated);
-    if (dedicated != config.interfaces.end() && config.engine.count > 1)
-        refuse(*file["engine"]["count"].node(), fmt::format("engine.count = {}: dedicated addresses ({}) are served by one engine only",
-                                                            config.engine.count, dedicated->name));
+    // What routers say comes to the engine that runs the link; and of two engines each would forward what its queue gets.
+    const auto listens = std::ranges::find_if(config.interfaces, &InterfaceConfig::autoconfigure);
+    if (config.engine.count > 1 && (listens != config.interfaces.end() || config.forwarding.enabled))
+        refuse(*file["engine"]["count"].node(),
+               fmt::format("engine.count = {}: {} is done by one engine only", config.engine.count,
+                           config.forwarding.enabled ? std::string("forwarding") : "autoconfigure (" + listens->name + ")"));
     top.done();
     return config;
 }

@@ -136,14 +136,21 @@ public:
 
 /// Each engine gets the queues whose number fits it; of an interface without one it gets the way through another's.
 void add_devices(engine::Fleet& engines, ServedInterface& served) {
-    const stack::Interface& known = served.described;
+    // One that has a queue runs the link of dedicated addresses for all.
+    const std::uint32_t leader = served.queues.front().number % engines.size();
+    const auto known = [&](std::uint32_t engine) {
+        stack::Interface interface = served.described;
+        if (interface.resolves_itself && engine != leader) interface.link_engine = leader;
+        return interface;
+    };
     std::vector<bool> has_queue(engines.size());
     for (ServedQueue& queue : served.queues) {
-        has_queue[queue.number % engines.size()] = true;
-        engines[queue.number % engines.size()].add_device(std::move(queue.device), known);
+        const std::uint32_t engine = queue.number % engines.size();
+        has_queue[engine] = true;
+        engines[engine].add_device(std::move(queue.device), known(engine));
     }
     for (std::uint32_t i = 0; i < engines.size(); ++i)
-        if (!has_queue[i]) engines[i].add_relay(served.queues[i % served.queues.size()].number % engines.size(), known);
+        if (!has_queue[i]) engines[i].add_relay(served.queues[i % served.queues.size()].number % engines.size(), known(i));
 }
 
 }  // namespace

@@ -117,6 +117,8 @@ bool Engine::receive_handed_over() {
     return peers_->receive([this](const HandedOver& handed) {
         const auto port = std::ranges::find(ports_, handed.note.interface, [](const Port& p) { return p.interface->index; });
         if (port == ports_.end()) return counters_.drop(Drop::kHandOverNoInterface);
+        if (handed.note.kind == HandOverNote::Kind::kLinkMessage)
+            return stack_.link_message(*port->interface, handed.packet.head, now_);
         if (handed.note.kind != HandOverNote::Kind::kToTransmit)
             return stack_.input_passed(*port->interface, handed.packet, handed.note.kind == HandOverNote::Kind::kOwn, now_);
         TxPacket packet;

@@ -71,6 +71,30 @@ void EnginePeers::copy_to_all(const stack::Interface& interface, const RxPacket&
         give(static_cast<std::uint32_t>(std::countr_zero(others)), note, packet);
 }
 
+bool EnginePeers::pass_to_reassembly(std::uint32_t hash, const stack::Interface& interface, const RxPacket& packet) {
+    const std::uint32_t engine = hash % exchange_.count();
+    if (engine == self_) return false;
+    pass_to_link(engine, interface, packet);
+    return true;
+}
+
+/// For one engine, whichever that is: all have had it then.
+void EnginePeers::pass_to_link(std::uint32_t engine, const stack::Interface& interface, const RxPacket& packet) {
+    give(engine,
+         {.tried = all(),
+          .interface = interface.vlan != 0 ? interface.parent : interface.index,
+          .checksum = packet.checksum,
+          .segment_size = packet.segment_size},
+         packet);
+}
+
+bool EnginePeers::tell(std::uint32_t engine, std::uint32_t interface, std::span<const std::byte> message) {
+    const HandOverNote note{.tried = all(), .interface = interface, .kind = HandOverNote::Kind::kLinkMessage};
+    const RxPacket packet{.head = message, .rest = {}, .length = static_cast<std::uint32_t>(message.size())};
+    to_wake_ |= EngineSet{1} << engine;
+    return exchange_.ring(self_, engine).push(note, packet);
+}
+
 bool EnginePeers::transmit_by(std::uint32_t engine, std::uint32_t interface, const RxPacket& packet) {
     const HandOverNote note{.tried = self_set(), .interface = interface, .kind = HandOverNote::Kind::kToTransmit};
     to_wake_ |= EngineSet{1} << engine;

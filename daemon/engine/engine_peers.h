@@ -30,6 +30,11 @@ public:
     bool pass_to_owner(const stack::IpPacket& packet, std::uint32_t hash, bool verified) override;
     bool pass_to_listener(const stack::IpPacket& packet, Protocol protocol, Port port, bool verified) override;
     void copy_to_all(const stack::Interface& interface, const RxPacket& packet, bool from_ourselves) override;
+    bool pass_to_reassembly(std::uint32_t hash, const stack::Interface& interface, const RxPacket& packet) override;
+    void pass_to_link(std::uint32_t engine, const stack::Interface& interface, const RxPacket& packet) override;
+    bool tell(std::uint32_t engine, std::uint32_t interface, std::span<const std::byte> message) override;
+    std::uint32_t self() const override { return self_; }
+    std::uint64_t others() const override { return all() & ~self_set(); }
     void look_again() override { tried_ = 0; }
 
     /// Tells whether a packet was sent by ourselves to ourselves: the stack's is_local().

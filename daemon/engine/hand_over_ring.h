@@ -31,6 +31,7 @@ struct HandOverNote {
         kReceived,    // came from the interface
         kOwn,         // was sent by ourselves to one of our own addresses
         kToTransmit,  // leaves through the interface, of which the writer has no queue
+        kLinkMessage,  // no packet: what Stack::link_message takes
     } kind = Kind::kReceived;
     ChecksumState checksum = ChecksumState::kUnverified;
     std::uint16_t segment_size = 0;  // RxPacket::segment_size

@@ -43,7 +43,11 @@ struct Interface {
     bool detects_duplicates = true;
     std::uint32_t mtu6 = 0;       // of IPv6 packets, as a router has said; 0: `mtu`
     std::uint8_t hop_limit6 = 0;  // of IPv6 packets, as a router has said; 0: StackConfig::default_ttl
-    LinkInterface* link = nullptr;  // the link layer's; set with `resolves_itself`
+    LinkInterface* link = nullptr;  // the link layer's; set with `resolves_itself`, where this engine runs the link
+    /// With `resolves_itself` and several engines: the one that runs the link's protocols for all (link/link_sync.h).
+    static constexpr std::uint32_t kThisEngine = UINT32_MAX;
+    std::uint32_t link_engine = kThisEngine;
+    bool follows() const { return link_engine != kThisEngine; }
     /// Largest TCP payload the device takes as one packet and cuts itself (TxPacket::segment_size); 0: none.
     std::uint32_t segmentation_limit = 0;
     /// The device fills in TCP and UDP checksums (TxPacket::checksum_start).

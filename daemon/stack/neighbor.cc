@@ -48,6 +48,15 @@ void NeighborTable::remove(std::uint32_t interface, const Address& address, TxQu
     drop_pending(gone);
 }
 
+void NeighborTable::forget(std::uint32_t interface) {
+    for (auto& [key, entry] : entries_) {
+        if (key.interface != interface) continue;
+        entry.state = NeighborState::kIncomplete;
+        entry.last_asked = Instant::min();
+    }
+    ++generation_;
+}
+
 const MacAddress* NeighborTable::lookup(std::uint32_t interface, const Address& next_hop, Instant now) {
     const auto found = entries_.find({interface, next_hop});
     if (found == entries_.end() || !found->second.usable()) return nullptr;

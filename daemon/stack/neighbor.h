@@ -80,6 +80,9 @@ public:
     void update(std::uint32_t interface, const Address& address, const MacAddress& mac, NeighborState state, TxQueue& tx);
     void remove(std::uint32_t interface, const Address& address, TxQueue& tx);
 
+    /// Changes may have been missed: every neighbour of the interface is unknown until it has been asked about again.
+    void forget(std::uint32_t interface);
+
     /// The MAC to send to, or nullptr: then the caller gives the finished packet to `enqueue`, which asks for
     /// resolution. Stale entries are used and confirmed in the background (at most every 10 s).
     const MacAddress* lookup(std::uint32_t interface, const Address& next_hop, Instant now);

@@ -10,13 +10,15 @@
 // A packet remembers which engines have had it: with N engines it moves N times at most, and the last one that has it ends
 // it. A stack without peers (the only engine) asks none of this.
 //
-// What is meant for many goes to all: each engine has its own members of a group and its own table of neighbours.
+// What is meant for many goes to all: each engine has its own members of a group. What is about the link itself (ARP, ND,
+// IGMP, MLD) goes to the one engine that runs it.
 //
 // Purity: a stack calls this on its engine's thread and learns only about the present; what is behind it (rings, a
 // directory) belongs to daemon/engine.
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "daemon/stack/ip_packet.h"
 #include "daemon/stack/stack.h"
@@ -54,9 +56,22 @@ public:
     virtual bool pass_to_owner(const IpPacket& packet, std::uint32_t hash, bool verified) = 0;
     /// The same, to an engine that has a socket bound to the port.
     virtual bool pass_to_listener(const IpPacket& packet, Protocol protocol, Port port, bool verified) = 0;
-    /// Gives a copy to every other engine that has not had the packet: it is meant for many (groups, broadcasts), or each
-    /// must know (ARP, neighbour discovery). Nobody passes a copy on. `from_ourselves` as for Stack::input_passed.
+    /// Gives a copy to every other engine that has not had the packet: it is meant for many (groups, broadcasts). Nobody passes
+    /// a copy on. `from_ourselves` as for Stack::input_passed.
     virtual void copy_to_all(const Interface& interface, const RxPacket& packet, bool from_ourselves) = 0;
+    /// Gives a fragment for a dedicated address to the engine in which those of its datagram meet, by a hash that all engines
+    /// share. False: that is this one. Nobody passes it on.
+    virtual bool pass_to_reassembly(std::uint32_t hash, const Interface& interface, const RxPacket& packet) = 0;
+
+    // --- links that one engine runs for all (link/link_sync.h) --------------------------------------------------------
+    /// Gives a frame of the link's own protocols (ARP, ND, IGMP, MLD) to the engine that runs the link. Nobody passes it on.
+    virtual void pass_to_link(std::uint32_t engine, const Interface& interface, const RxPacket& packet) = 0;
+    /// A message for another engine's LinkSync (Stack::link_message). False: no room, nothing has been sent.
+    virtual bool tell(std::uint32_t engine, std::uint32_t interface, std::span<const std::byte> message) = 0;
+    virtual std::uint32_t self() const = 0;
+    /// Bit i: engine i, less this one.
+    virtual std::uint64_t others() const = 0;
+
     /// Something has ended because of the current packet (a TIME-WAIT that gives way): all may be asked once more.
     virtual void look_again() = 0;
 };

@@ -87,6 +87,9 @@ public:
     void advance(Instant now, Observer& observer);
     Instant next_deadline() const;
 
+    /// The same for all fragments of a datagram, in every stack with the same secret.
+    std::uint32_t hash_of(const FragmentPart& part) const { return static_cast<std::uint32_t>(hash(part) >> 32); }
+
     std::uint32_t datagrams() const { return used_; }
     std::uint32_t free_chunks() const { return memory_.available(); }
 

@@ -13,6 +13,7 @@
 #include "daemon/stack/ip_input.h"
 #include "daemon/stack/ip_output.h"
 #include "daemon/stack/link/link_layer.h"
+#include "daemon/stack/link/link_sync.h"
 #include "daemon/stack/peers.h"
 #include "daemon/stack/raw.h"
 #include "daemon/stack/reassembly.h"
@@ -28,6 +29,33 @@
 
 namespace culvert::stack {
 
+namespace {
+
+/// ARP, IGMP, neighbour discovery and MLD, in a frame of which nothing has been proved. What only looks so is dropped by whoever
+/// reads it.
+[[gnu::cold]] bool is_link_business(std::span<const std::byte> head) {
+    const auto byte = [&](std::size_t at) { return at < head.size() ? std::to_integer<unsigned>(head[at]) : 0u; };
+    std::size_t at = wire::kEthernetHeaderLength;
+    const auto type = [&] { return static_cast<wire::EtherType>(byte(at - 2) << 8 | byte(at - 1)); };
+    if (type() == wire::EtherType::kVlan || type() == wire::EtherType::kServiceVlan) at += wire::kVlanTagLength;
+    switch (type()) {
+        case wire::EtherType::kArp: return true;
+        case wire::EtherType::kIpv4: return byte(at + 9) == static_cast<unsigned>(wire::IpProtocol::kIgmp);
+        case wire::EtherType::kIpv6: break;
+        default: return false;
+    }
+    unsigned next = byte(at + 6);
+    at += wire::kIpv6HeaderLength;
+    if (next == 0) {  // hop-by-hop options: MLD has a router alert
+        next = byte(at);
+        at += (byte(at + 1) + 1) * 8;
+    }
+    if (next != static_cast<unsigned>(wire::IpProtocol::kIcmpv6)) return false;
+    return (byte(at) >= 130 && byte(at) <= 137) || byte(at) == 143;  // as IcmpView::is_link_control()
+}
+
+}  // namespace
+
 /// The modules and how they are joined. Members are made in the order in which they need each other.
 class StackImpl final : public UnresolvedObserver, public Reassembly::Observer, public AddressUser {
 public:
@@ -35,7 +63,8 @@ public:
               Peers* peers)
         : counters_(counters),
           peers_(peers),
-          neighbors_(resolver, counters),
+          link_sync_(resolver, peers, counters),
+          neighbors_(link_sync_, counters),
           output_(routes_, neighbors_, counters),
           ip_input_(output_.local_addresses()),
           icmp_output_(output_, counters, rng, config.secret),
@@ -51,6 +80,7 @@ public:
         set_link_protocols(&own_link_);
         udp_.set_groups(&own_link_.groups());
         raw_.set_groups(&own_link_.groups());
+        link_sync_.attach(neighbors_, own_link_, *this);
     }
     ~StackImpl() override { neighbors_.set_observer(nullptr); }
 
@@ -64,8 +94,10 @@ public:
         CHECK(output_.interface_by_index(interface.index) == nullptr);
         interfaces_.push_back(std::make_unique<Interface>(std::move(interface)));
         interfaces_changed();
-        if (interfaces_.back()->resolves_itself) own_link_.add_interface(*interfaces_.back(), now_);
-        return *interfaces_.back();
+        Interface& added = *interfaces_.back();
+        if (added.resolves_itself) link_sync_.add_interface(added);
+        if (added.resolves_itself && !added.follows()) own_link_.add_interface(added, now_);
+        return added;
     }
     /// Interfaces only come, they never go: connections and paths point to them.
     Interface& interface(std::uint32_t index) {
@@ -82,12 +114,16 @@ public:
     }
 
     /// The link layer has got an address, or has lost one.
-    void on_addresses_changed(Interface&) override { interfaces_changed(); }
+    void on_addresses_changed(Interface& interface) override {
+        interfaces_changed();
+        link_sync_.addresses_changed(interface);
+    }
 
     // --- the turn ----------------------------------------------------------------------------------------------------
     void input(Interface& interface, const RxPacket& packet, bool from_ourselves, Instant now) {
-        if (peers_ != nullptr && is_for_many(packet)) [[unlikely]]
-            peers_->copy_to_all(interface, packet, from_ourselves);
+        if (peers_ != nullptr && is_for_many(packet)) [[unlikely]] {
+            if (!spread(interface, packet, from_ourselves)) return;
+        }
         if (forwarder_.enabled() && !from_ourselves) [[unlikely]] {
             if (forwarder_.forward(interface, packet, now)) return;
         }
@@ -153,6 +189,7 @@ public:
             case wire::IpProtocol::kIcmp:
             case wire::IpProtocol::kIcmpv6: return icmp_input(ip, now);
             case wire::IpProtocol::kIgmp:
+                if (ip.interface.follows()) return peers_->pass_to_link(ip.interface.link_engine, ip.interface, ip.packet);
                 if (link_ != nullptr && ip.destination.is_v4()) return link_->igmp(ip, now);
                 [[fallthrough]];
             default:
@@ -175,23 +212,37 @@ public:
         }
         const auto frame = ip_input_.accept_link(interface, packet);
         if (!frame) return counters_.drop(drop);
-        if (drop == Drop::kIpFragment) return fragment(*frame, packet, now);
+        if (drop == Drop::kIpFragment) return fragment(interface, *frame, packet, now);
         if (frame->type == wire::EtherType::kArp && link_ != nullptr) {
-            if (peers_ != nullptr && !is_for_many(packet)) peers_->copy_to_all(interface, packet, false);
+            if (frame->interface->follows()) return peers_->pass_to_link(frame->interface->link_engine, interface, packet);
             return link_->arp(*frame->interface, packet, frame->offset, now);
         }
         if (drop != Drop::kEtherTypeUnknown) tell_header_problem(*frame, packet, now);
         counters_.drop(drop);
     }
     static bool is_for_many(const RxPacket& packet) { return (std::to_integer<unsigned>(packet.head[0]) & 1) != 0; }
+    /// A frame for many goes to every engine, but what is the link's business to the one that runs it. False: it is gone.
+    [[gnu::cold]] bool spread(const Interface& interface, const RxPacket& packet, bool from_ourselves) {
+        if (interface.resolves_itself && !from_ourselves && is_link_business(packet.head)) {
+            if (!interface.follows()) return true;
+            peers_->pass_to_link(interface.link_engine, interface, packet);
+            return false;
+        }
+        peers_->copy_to_all(interface, packet, from_ourselves);
+        return true;
+    }
     /// A packet for one host that concerns each engine, or nobody knows which. One for many has been copied before.
     void copy_to_each(const IpPacket& ip) {
         if (peers_ == nullptr || is_for_many(ip.packet)) return;
         peers_->copy_to_all(ip.interface, ip.packet, output_.is_local(ip.source));
     }
-    void fragment(const LinkFrame& frame, const RxPacket& packet, Instant now) {
+    void fragment(Interface& interface, const LinkFrame& frame, const RxPacket& packet, Instant now) {
         const auto part = ip_input_.read_fragment(frame, packet);
         if (!part) return counters_.drop(part.error());
+        // The fragments of one datagram may come by several queues. Those for many are with every engine already.
+        if (peers_ != nullptr && part->dedicated && !is_for_many(packet) &&
+            peers_->pass_to_reassembly(reassembly_.hash_of(*part), interface, packet))
+            return;
         const auto whole = reassembly_.add(*part, now);
         if (!whole) {
             if (part->dedicated && !part->destination.is_v4()) tell_fragment_problem(frame, packet, *part, whole.error(), now);
@@ -199,6 +250,7 @@ public:
         }
         if (*whole == nullptr) return;
         ++counters_.ip_reassembled;
+        if (peers_ != nullptr) peers_->look_again();  // the whole is another packet than its last fragment
         input(*part->interface, **whole, false, now);
         reassembly_.release();
     }
@@ -264,7 +316,7 @@ public:
             return counters_.drop(Drop::kIcmpChecksum);
         if (message->is_error()) return report(read_icmp_error(ip, output_.local_addresses()), &ip, now);
         if (message->is_link_control() && link_ != nullptr) {
-            copy_to_each(ip);
+            if (ip.interface.follows()) return peers_->pass_to_link(ip.interface.link_engine, ip.interface, ip.packet);
             return link_->icmpv6(ip, message->type(), now);
         }
         if (message->is_echo_reply()) {
@@ -294,6 +346,7 @@ public:
     /// they are done in one turn. What is left (two sockets that talk without end) waits for the next.
     void flush(Instant now) {
         now_ = now;
+        link_sync_.flush();
         tcp_.flush(now);
         for (int round = 0; round < kLocalRounds && !output_.local_packets().empty(); ++round) {
             deliver_local(now);
@@ -301,7 +354,7 @@ public:
         }
     }
     Instant next_deadline() const {
-        if (!output_.local_packets().empty()) return Instant::min();
+        if (!output_.local_packets().empty() || link_sync_.waiting()) return Instant::min();
         return std::min({tcp_.next_deadline(), neighbors_.next_deadline(), reassembly_.next_deadline(),
                          output_.next_deadline(), own_link_.next_deadline()});
     }
@@ -426,6 +479,7 @@ private:
     Peers* const peers_;  // null: the only engine
     std::vector<std::unique_ptr<Interface>> interfaces_;
     RouteTable routes_;
+    LinkSync link_sync_;  // whom the neighbours' table asks
     NeighborTable neighbors_;
     IpOutput output_;
     IpInput ip_input_;
@@ -467,6 +521,7 @@ void Stack::set_mac(std::uint32_t index, const MacAddress& mac) {
 
 void Stack::set_addresses(std::uint32_t index, std::vector<InterfaceAddress> addresses) {
     Interface& interface = impl_->interface(index);
+    if (interface.follows()) return;  // whoever runs the link says which of them are ours, and when
     if (interface.link != nullptr) return impl_->own_link_.configure(interface, addresses, impl_->now_);
     interface.addresses = std::move(addresses);
     impl_->interfaces_changed();
@@ -501,6 +556,9 @@ void Stack::input(Interface& interface, std::span<const RxPacket> burst, Instant
 void Stack::input_passed(Interface& interface, const RxPacket& packet, bool from_ourselves, Instant now) {
     impl_->now_ = now;
     impl_->input(interface, packet, from_ourselves, now);
+}
+void Stack::link_message(Interface& interface, std::span<const std::byte> message, Instant now) {
+    impl_->link_sync_.receive(interface, message, now);
 }
 void Stack::advance(Instant now) { impl_->advance(now); }
 void Stack::flush(Instant now) { impl_->flush(now); }

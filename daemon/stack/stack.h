@@ -203,6 +203,8 @@ public:
     void input(Interface& interface, std::span<const RxPacket> burst, Instant now);
     /// The same for a packet that another engine has passed on. `from_ourselves`: it was sent to one of our own addresses.
     void input_passed(Interface& interface, const RxPacket& packet, bool from_ourselves, Instant now);
+    /// What another engine's stack has told this one about a link (Peers::tell).
+    void link_message(Interface& interface, std::span<const std::byte> message, Instant now);
     void advance(Instant now);
     void flush(Instant now);
     /// When advance() has something to do; kNever if nothing waits. Packets that wait for flush() or local delivery make

@@ -3,6 +3,7 @@ that listens on all addresses serves them too. The peer is the kernel's stack.
 
     packet, af_xdp   10.77.0.50 and fd77:1::50 on veth0 of the server, beside the kernel's own 10.77.0.1
     tap              10.78.0.2 and fd78::2; the other end is the kernel of the daemon's own host
+    two engines      the same; a device with one queue is the first engine's, through which the other one sends
     VLANs            10.77.1.50 and fd77:2::50 in VLAN 100 (or 200 of 802.1ad) of veth1, or the tap's in VLAN 100. The kernel of
                      the test machine may lack 8021q: vlan.bpf.c puts the peer's tags on and takes them off
 """
@@ -14,7 +15,7 @@ import subprocess
 
 from story import Story, run
 from netns import BUILD, PYTHON, Failure, command, sha256, until
-from servers import Nginx
+from servers import SMALL_BYTES, Nginx
 
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "exchange.py")
 RAW_ECHO = os.path.join(os.path.dirname(PROGRAM), "raw_echo.py")
@@ -150,6 +151,55 @@ class Tap(Dedicated, Story):
 
     def peer_addresses(self):
         return "10.78.0.1", "fd78::1"
+
+
+class TwoEngines:
+    """Programs of both engines on the same dedicated addresses; the first engine runs the link for both."""
+
+    @classmethod
+    def prepare(cls):
+        super().prepare()
+        cls.engine_of = {line["program"]: line["engine"] for line in cls.culvert.sockets()
+                         if line["path"] == "culvert" and line["state"] == "LISTEN"}
+
+    def test_programs_of_both_engines_serve(self):
+        self.assertEqual(set(self.engine_of.values()), {0, 1}, "nginx on one, the exchange on the other")
+        before = [engine["counters"] for engine in self.culvert.stat()["engines"]]
+        for address in (self.four, self.six):
+            for _ in range(8):
+                self.assertEqual(self.fetch(address, "/small"), sha256(SMALL_BYTES))
+                text = self.lab.call(PYTHON, PROGRAM, "ask", address, 9000, 1, host=self.peer, timeout=60)
+                self.assertEqual(text.strip(), "same")
+        after = [engine["counters"] for engine in self.culvert.stat()["engines"]]
+        for old, new in zip(before, after):
+            self.assertGreater(new["tcp_passive_opens"], old["tcp_passive_opens"])
+
+    def test_one_engine_speaks_arp_and_nd(self):
+        """After the peer has forgotten us and we have forgotten it, all find each other again, and one engine asks and answers."""
+        command("ip", "-n", self.lab.client if self.peer == "client" else self.lab.server, "neighbour", "flush", "all")
+        for address in (self.four, self.six):
+            self.assertEqual(self.lab.call(PYTHON, PROGRAM, "ask", address, 9000, 1, host=self.peer, timeout=60).strip(), "same")
+            self.assertTrue(self.answers(address))
+        leader, follower = (engine["counters"] for engine in self.culvert.stat()["engines"])
+        self.assertGreater(leader["arp_out"], 0)
+        self.assertGreater(leader["ndp_out"], 0)
+        self.assertEqual((follower["arp_out"], follower["ndp_out"], follower["group_reports_out"]), (0, 0, 0))
+
+    def test_both_engines_were_never_short_of_room(self):
+        self.assert_no_refusals("hand_over_full", "hand_over_no_interface", "neighbor_unresolved")
+
+
+class AfXdpTwoEngines(TwoEngines, AfXdp):
+    queues = 2
+    config = AfXdp.config + "[engine]\ncount = 2\n"
+
+
+class PacketTwoEngines(TwoEngines, Packet):
+    config = Packet.config + "[engine]\ncount = 2\n"
+
+
+class TapTwoEngines(TwoEngines, Tap):
+    config = Tap.config + "[engine]\ncount = 2\n"
 
 
 class Vlan(Dedicated):

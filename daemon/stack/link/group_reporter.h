@@ -36,6 +36,13 @@ struct GroupQuery {
     std::vector<Address> sources;
 };
 
+/// Told when a merged filter has changed on an interface that GroupReporter does not know: another engine may have to report it.
+class GroupAudience {
+public:
+    virtual ~GroupAudience() = default;
+    virtual void on_filter(const MulticastGroup& group) = 0;
+};
+
 class GroupReporter final : public GroupObserver {
 public:
     static constexpr std::size_t kMaxQueriedSources = 64;  // more: the answer is about the whole group
@@ -45,6 +52,7 @@ public:
     ~GroupReporter() override;
 
     void add_interface(LinkInterface& link);
+    void set_audience(GroupAudience* audience) { audience_ = audience; }
     /// The interface came up: routers may have forgotten us.
     void start(LinkInterface& link, Instant now);
     /// The time of what the stack is doing; changes of filters have none of their own.
@@ -56,6 +64,9 @@ public:
     // GroupObserver
     unsigned robustness(std::uint32_t interface, const Address& group) const override;
     void on_group_changed(MulticastGroup& group) override;
+    void on_unreported_change(const MulticastGroup& group) override {
+        if (audience_ != nullptr) audience_->on_filter(group);
+    }
     void on_group_gone(MulticastGroup& group) override { wheel_.cancel(group); }
 
     /// Of a kGroupTimer, a kReporterTimer.
@@ -109,6 +120,7 @@ private:
     TimerWheel& wheel_;
     Counters& counters_;
     Rng& rng_;
+    GroupAudience* audience_ = nullptr;
     Instant now_{};
     std::vector<std::unique_ptr<State>> states_;
 };

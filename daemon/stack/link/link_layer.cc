@@ -37,7 +37,7 @@ LinkInterface* LinkLayer::find(std::uint32_t interface) {
 }
 
 void LinkLayer::add_interface(Interface& interface, Instant now) {
-    DCHECK(interface.resolves_itself && interface.link == nullptr);
+    DCHECK(interface.resolves_itself && interface.link == nullptr && !interface.follows());
     LinkInterface& link = *links_.emplace_back(std::make_unique<LinkInterface>(interface));
     interface.link = &link;
     link.reachable_time =
@@ -77,10 +77,10 @@ void LinkLayer::advance(Instant now) {
 
 bool LinkLayer::accepts_group(const Interface& interface, const Address& group, const Address& source) const {
     // [RFC1122 3.3.7 all-hosts] [RFC1112 4] [RFC4291 2.8] everybody is in these
-    if (interface.link != nullptr && (group == kAllNodes || group == kAllHosts || group == kAllNodesHere)) return true;
+    if (interface.resolves_itself && (group == kAllNodes || group == kAllHosts || group == kAllNodesHere)) return true;
     // [RFC3376 4.1.12] A query about a group comes to the group, from a router that no filter names: where queries are ours to
     // answer, whether the source is wanted is seen by the sockets alone.
-    if (interface.link != nullptr) return groups_.joined(interface.index, group);
+    if (interface.resolves_itself) return groups_.joined(interface.index, group);
     return groups_.accepts(interface.index, group, source);
 }
 

@@ -44,6 +44,9 @@ public:
     MulticastGroups& groups() { return groups_; }
     AddressConfiguration& addresses() { return addresses_; }
     NeighborProber& neighbors() { return neighbors_; }
+    void set_group_audience(GroupAudience* audience) { reporter_.set_audience(audience); }
+    /// The time of a change of groups that comes from nowhere else.
+    void set_now(Instant now) { reporter_.set_now(now); }
 
     // --- the world: interfaces that resolve themselves; `interface` stays where it is ----------------------------------
     void add_interface(Interface& interface, Instant now);

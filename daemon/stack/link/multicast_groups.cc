@@ -132,6 +132,7 @@ Result<void> MulticastGroups::change(Membership& membership, FilterMode mode, st
     }
     if (mode_changed) group.mode_retransmits = static_cast<std::uint8_t>(robustness);
     if (robustness == 0) {
+        if (changed && observer_ != nullptr) observer_->on_unreported_change(group);
         settle(group);
     } else if (changed) {
         observer_->on_group_changed(group);

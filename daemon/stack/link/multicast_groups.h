@@ -86,6 +86,8 @@ public:
     virtual unsigned robustness(std::uint32_t interface, const Address& group) const = 0;
     /// The counts of retransmissions in `group` have been set.
     virtual void on_group_changed(MulticastGroup& group) = 0;
+    /// The merged filter has changed, on an interface whose groups are not ours to report.
+    virtual void on_unreported_change(const MulticastGroup&) {}
     /// `group` is about to go; it must not be in a timer wheel afterwards.
     virtual void on_group_gone(MulticastGroup& group) = 0;
 };

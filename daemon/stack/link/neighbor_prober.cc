@@ -31,7 +31,7 @@ NeighborProber::NeighborProber(NeighborTable& table, ControlOutput& output, Time
 NeighborProber::~NeighborProber() {
     for (std::uint32_t& first : buckets_)
         while (first != kNone) {
-            at(first).in_table = false;  // which is not to tell anybody any more
+            at(first).in_table = at(first).in_others = false;  // nobody is to be told any more
             erase(at(first));
         }
 }
@@ -76,6 +76,8 @@ void NeighborProber::erase(Neighbor& neighbor) {
     // Nobody who uses it is cut off: whoever sends through a stale neighbour makes it DELAY.
     if (neighbor.in_table && neighbor.link->interface.tx != nullptr)
         table_.remove(neighbor.link->interface.index, neighbor.address, *neighbor.link->interface.tx);
+    if (neighbor.in_others)
+        audience_->on_neighbor(neighbor.link->interface, neighbor.address, neighbor.mac, NeighborState::kIncomplete);
     const std::uint32_t index = pool_.index_of(&neighbor);
     std::uint32_t* link = &bucket(*neighbor.link, neighbor.address);
     while (*link != index) link = &at(*link).next;
@@ -103,7 +105,6 @@ void NeighborProber::unlist(Neighbor& neighbor) {
 
 void NeighborProber::tell_table(Neighbor& neighbor) {
     Interface& interface = neighbor.link->interface;
-    if (!neighbor.in_table || interface.tx == nullptr) return;
     NeighborState state = NeighborState::kStale;
     switch (neighbor.state) {
         case State::kIncomplete: return;  // it has asked, it waits
@@ -113,7 +114,10 @@ void NeighborProber::tell_table(Neighbor& neighbor) {
         case State::kProbe: break;
         case State::kFailed: state = NeighborState::kFailed; break;
     }
-    table_.update(interface.index, neighbor.address, neighbor.mac, state, *interface.tx);
+    // First: whoever is told by the table may send, and `neighbor` be gone.
+    if (neighbor.in_others) audience_->on_neighbor(interface, neighbor.address, neighbor.mac, state);
+    if (neighbor.in_table && interface.tx != nullptr)
+        table_.update(interface.index, neighbor.address, neighbor.mac, state, *interface.tx);
 }
 
 void NeighborProber::enter(Neighbor& neighbor, State state, Instant now) {
@@ -183,7 +187,17 @@ bool NeighborProber::solicit(Neighbor& neighbor, Instant now) {
     return true;
 }
 
-OwnResolver::Answer NeighborProber::resolve(LinkInterface& link, const Address& next_hop, Instant now) {
+void NeighborProber::resolve_for_others(LinkInterface& link, const Address& next_hop, Instant now) {
+    using Kind = OwnResolver::Answer::Kind;
+    const OwnResolver::Answer answer = resolve(link, next_hop, &Neighbor::in_others, now);
+    if (answer.kind == Kind::kAsked) return;
+    const NeighborState state = answer.kind == Kind::kReachable ? NeighborState::kReachable
+                                : answer.kind == Kind::kStale   ? NeighborState::kStale
+                                                                : NeighborState::kFailed;
+    audience_->on_neighbor(link.interface, next_hop, answer.mac, state);
+}
+
+OwnResolver::Answer NeighborProber::resolve(LinkInterface& link, const Address& next_hop, bool Neighbor::* asked, Instant now) {
     using Kind = OwnResolver::Answer::Kind;
     Neighbor* neighbor = find(link, next_hop);
     if (neighbor == nullptr) {
@@ -194,12 +208,12 @@ OwnResolver::Answer NeighborProber::resolve(LinkInterface& link, const Address& 
             counters_.drop(Drop::kNeighborTableFull);
             return {Kind::kUnreachable, {}};
         }
-        neighbor->in_table = true;
+        neighbor->*asked = true;
         enter(*neighbor, State::kIncomplete, now);
         wheel_.schedule(*neighbor, on_timer(*neighbor, now));
         return {Kind::kAsked, {}};
     }
-    neighbor->in_table = true;
+    neighbor->*asked = true;
     switch (neighbor->state) {
         case State::kReachable: return {Kind::kReachable, neighbor->mac};
         case State::kStale:
@@ -271,7 +285,7 @@ Drop NeighborProber::heard(LinkInterface& link, const Address& address, const Ma
         neighbor->mac_since = now;
         enter(*neighbor, State::kStale, now);
         // Packets that waited have just left through a stale neighbour.
-        if (neighbor->in_table) enter(*neighbor, State::kDelay, now);
+        if (neighbor->in_table || neighbor->in_others) enter(*neighbor, State::kDelay, now);
     } else if (neighbor->mac != mac) {
         if (lock && now - neighbor->mac_since < kLockTime) return Drop::kNeighborFlapping;
         set_mac(*neighbor, mac, now);

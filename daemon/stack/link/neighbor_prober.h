@@ -36,6 +36,14 @@ public:
     virtual void on_no_router(Interface& interface, const Address& address, Instant now) = 0;
 };
 
+/// Other engines, for whom this one resolves: told whenever what is known of a neighbour that one of them has asked about
+/// changes. `state` kIncomplete: it is forgotten.
+class NeighborAudience {
+public:
+    virtual ~NeighborAudience() = default;
+    virtual void on_neighbor(const Interface& interface, const Address& address, const MacAddress& mac, NeighborState state) = 0;
+};
+
 class NeighborProber {
 public:
     static constexpr std::uint32_t kMaxNeighbors = 4096;
@@ -51,9 +59,14 @@ public:
                    const std::uint64_t (&secret)[2], std::uint32_t& unconfirmed);
     ~NeighborProber();
     void set_watcher(NeighborWatcher* watcher) { watcher_ = watcher; }
+    void set_audience(NeighborAudience* audience) { audience_ = audience; }
 
     /// For NeighborTable: what is known; if that is nothing, a request goes out and the answer comes by table.update().
-    OwnResolver::Answer resolve(LinkInterface& link, const Address& next_hop, Instant now);
+    OwnResolver::Answer resolve(LinkInterface& link, const Address& next_hop, Instant now) {
+        return resolve(link, next_hop, &Neighbor::in_table, now);
+    }
+    /// For other engines' tables: the audience is told what is known, now or when it is. Requires: set_audience().
+    void resolve_for_others(LinkInterface& link, const Address& next_hop, Instant now);
 
     /// [RFC826] [RFC4861 7.2.3] The neighbour has asked us, or has told its MAC in passing. `create`: remember it even if
     /// we do not know it yet. `lock`: see kLockTime. Gives what is wrong with it, or kNone.
@@ -91,6 +104,7 @@ private:
         std::uint8_t failures = 0;  // in a row
         bool router = false;
         bool in_table = false;      // NeighborTable has asked, and is told of changes
+        bool in_others = false;     // another engine's has, and the audience is
         Instant mac_since{};
         Instant deadline = kNever;
         std::uint32_t next = LazyPool::kNone;  // in the bucket
@@ -98,6 +112,7 @@ private:
         bool evictable = false;
     };
 
+    OwnResolver::Answer resolve(LinkInterface& link, const Address& next_hop, bool Neighbor::* asked, Instant now);
     Neighbor& at(std::uint32_t index) { return *reinterpret_cast<Neighbor*>(pool_.at(index)); }
     std::uint32_t& bucket(const LinkInterface& link, const Address& address);
     Neighbor* find(const LinkInterface& link, const Address& address);
@@ -122,6 +137,7 @@ private:
     Counters& counters_;
     Rng& rng_;
     NeighborWatcher* watcher_ = nullptr;
+    NeighborAudience* audience_ = nullptr;
     LazyPool pool_;
     std::vector<std::uint32_t> buckets_;
     std::uint64_t key_[2];

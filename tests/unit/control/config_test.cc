@@ -107,8 +107,10 @@ INSTANTIATE_TEST_SUITE_P(
                 "c.toml:4:11: interface.gateway: 10.0.1.1 is in none of the networks of interface.address"},
         Refused{"[[interface]]\nname = \"a\"\nautoconfigure = true\n",
                 "c.toml:3:17: interface.autoconfigure is for device = \"tap\" only: elsewhere routers speak to the kernel"},
-        Refused{"[[interface]]\nname = \"a\"\naddress = [\"10.0.0.2/24\"]\n[engine]\ncount = 2\n",
-                "c.toml:5:9: engine.count = 2: dedicated addresses (a) are served by one engine only"},
+        Refused{"[[interface]]\nname = \"a\"\ndevice = \"tap\"\nautoconfigure = true\n[engine]\ncount = 2\n",
+                "c.toml:6:9: engine.count = 2: autoconfigure (a) is done by one engine only"},
+        Refused{"[[interface]]\nname = \"a\"\ndevice = \"tap\"\naddress = [\"10.0.0.2/24\"]\n[forwarding]\nenabled = true\n[engine]\ncount = 2\n",
+                "c.toml:8:9: engine.count = 2: forwarding is done by one engine only"},
         Refused{"[[interface]]\nname = \"a\"\nvlan = 100\n",
                 "c.toml:3:8: interface.vlan needs an address of Culvert's own: address = [\"10.0.0.2/24\"]"},
         Refused{"[[interface]]\nname = \"a\"\naddress = [\"10.0.0.2/24\"]\nvlan = 4095\n",
@@ -154,6 +156,12 @@ TEST(Config, AbsentFileSaysWhy) {
     const Result<Config> config = load_config("/nonexistent/culvert.toml");
     ASSERT_FALSE(config);
     EXPECT_EQ(config.error().message(), "cannot read /nonexistent/culvert.toml: No such file or directory");
+}
+
+TEST(Config, SeveralEnginesMayServeDedicatedAddresses) {
+    const Result<Config> config = parse_config("[[interface]]\nname = \"a\"\naddress = [\"10.0.0.2/24\"]\n[engine]\ncount = 2\n", "c.toml");
+    ASSERT_TRUE(config) << config.error().message();
+    EXPECT_EQ(config->engine.count, 2u);
 }
 
 TEST(Config, AnInterfaceMayBeAVlanOfItsLink) {
