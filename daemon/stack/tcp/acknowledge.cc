@@ -35,7 +35,7 @@ bool Connection::input_ack(const Segment& segment, Position sequence, Instant no
 void Connection::input_ack_of_syn(const Segment& segment, Position sequence, Position ack, Instant now) {
     // [RFC3168 6.1.1] a SYN-ACK that does not agree takes back what was asked for
     if (segment.flags.syn() && !agrees_to_ecn(segment.flags)) ecn_ = false;
-    measure_round_trip(segment, ack, now);
+    measure_round_trip(segment, ack, false, now);
     ++snd_una_;
     if (!fast_open_passive_) snd_nxt_ = ack;  // data that went with our SYN and was not taken goes again
     snd_small_ = std::max(snd_small_, snd_una_);
@@ -58,7 +58,11 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
     update_send_window(segment, sequence, ack);
     const std::uint64_t flight = in_flight();
     // [RFC2883 4] [RFC3708] A D-SACK often comes when all is acknowledged: of a probe, or of the last that was sent again.
-    if (flight == 0 && (sending_ == nullptr || segment.options.sack_count == 0)) return;
+    if (flight == 0) {
+        if (sending_ != nullptr && ack == snd_una_ && (segment.options.sack_count > 0 || sending_->recovery.probe_out()))
+            take_late_ack(segment, snd_wnd_ == window_before, now);
+        return;
+    }
     if (ecn_reduced_ && !before(to_wire(ack), ecn_recover_)) ecn_reduced_ = false;
 
     const bool moved = ack > snd_una_;
@@ -71,13 +75,7 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
         verdict = sending_->recovery.on_clean_ack(snd_una_, ack, now);  // advance_una marks if anything waits
     } else if (moved || duplicate || segment.options.sack_count > 0) {
         std::array<Range, wire::kMaxSackBlocks> sacks;
-        std::size_t count = 0;
-        if (sack_) {
-            for (const wire::SackBlock& block : segment.options.sack()) {
-                const Position left = widen(block.left, snd_una_);
-                sacks[count++] = {left, widen(block.right, left)};
-            }
-        }
+        const std::size_t count = sack_ranges(segment, sacks);
         AckFacts facts{.snd_una = snd_una_,
                        .ack = std::max(ack, snd_una_),
                        .snd_nxt = snd_nxt_,
@@ -112,7 +110,7 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
 
     const auto samples_before = timing_;
     const Instant timed_at = sending_->timed_at;
-    measure_round_trip(segment, ack, now);
+    measure_round_trip(segment, ack, verdict.dsack.has_value(), now);
     const Position una_before = snd_una_;
     snd_una_ = ack;
     shared_.ip.confirm(path_, remote_.address, now);  // [RFC4861 7.3.1] the peer has what we sent, so its first hop is alive
@@ -126,6 +124,33 @@ void Connection::take_ack(const Segment& segment, Position sequence, Position ac
                              .snd_nxt = snd_nxt_});
     }
     advance_una(una_before, now);
+}
+
+std::size_t Connection::sack_ranges(const Segment& segment, std::span<Range, wire::kMaxSackBlocks> ranges) const {
+    if (!sack_) return 0;
+    std::size_t count = 0;
+    for (const wire::SackBlock& block : segment.options.sack()) {
+        const Position left = widen(block.left, snd_una_);
+        ranges[count++] = {left, widen(block.right, left)};
+    }
+    return count;
+}
+
+/// Everything is acknowledged, but what was sent twice may be reported only now.
+void Connection::take_late_ack(const Segment& segment, bool same_window, Instant now) {
+    std::array<Range, wire::kMaxSackBlocks> sacks;
+    const std::size_t count = sack_ranges(segment, sacks);
+    const auto verdict = sending_->recovery.on_late_ack(
+        {.snd_una = snd_una_,
+         .ack = snd_una_,
+         .snd_nxt = snd_nxt_,
+         .sack_permitted = sack_,
+         .duplicate = same_window && segment.payload_length == 0 && !segment.flags.fin(),
+         .sack = {sacks.data(), count},
+         .ts_echo = {},
+         .now = now},
+        *congestion_);
+    if (verdict.undone) ++shared_.counters.tcp_spurious_recoveries;
 }
 
 /// SND.UNA has moved from `before`.
@@ -176,8 +201,9 @@ void Connection::on_fin_acknowledged(Instant now) {
 }
 
 /// One segment a window is timed [RFC6298 3]; a segment sent twice is not (Karn), unless timestamps tell the copies apart
-/// [RFC7323 4]. The timestamps' millisecond is too coarse to be the rule on a local network.
-void Connection::measure_round_trip(const Segment& segment, Position ack, Instant now) {
+/// [RFC7323 4]. The timestamps' millisecond is too coarse to be the rule on a local network. `late`: the ACK answers what had
+/// arrived before, so its echo is of then, and the time since is no round trip (RFC 7323 5.3: only news move TS.Recent).
+void Connection::measure_round_trip(const Segment& segment, Position ack, bool late, Instant now) {
     if (timing_) {
         if (ack < sending_->timed_end) return;
         timing_ = false;
@@ -186,7 +212,7 @@ void Connection::measure_round_trip(const Segment& segment, Position ack, Instan
         return;
     }
     const bool ambiguous = sending_->recovery.state() != LossRecovery::State::kOpen || rtt_.backoffs() > 0;
-    if (!ambiguous || !timestamps_ || !segment.options.timestamps) return;
+    if (!ambiguous || late || !timestamps_ || !segment.options.timestamps) return;
     const std::uint32_t ticks = now_stamp(now) - segment.options.timestamps->echo;
     if (ticks > 60'000) return;  // not an echo of ours
     measured_ = true;

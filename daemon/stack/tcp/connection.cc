@@ -273,7 +273,7 @@ void Connection::finish(int error) {
     // The path may swallow what begins like this. [RFC7413 4.1.3]
     if (fast_open_active_ && error == ETIMEDOUT && (!established_once_ || syn_data_)) {
         ++shared_.counters.tcp_fast_open_failed;
-        shared_.fast_open_cache.failed(local_.address, remote_.address, shared_.now);
+        shared_.fast_open_cache.failed(local_.address, remote_.address, FastOpenCache::Failure::kConnection, shared_.now);
     }
     discard();
     if (!handed_over_) {

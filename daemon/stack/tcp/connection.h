@@ -155,7 +155,9 @@ private:
     bool input_ack(const Segment& segment, Position sequence, Instant now);
     void input_ack_of_syn(const Segment& segment, Position sequence, Position ack, Instant now);
     void take_ack(const Segment& segment, Position sequence, Position ack, Instant now);
-    void measure_round_trip(const Segment& segment, Position ack, Instant now);
+    void take_late_ack(const Segment& segment, bool same_window, Instant now);
+    std::size_t sack_ranges(const Segment& segment, std::span<Range, wire::kMaxSackBlocks> ranges) const;
+    void measure_round_trip(const Segment& segment, Position ack, bool late, Instant now);
     void update_send_window(const Segment& segment, Position sequence, Position ack);
     void advance_una(Position before, Instant now);
     void on_fin_acknowledged(Instant now);

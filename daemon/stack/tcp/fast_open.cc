@@ -11,9 +11,11 @@ namespace culvert::stack::tcp {
 namespace {
 
 constexpr std::uint64_t kCookieUse = 0x7466632d636f6f6b;
-/// A path that lost an option once may have lost it by chance; one that does so again and again eats it.
+/// A path that lost an option once may have lost it by chance, as it may any segment; one that does so again and again eats
+/// it. Linux had the same rule, with four minutes to begin with.
 constexpr Duration kFirstBlock = std::chrono::minutes(1);
 constexpr unsigned kMaxDoublings = 10;  // 17 hours
+constexpr Duration kInARow = std::chrono::hours(1);  // failures farther apart have nothing to do with each other
 
 std::array<std::byte, 32> both(const Address& local, const Address& remote) {
     std::array<std::byte, 32> bytes;
@@ -90,10 +92,16 @@ void FastOpenCache::learn(const Address& local, const Address& remote, std::span
     std::copy_n(cookie.begin(), entry.length, entry.bytes.begin());
 }
 
-void FastOpenCache::failed(const Address& local, const Address& remote, Instant now) {
+void FastOpenCache::failed(const Address& local, const Address& remote, Failure failure, Instant now) {
     Entry& entry = claim(local, remote, now);
-    entry.blocked_until = now + kFirstBlock * (1 << std::min<unsigned>(entry.failures, kMaxDoublings));
-    if (entry.failures < kMaxDoublings) ++entry.failures;
+    if (now - entry.blocked_until > kInARow) entry.failures = 0;
+    if (entry.failures == 0) {
+        entry.failures = 1;
+        entry.blocked_until = now;
+        if (failure == Failure::kOption) return;
+    }
+    entry.blocked_until = now + kFirstBlock * (1 << (entry.failures - 1));
+    if (entry.failures <= kMaxDoublings) ++entry.failures;
 }
 
 void FastOpenCache::worked(const Address& local, const Address& remote, Instant now) {

@@ -61,7 +61,7 @@ public:
         Address local = {};
         Address remote = {};
         Instant used{};
-        Instant blocked_until{};
+        Instant blocked_until{};    // after one failure alone: when that was
         std::uint16_t mss = 0;      // as the server announced it; 0: the entry is free
         std::uint8_t length = 0;    // of the cookie; 0: only a memory of failure
         std::uint8_t failures = 0;  // in a row
@@ -76,7 +76,12 @@ public:
     bool blocked(const Address& local, const Address& remote, Instant now);
     void learn(const Address& local, const Address& remote, std::span<const std::byte> cookie, std::uint16_t mss,
                Instant now);
-    void failed(const Address& local, const Address& remote, Instant now);
+    enum class Failure : std::uint8_t {
+        kOption,      // a SYN with the option got no answer, one without it did: by chance, once
+        kConnection,  // nothing came back at all, also later: whatever it is, it costs minutes
+    };
+    /// [RFC7413 4.1.3.1] A second lost option in a row, or a lost connection, blocks the destination.
+    void failed(const Address& local, const Address& remote, Failure failure, Instant now);
     /// The server has taken data with a SYN.
     void worked(const Address& local, const Address& remote, Instant now);
 

@@ -11,10 +11,11 @@ Range within(Range range, Range limits) { return {std::max(range.first, limits.f
 /// [RFC8985 6.2 step 2] RACK_sent_after(a, b)
 bool sent_after(Instant a, Position a_end, Instant b, Position b_end) { return a > b || (a == b && a_end > b_end); }
 
-/// [RFC8985 6.2 step 2] An ACK of a segment that was sent twice may be of the first copy.
-bool ambiguous(const SentRun& run, const AckFacts& facts) {
+/// [RFC8985 6.2 step 2] An ACK of a segment that was sent twice may be of the first copy. The echoed timestamp tells for
+/// what is acknowledged; where something is missing below, it is of before the gap and says nothing of `part`. [RFC7323 4.3]
+bool ambiguous(const SentRun& run, Range part, const AckFacts& facts) {
     if (!run.again) return false;
-    if (facts.ts_echo) {
+    if (facts.ts_echo && part.end <= facts.ack) {
         const auto sent_ms = std::chrono::duration_cast<std::chrono::milliseconds>(run.sent_at.time_since_epoch()).count();
         if (before(*facts.ts_echo, facts.ts_offset + static_cast<std::uint32_t>(sent_ms))) return true;
     }
@@ -102,7 +103,7 @@ Delivery Flight::deliver(const AckFacts& facts, const SackScoreboard* board, Pos
             found.newest.range = part;
         }
         found.any = true;
-        if (ambiguous(run, facts)) return;
+        if (ambiguous(run, part, facts)) return;
         if (!timed || sent_after(run.sent_at, part.end, recent.sent_at, recent.range.end)) {
             recent.sent_at = run.sent_at;
             recent.range = part;
@@ -207,13 +208,22 @@ std::uint64_t Flight::mark_on_timeout(Range head, Position snd_nxt, const SackSc
     return marked + mark(head, board);
 }
 
+bool Flight::append_again(Range range, Instant now) {
+    return log.append({.range = range, .sent_at = now, .first_sent_at = first_sent_at, .delivered_at = delivered_at,
+                       .delivered = delivered, .lost = 0, .flight = 0, .again = true, .app_limited = true},
+                      pool);
+}
+
+void Flight::take_back(Range range, Instant now) {
+    const auto within = [&](Range known) { return known.first <= range.first && range.end <= known.end; };
+    bool known = std::ranges::any_of(lost.ranges(), within);
+    log.for_each([&](const SentRun& run) { return !(known = known || within(run.range)); });
+    if (!known && !append_again(range, now)) lost.add(range);
+}
+
 bool Flight::unmark(const SackScoreboard* board, Instant now) {
     for (const Range& range : lost.ranges()) {
-        if (unsacked(range, board) == 0) continue;
-        if (!log.append({.range = range, .sent_at = now, .first_sent_at = first_sent_at, .delivered_at = delivered_at,
-                         .delivered = delivered, .lost = 0, .flight = 0, .again = true, .app_limited = true},
-                        pool))
-            return false;
+        if (unsacked(range, board) > 0 && !append_again(range, now)) return false;
     }
     lost.clear();
     return true;

@@ -98,6 +98,8 @@ struct Flight {
                                   bool all, Instant now);
     /// It was not lost at all: back to the log, as if sent now. False: no room in it.
     bool unmark(const SackScoreboard* board, Instant now);
+    /// The scoreboard has forgotten that `range` is SACKed: unless the log has it still, it is in flight as if sent now.
+    void take_back(Range range, Instant now);
     /// Older copies of `range`, which is sent again out of turn, count no more. Only its ends are looked at.
     void forget(Range range);
 
@@ -119,6 +121,7 @@ struct Flight {
 private:
     void deliver_in_order(const AckFacts& facts, Delivery& found);
     std::uint64_t mark(Range range, const SackScoreboard* board);
+    bool append_again(Range range, Instant now);
 };
 static_assert(sizeof(Flight) <= FlightPool::kPieceBytes);
 

@@ -58,7 +58,11 @@ LossRecovery::Verdict LossRecovery::on_ack(const AckFacts& facts, CongestionCont
     const std::uint64_t sacked_before = sacked_bytes();
     const Position edge_before = loss_edge();
     const bool new_sacks = take_sacks(facts, cc, pool);
-    if (blind_ && flight_ != nullptr && !flight_->lost.empty()) judge_without_log(facts.ack);
+    if (blind_ && flight_ != nullptr && !flight_->lost.empty()) {
+        judge_without_log(facts.ack);
+        // There may be a scoreboard for us again before this flight is over; then all of it must be in the log.
+        if (!flight_->unmark(board_, facts.now)) release_flight();
+    }
     const std::uint64_t progress = verdict.newly_acked + sacked_bytes();
     verdict.delivered = progress > sacked_before ? progress - sacked_before : 0;
 
@@ -118,7 +122,10 @@ bool LossRecovery::take_sacks(const AckFacts& facts, const CongestionController&
         if (blind_) return false;
         dup_bytes_ = 0;  // from now on SACK tells more exactly
     }
-    return board_->update(blocks, facts.ack, facts.snd_nxt, cc.mss()).new_information;
+    const auto update = board_->update(blocks, facts.ack, facts.snd_nxt, cc.mss());
+    if (flight_ != nullptr)
+        for (std::uint32_t i = 0; i < update.forgotten_count; ++i) flight_->take_back(update.forgotten[i], facts.now);
+    return update.new_information;
 }
 
 /// Duplicate ACKs, each of which says that one segment arrived. [RFC5681 3.2] [RFC6937 3, DeliveredData]

@@ -114,6 +114,10 @@ public:
         return verdict;
     }
 
+    /// An ACK without news that comes when everything is acknowledged: it may still prove an episode or a loss probe
+    /// needless. `facts.duplicate`: as RFC 5681 2, but for the data outstanding. [RFC3708] [RFC8985 7.4]
+    Verdict on_late_ack(const AckFacts& facts, CongestionController& cc);
+
     /// Nothing is to be repaired, and no question of F-RTO waits: without new data there is nothing to send.
     bool quiet() const { return state_ == State::kOpen && frto_ == FRto::kOff; }
     /// What may be sent now. `has_new_data`: there is unsent data that the peer's window has room for.
@@ -139,6 +143,8 @@ public:
     }
     /// nullptr: nothing is in flight, or there was no memory for it.
     Flight* flight() const { return flight_; }
+    /// nullptr: nothing is SACKed.
+    const SackScoreboard* board() const { return board_; }
 
     /// Flight::timer_at has come. kLost: recovery has begun or goes on, call output. kProbe: send a probe, if one may be sent.
     Fired on_timer(Position snd_una, Position snd_nxt, RoundTrip path, Instant now, CongestionController& cc);

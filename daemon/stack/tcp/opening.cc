@@ -88,7 +88,7 @@ void Connection::judge_fast_open(const Segment& segment, Position ack, Instant n
         ++shared_.counters.tcp_fast_open_failed;
     }
     // [RFC7413 4.1.3] only a SYN without the option came through
-    if (retries_ > 0 && !syn_data_) cache.failed(local_.address, remote_.address, now);
+    if (retries_ > 0 && !syn_data_) cache.failed(local_.address, remote_.address, FastOpenCache::Failure::kOption, now);
 }
 
 void Connection::negotiate(const wire::TcpOptions& options) {
@@ -189,7 +189,7 @@ void Connection::input_syn_sent(const Segment& segment, Instant now) {
         mark();
         return;
     }
-    measure_round_trip(segment, ack, now);
+    measure_round_trip(segment, ack, false, now);
     if (fast_open_active_) judge_fast_open(segment, ack, now);
     snd_wl2_ = to_wire(ack);
     ++snd_una_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "daemon/stack/tcp/loss_recovery.h"
+#include "shm/base/check.h"
 
 namespace culvert::stack::tcp {
 
@@ -35,7 +36,6 @@ void LossRecovery::judge_without_log(Position snd_una) {
     if (flight_->lost.empty()) return;
     high_rxt_ = std::max(snd_una, flight_->lost.ranges()[0].first);
     lost_below_ = flight_->lost.end();
-    flight_->lost.clear();
 }
 
 std::uint64_t LossRecovery::pipe_by_time(Position snd_una, Position snd_nxt) const {
@@ -121,6 +121,17 @@ void LossRecovery::close_probe(const AckFacts& facts, CongestionController& cc, 
     } else if (facts.duplicate && facts.sack.empty()) {
         probe_out_ = false;  // case 3: a receiver without D-SACK got it twice
     }
+}
+
+LossRecovery::Verdict LossRecovery::on_late_ack(const AckFacts& facts, CongestionController& cc) {
+    DCHECK(facts.snd_una == facts.snd_nxt && facts.ack == facts.snd_una);
+    Verdict verdict;
+    verdict.dsack = find_dsack(facts.sack, facts.ack, facts.snd_nxt);
+    const bool probe_was_out = probe_out_;
+    if (probe_out_) close_probe(facts, cc, verdict);
+    if (probe_was_out != probe_out_) return verdict;  // the D-SACK of a probe says nothing of an episode
+    if (proves_spurious(facts, verdict)) undo(facts, cc, verdict);
+    return verdict;
 }
 
 /// [RFC5682 2.1, 3.1] True: what has arrived was sent before the timeout and never again, so the timeout was none.

@@ -22,10 +22,11 @@ SackScoreboard::Update SackScoreboard::update(std::span<const Range> blocks, Pos
                                               std::uint32_t mss) {
     Update result;
     const std::uint64_t before = sacked_bytes_;
-    for (Range block : blocks) {
+    for (Range block : blocks.first(std::min(blocks.size(), result.forgotten.size()))) {
         if (block.empty() || block.end > snd_nxt || block.end <= snd_una) continue;
         block.first = std::max(block.first, snd_una);  // from an ACK overtaken by a later one
         if (add(block) > 0) result.new_information = true;
+        if (count_ > kMaxRanges) result.forgotten[result.forgotten_count++] = evict_smallest();
     }
     // What was forgotten in between was counted before; never count it twice.
     result.newly_sacked = sacked_bytes_ > before ? sacked_bytes_ - before : 0;
@@ -97,17 +98,18 @@ std::uint64_t SackScoreboard::add(Range block) {
     }
     *low = merged;
     sacked_bytes_ += gained;
-    if (count_ > kMaxRanges) evict_smallest();
     return gained;
 }
 
-void SackScoreboard::evict_smallest() {
+Range SackScoreboard::evict_smallest() {
     auto* const begin = ranges_.data();
     auto* const end = begin + count_;
     auto* const smallest = std::min_element(begin, end, [](const Range& a, const Range& b) { return a.size() < b.size(); });
-    sacked_bytes_ -= smallest->size();
+    const Range gone = *smallest;
+    sacked_bytes_ -= gone.size();
     std::move(smallest + 1, end, smallest);
     --count_;
+    return gone;
 }
 
 void SackScoreboard::find_loss_edge(std::uint32_t mss) {

@@ -17,6 +17,7 @@
 
 #include "daemon/base/lazy_pool.h"
 #include "daemon/stack/tcp/sequence.h"
+#include "daemon/wire/tcp_options.h"
 
 namespace culvert::stack::tcp {
 
@@ -32,9 +33,11 @@ public:
     struct Update {
         std::uint64_t newly_sacked = 0;  // bytes
         bool new_information = false;    // some byte was SACKed that was not before
+        std::uint32_t forgotten_count = 0;
+        std::array<Range, wire::kMaxSackBlocks> forgotten;  // for want of room: they count as not SACKed from here on
     };
 
-    /// Takes in the blocks of an ACK, D-SACK excluded by position. `mss`: for the loss edge.
+    /// Takes in the blocks of an ACK (four at most), D-SACK excluded by position. `mss`: for the loss edge.
     Update update(std::span<const Range> blocks, Position snd_una, Position snd_nxt, std::uint32_t mss);
     /// SND.UNA has moved: forgets what lies below.
     void advance(Position snd_una, std::uint32_t mss);
@@ -59,7 +62,7 @@ public:
 
 private:
     std::uint64_t add(Range block);
-    void evict_smallest();
+    Range evict_smallest();
     void find_loss_edge(std::uint32_t mss);
 
     std::uint64_t sacked_bytes_ = 0;

@@ -185,11 +185,84 @@ TEST_P(TcpRack, ANeedlessProbeCostsNothing) {  // [RFC8985 7.4 case 1]
     t.inject(ack().seq(1).ack(at(3)).sack(at(2), at(3)));  // D-SACK; nothing is in flight any more
     send(1);
     expect(3, 4);
-    t.inject(ack().seq(1).ack(at(3)).sack(at(2), at(3)));
     t.after(40ms);
     ack_to(4);
     EXPECT_EQ(t.host.counters.tcp_loss_probe_repairs, 0u);
     EXPECT_GE(t.connection->info().cwnd_bytes, cwnd);
+}
+
+TEST_P(TcpRack, ANeedlessProbeCostsNothingWithoutDSackEither) {  // [RFC8985 7.4 case 3]
+    open();
+    send(3);
+    expect(0, 3);
+    t.after(81ms);
+    expect(2, 3);
+    ack_to(3);
+    ack_to(3);  // of the probe; nothing is in flight any more
+    send(1);
+    expect(3, 4);
+    t.after(40ms);
+    ack_to(4);
+    EXPECT_EQ(t.host.counters.tcp_loss_probe_repairs, 0u);
+}
+
+TEST_P(TcpRack, ARecoveryIsUndoneByADSackThatComesWhenAllIsAcknowledged) {  // [RFC3708]
+    open();
+    send(5);
+    expect(0, 5);
+    t.after(40ms);
+    const std::uint32_t cwnd = t.connection->info().cwnd_bytes;
+    sack(0, 1, 4);
+    expect(0, 1);
+    ack_to(5);  // the original, only late
+    EXPECT_LT(t.connection->info().cwnd_bytes, cwnd);
+    t.inject(ack().seq(1).ack(at(5)).sack(at(0), at(1)));
+    EXPECT_EQ(t.host.counters.tcp_spurious_recoveries, 1u);
+    EXPECT_GE(t.connection->info().cwnd_bytes, cwnd);
+    t.inject(ack().seq(1).ack(at(5)).sack(at(0), at(1)));  // the network's own copy proves nothing more
+    EXPECT_EQ(t.host.counters.tcp_spurious_recoveries, 1u);
+}
+
+/// With timestamps, so 12 bytes less in a segment. The peer echoes what last came in order, as RFC 7323 4.3 wants it.
+class TcpRackStamped : public TcpRack {
+protected:
+    static constexpr std::uint32_t kMss = 1428;
+    static std::uint32_t at(std::uint32_t segment) { return 1 + segment * kMss; }
+    void send_stamped(std::uint32_t segments) {
+        t.established({}, syn_ack().mss(mss_offer()).sack_ok().ts(1, 0));
+        ASSERT_EQ(t.connection->info().mss, kMss);
+        t.send(std::string(std::size_t{segments} * kMss, 'x'));
+        expect(0, segments);
+        echo_ = t.last.options.timestamps->value;
+    }
+    void expect(std::uint32_t first, std::uint32_t end) {
+        for (; first < end; ++first) t.expect(ack().seq(at(first)).len(kMss));
+        t.expect_nothing();
+    }
+    Seg stamped(std::uint32_t acked) { return ack().seq(1).ack(at(acked)).ts(2, echo_); }
+    std::uint32_t echo_ = 0;
+};
+
+TEST_P(TcpRackStamped, ASackTellsOfARetransmissionThoughTheEchoStandsStill) {  // [RFC8985 6.2 step 2] simulation, seed 1518
+    send_stamped(10);
+    t.after(40ms);
+    t.inject(stamped(0).sack(at(3), at(10)));
+    expect(0, 3);
+    t.after(40ms);
+    t.inject(stamped(0).sack(at(1), at(10)));  // two of the three arrived, the first is lost again
+    expect(0, 1);
+    EXPECT_EQ(t.host.counters.tcp_timeouts, 0u);
+    t.inject(stamped(10));
+}
+
+TEST_P(TcpRackStamped, AnAckOfACopyIsNoSample) {  // [RFC7323 5.3] simulation, seed 1518
+    send_stamped(1);
+    const Duration rto = t.connection->info().rto;
+    t.after(3s).skip_output();  // the probe and some repetitions; the original had arrived, its ACK was lost
+    ASSERT_GE(t.host.counters.tcp_timeouts, 1u);
+    t.inject(stamped(1).sack(at(0), at(1)));
+    EXPECT_EQ(t.connection->info().rto, rto) << "three seconds are no round trip";
+    t.after(5s).expect_nothing();
 }
 
 TEST_P(TcpRack, AProbeIsNewDataIfThereIsSome) {  // [RFC8985 7.3]
@@ -381,6 +454,8 @@ TEST_P(TcpRack, TheUserTimeoutOfAClosedWindowCountsFromWhenItStoppedTheSender) {
 }
 
 INSTANTIATE_TEST_SUITE_P(BothFamilies, TcpRack, ::testing::Bool(),
+                         [](const auto& family) { return family.param ? "IPv6" : "IPv4"; });
+INSTANTIATE_TEST_SUITE_P(BothFamilies, TcpRackStamped, ::testing::Bool(),
                          [](const auto& family) { return family.param ? "IPv6" : "IPv4"; });
 INSTANTIATE_TEST_SUITE_P(BothFamilies, TcpFRto, ::testing::Bool(),
                          [](const auto& family) { return family.param ? "IPv6" : "IPv4"; });

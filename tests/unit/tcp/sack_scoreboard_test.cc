@@ -87,6 +87,8 @@ TEST(SackScoreboard, AFullBoardForgetsTheSmallest) {
     EXPECT_FALSE(board.is_sacked(10'700));  // the one of 10 bytes
     EXPECT_EQ(board.sacked_bytes(), before + 40);
     EXPECT_EQ(u.newly_sacked, 40u);  // never counts a byte twice
+    ASSERT_EQ(u.forgotten_count, 1u);
+    EXPECT_EQ(u.forgotten[0], (Range{10'700, 10'710}));
 }
 
 TEST(SackScoreboard, RecognisesDuplicateSack) {  // [RFC2883 4]
