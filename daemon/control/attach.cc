@@ -58,6 +58,7 @@ bool is_eventfd(int fd) {
     return length > 0 && std::string_view(target) == "anon_inode:[eventfd]";
 }
 
+/// Of AF_UNIX and connected, so that it cannot become a listener, with a queue of strangers' sockets.
 bool is_packet_socket(int fd) {
     int domain = 0;
     int type = 0;
@@ -65,6 +66,9 @@ bool is_packet_socket(int fd) {
     if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) != 0) return false;
     length = sizeof(int);
     if (::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) != 0) return false;
+    sockaddr_storage peer{};
+    length = sizeof peer;
+    if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &length) != 0) return false;
     return domain == AF_UNIX && type == SOCK_SEQPACKET;
 }
 
@@ -257,7 +261,7 @@ void AttachService::packet(Connection& connection, const Process& process, Packe
     if (kind == shm::MessageKind::kAddProcess && parse_message<shm::AddProcess>(packet.bytes) && packet.fds.size() == 1)
         return add_process(connection, process, std::move(packet.fds[0]));
     if (kind == shm::MessageKind::kGrantRaw && parse_message<shm::GrantRaw>(packet.bytes) && packet.fds.size() == 1)
-        return grant_raw(connection, process, std::move(packet.fds[0]));
+        return grant_raw(connection, process, packet.fds[0]);
     if (kind == shm::MessageKind::kRemoveQueue && packet.fds.empty()) {
         const auto message = parse_message<shm::RemoveQueue>(packet.bytes);
         if (!message || process.tenant->queues.erase(message->queue) == 0)
@@ -270,12 +274,12 @@ void AttachService::packet(Connection& connection, const Process& process, Packe
     malformed(connection, "message of an unknown kind, or malformed");
 }
 
-void AttachService::add_queue(Connection& connection, const Process& process, UniqueFd eventfd) {
-    // The engine writes to it: nothing that can block it, or be something else, may come in here.
+void AttachService::add_queue(Connection& connection, const Process& process, ForeignFd eventfd) {
+    // What is not an eventfd could be anything. That it stays non-blocking is not to be relied on (tenant/event_signal.h).
     if (!is_eventfd(eventfd.get()) || ::fcntl(eventfd.get(), F_SETFL, O_NONBLOCK) != 0)
         return malformed(connection, "event queue without an eventfd");
     connection.pause();
-    const auto fd = std::make_shared<UniqueFd>(std::move(eventfd));
+    const auto fd = std::make_shared<UniqueFd>(eventfd.release());
     engine_of(*process.tenant).post([this, process, fd, self = connection.shared_from_this()](engine::Engine& engine) {
         tenant::Tenant* tenant = engine.find_tenant(process.tenant->id);
         const Result<std::uint32_t> queue =
@@ -288,7 +292,7 @@ void AttachService::add_queue(Connection& connection, const Process& process, Un
     });
 }
 
-void AttachService::grant_raw(Connection& connection, const Process& process, UniqueFd socket) {
+void AttachService::grant_raw(Connection& connection, const Process& process, const ForeignFd& socket) {
     const auto kind = proven_raw_kind(socket.get());
     if (!kind) {
         connection.send_struct(answer(EPERM));
@@ -305,18 +309,18 @@ void AttachService::grant_raw(Connection& connection, const Process& process, Un
     });
 }
 
-void AttachService::add_process(Connection& connection, const Process& process, UniqueFd socket) {
+void AttachService::add_process(Connection& connection, const Process& process, ForeignFd socket) {
     if (!is_packet_socket(socket.get())) return malformed(connection, "process without a control socket");
     // io_uring answers EAGAIN at once for a non-blocking descriptor.
     (void)::fcntl(socket.get(), F_SETFL, 0);
     connection.pause();
     // Its credentials are the parent's; the child writes its pid into its process record.
-    const auto child = std::make_shared<Connection>(loop_, std::move(socket), connection.peer());
+    const auto child = std::make_shared<Connection>(loop_, socket.release(), connection.peer());
     engine_of(*process.tenant).post([this, process, child, self = connection.shared_from_this()](engine::Engine& engine) {
         tenant::Tenant* tenant = engine.find_tenant(process.tenant->id);
         const Result<std::uint32_t> slot = tenant != nullptr ? tenant->add_process(0) : fail(ESRCH, "tenant is gone");
         mailbox_.post([this, slot, process, child, self] {
-            if (slot) serve(child, {process.tenant, *slot});
+            slot ? serve(child, {process.tenant, *slot}) : child->close();
             self->send_struct(slot ? answer(0, *slot) : answer(slot.error().code));
             self->resume();
         });

@@ -71,9 +71,9 @@ private:
     void hello(Connection& connection, const shm::Hello& message);
     void serve(const std::shared_ptr<Connection>& connection, const Process& process);
     void packet(Connection& connection, const Process& process, Packet packet);
-    void add_queue(Connection& connection, const Process& process, UniqueFd eventfd);
-    void add_process(Connection& connection, const Process& process, UniqueFd socket);
-    void grant_raw(Connection& connection, const Process& process, UniqueFd socket);
+    void add_queue(Connection& connection, const Process& process, ForeignFd eventfd);
+    void add_process(Connection& connection, const Process& process, ForeignFd socket);
+    void grant_raw(Connection& connection, const Process& process, const ForeignFd& socket);
     void process_gone(const Process& process);
     std::uint32_t least_busy_engine();
     engine::Engine& engine_of(const TenantRecord& tenant) { return engines_[tenant.engine]; }

@@ -6,6 +6,13 @@
 
 namespace culvert::control {
 
+namespace {
+
+// More than fit into the send buffer that a program may give itself (2 * net.core.wmem_max = 425984, at 768 bytes each).
+constexpr int kMostQueued = 600;
+
+}  // namespace
+
 void Connection::start(OnPacket on_packet, OnClosed on_closed) {
     on_packet_ = std::move(on_packet);
     on_closed_ = std::move(on_closed);
@@ -24,15 +31,15 @@ void Connection::receive() {
     loop_.receive(fd_.get(), &in_header_, [self = shared_from_this()](int result) { self->received(result); });
 }
 
-std::vector<UniqueFd> Connection::take_fds() {
-    std::vector<UniqueFd> fds;
-    for (cmsghdr* control = CMSG_FIRSTHDR(&in_header_); control != nullptr; control = CMSG_NXTHDR(&in_header_, control)) {
+std::vector<ForeignFd> Connection::take_fds(msghdr& header) {
+    std::vector<ForeignFd> fds;
+    for (cmsghdr* control = CMSG_FIRSTHDR(&header); control != nullptr; control = CMSG_NXTHDR(&header, control)) {
         if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SCM_RIGHTS) continue;
         const std::size_t count = (control->cmsg_len - CMSG_LEN(0)) / sizeof(int);
         for (std::size_t i = 0; i < count; ++i) {
             int fd = -1;
             std::memcpy(&fd, CMSG_DATA(control) + i * sizeof(int), sizeof fd);
-            fds.emplace_back(fd);
+            fds.emplace_back(loop_, fd);
         }
     }
     return fds;
@@ -41,7 +48,7 @@ std::vector<UniqueFd> Connection::take_fds() {
 void Connection::received(int result) {
     receiving_ = false;
     Packet packet;
-    if (result >= 0) packet.fds = take_fds();  // theirs to close even when nobody wants them
+    if (result >= 0) packet.fds = take_fds(in_header_);  // theirs to close even when nobody wants them
     if (closed_) return;
     if (result == -EAGAIN) {  // the other end shares the socket's flags and may have made it non-blocking
         receiving_ = true;
@@ -53,6 +60,7 @@ void Connection::received(int result) {
     }
     if (result == -EINTR) return receive();
     if (result <= 0) return close();
+    heard_ = true;
     packet.bytes = std::span<const std::byte>(in_).first(static_cast<std::size_t>(result));
     packet.truncated = (in_header_.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0;
     const std::shared_ptr<Connection> self = shared_from_this();  // the handler may drop the last other reference
@@ -114,10 +122,28 @@ void Connection::close_after_sending() {
     if (!sending_ && queue_.empty()) close();
 }
 
+/// Takes what nobody will read: the descriptors in it must not be closed with the socket, on whatever thread that is.
+/// Neither an empty message nor the end can be told from the other, so it is the number that bounds it.
+void Connection::drain() {
+    std::array<std::byte, 1> byte{};
+    alignas(cmsghdr) std::array<std::byte, CMSG_SPACE(kMostFds * sizeof(int))> control;
+    for (int i = 0; i < kMostQueued; ++i) {
+        iovec vector{byte.data(), byte.size()};
+        msghdr header{};
+        header.msg_iov = &vector;
+        header.msg_iovlen = 1;
+        header.msg_control = control.data();
+        header.msg_controllen = control.size();
+        if (::recvmsg(fd_.get(), &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) < 0) return;
+        take_fds(header);
+    }
+}
+
 void Connection::close() {
     if (closed_) return;
     closed_ = true;
     ::shutdown(fd_.get(), SHUT_RDWR);  // ends the operations under way; the descriptor goes with the last of them
+    drain();
     const std::shared_ptr<Connection> self = shared_from_this();
     if (const OnClosed on_closed = std::exchange(on_closed_, nullptr)) on_closed(*this);
     on_packet_ = nullptr;

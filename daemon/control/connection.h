@@ -24,14 +24,16 @@ namespace culvert::control {
 /// What came: the bytes are valid during the call.
 struct Packet {
     std::span<const std::byte> bytes;
-    std::vector<UniqueFd> fds;
+    std::vector<ForeignFd> fds;
     bool truncated = false;  // larger than any message we know
 };
 
 class Connection : public std::enable_shared_from_this<Connection> {
 public:
     static constexpr std::size_t kMaxMessageBytes = 4096;
-    static constexpr std::size_t kMaxFds = 4;
+    static constexpr std::size_t kMaxFds = 4;  // sent
+    /// Received: the most that the kernel lets a message carry (SCM_MAX_FD). What did not fit it would close on this thread.
+    static constexpr std::size_t kMostFds = 253;
 
     using OnPacket = std::function<void(Connection&, Packet)>;
     using OnClosed = std::function<void(Connection&)>;
@@ -55,6 +57,8 @@ public:
     void close_after_sending();
 
     bool closed() const { return closed_; }
+    /// Something has come through it.
+    bool heard() const { return heard_; }
     const Peer& peer() const { return peer_; }
 
 private:
@@ -65,7 +69,8 @@ private:
 
     void receive();
     void received(int result);
-    std::vector<UniqueFd> take_fds();
+    std::vector<ForeignFd> take_fds(msghdr& header);
+    void drain();
     void send_next();
     void sent(int result);
 
@@ -78,10 +83,11 @@ private:
     bool sending_ = false;
     bool paused_ = false;
     bool closed_ = false;
+    bool heard_ = false;
     bool close_after_sending_ = false;
 
     std::array<std::byte, kMaxMessageBytes> in_{};
-    alignas(cmsghdr) std::array<std::byte, CMSG_SPACE(kMaxFds * sizeof(int))> in_control_{};
+    alignas(cmsghdr) std::array<std::byte, CMSG_SPACE(kMostFds * sizeof(int))> in_control_{};
     iovec in_vector_{};
     msghdr in_header_{};
 

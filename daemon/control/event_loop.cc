@@ -9,8 +9,10 @@ namespace {
 
 // Bounds one submission, not the operations under way: a full queue is submitted and goes on.
 constexpr unsigned kEntries = 256;
-// Of the cancellation itself, in ~EventLoop.
-constexpr std::uint64_t kCancelToken = 0;
+// Of what nobody waits for: closing elsewhere, and the cancellation in ~EventLoop.
+constexpr std::uint64_t kNobodyWaits = 0;
+// Threads of the kernel that may hang in strangers' descriptors; everything else of ours is armed by poll and needs none.
+constexpr unsigned kWorkers = 16;
 
 }  // namespace
 
@@ -20,11 +22,15 @@ Result<std::unique_ptr<EventLoop>> EventLoop::create() {
         loop->ring_.ring_fd = -1;
         return fail(-code, "io_uring (needs Linux 6.1, sysctl kernel.io_uring_disabled=0)");
     }
+    unsigned workers[2] = {kWorkers, kWorkers};
+    if (const int code = io_uring_register_iowq_max_workers(&loop->ring_, workers); code < 0)
+        return fail(-code, "io_uring (workers)");
     return loop;
 }
 
 EventLoop::~EventLoop() {
     if (ring_.ring_fd < 0) return;
+    io_uring_submit(&ring_);  // closings
     if (!under_way_.empty()) {
         io_uring_sqe* entry = io_uring_get_sqe(&ring_);
         if (entry == nullptr) {
@@ -33,7 +39,7 @@ EventLoop::~EventLoop() {
         }
         CHECK(entry != nullptr);
         io_uring_prep_cancel(entry, nullptr, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL);
-        io_uring_sqe_set_data64(entry, kCancelToken);
+        io_uring_sqe_set_data64(entry, kNobodyWaits);
         io_uring_submit(&ring_);
         while (!under_way_.empty()) {
             io_uring_cqe* completion = nullptr;
@@ -86,6 +92,26 @@ void EventLoop::send(int fd, const msghdr* message, Done done) {
     io_uring_sqe* entry = prepare(std::move(done));
     io_uring_prep_sendmsg(entry, fd, message, MSG_NOSIGNAL);
     io_uring_sqe_set_data64(entry, next_token_ - 1);
+}
+
+void EventLoop::close_elsewhere(UniqueFd fd) {
+    if (!fd) return;
+    // Lingering is the usual trick, and is easily taken from a socket; whatever else there is keeps a worker.
+    const linger none{.l_onoff = 0, .l_linger = 0};
+    (void)::setsockopt(fd.get(), SOL_SOCKET, SO_LINGER, &none, sizeof none);
+    io_uring_sqe* entry = io_uring_get_sqe(&ring_);
+    if (entry == nullptr) {
+        io_uring_submit(&ring_);
+        entry = io_uring_get_sqe(&ring_);
+    }
+    CHECK(entry != nullptr);
+    io_uring_prep_close(entry, fd.release());
+    io_uring_sqe_set_flags(entry, IOSQE_ASYNC);
+    io_uring_sqe_set_data64(entry, kNobodyWaits);
+}
+
+ForeignFd::~ForeignFd() {
+    if (fd_) loop_->close_elsewhere(std::move(fd_));
 }
 
 void EventLoop::complete(std::uint64_t token, int result) {

@@ -15,10 +15,29 @@
 #include <memory>
 #include <span>
 #include <unordered_map>
+#include <utility>
 
 #include "shm/base/error.h"
+#include "shm/base/unique_fd.h"
 
 namespace culvert::control {
+
+class EventLoop;
+
+/// A descriptor that a stranger has sent. Closed elsewhere, unless it is released: then it is known to be harmless.
+class ForeignFd {
+public:
+    ForeignFd(EventLoop& loop, int fd) : loop_(&loop), fd_(fd) {}
+    ForeignFd(ForeignFd&&) noexcept = default;
+    ForeignFd& operator=(ForeignFd&&) = delete;
+    ~ForeignFd();
+    int get() const { return fd_.get(); }
+    UniqueFd release() { return std::move(fd_); }
+
+private:
+    EventLoop* loop_;
+    UniqueFd fd_;
+};
 
 class EventLoop {
 public:
@@ -38,6 +57,9 @@ public:
     void read(int fd, std::span<std::byte> into, Done done);
     void receive(int fd, msghdr* message, Done done);
     void send(int fd, const msghdr* message, Done done);
+    /// Closes a stranger's descriptor somewhere else: the last close of a socket that lingers, or of a file whose file system
+    /// is a program of his, takes as long as he likes.
+    void close_elsewhere(UniqueFd fd);
 
     /// Runs until stop(), which a `done` calls.
     void run();

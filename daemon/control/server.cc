@@ -14,6 +14,8 @@ namespace {
 static_assert(sizeof(signalfd_siginfo) == 128);
 
 constexpr time_t kTickSeconds = 2;               // well below half of WatchdogSec=30s
+constexpr std::uint32_t kSilentTicks = 2;        // 2 to 4 s: a shim says hello at once, and waits no longer than that itself
+constexpr std::size_t kMostSilent = 256;          // then the eldest goes at once
 constexpr std::uint32_t kTicksPerFlowCheck = 5;  // kernel flows are looked at every 10 s
 
 }  // namespace
@@ -72,6 +74,21 @@ void Server::accepted(int result) {
     spdlog::debug("control connection of pid {} (uid {}, gid {})", peer->pid, peer->uid, peer->gid);
     const auto connection = std::make_shared<Connection>(parts_.loop, std::move(fd), std::move(*peer));
     connection->start([this](Connection& from, Packet packet) { first_packet(from, std::move(packet)); }, [](Connection&) {});
+    silent_.emplace_back(connection, ticks_);
+    close_silent();
+}
+
+/// A connection costs us a descriptor before it has said who it is: not for long, and not many.
+void Server::close_silent() {
+    while (!silent_.empty()) {
+        const std::shared_ptr<Connection> connection = silent_.front().first.lock();
+        const bool speaks = connection == nullptr || connection->closed() || connection->heard();
+        if (!speaks && ticks_ - silent_.front().second < kSilentTicks && silent_.size() <= kMostSilent) return;
+        silent_.pop_front();
+        if (speaks) continue;
+        if (silent_closed_++ == 0) spdlog::warn("pid {} connected and said nothing; closed (said once)", connection->peer().pid);
+        connection->close();
+    }
 }
 
 void Server::first_packet(Connection& connection, Packet packet) {
@@ -128,6 +145,7 @@ void Server::read_timer() {
                 parts_.mailbox.post([this] { watchdog_asked_ = false; });
             });
         if (std::exchange(accept_later_, false)) accept_next();
+        close_silent();
         if (++ticks_ % kTicksPerFlowCheck == 0) parts_.steering.forget_finished_flows();
         read_timer();
     });
@@ -159,6 +177,7 @@ std::vector<device::Statistic> Server::numbers() const {
             {"denied", denied_},
             {"version_refused", attach.version_refused},
             {"full_refused", attach.full_refused},
+            {"silent_closed", silent_closed_},
             {"malformed_messages", attach.malformed},
             {"netlink_overruns", parts_.mirror.overruns()},
             {"addresses", steering.addresses},

@@ -7,6 +7,7 @@
 //   mailbox          --read----> answers of the engine
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
 
@@ -58,6 +59,7 @@ private:
     void read_signal();
     void read_timer();
     void reload();
+    void close_silent();
     std::vector<device::Statistic> numbers() const;
 
     Parts parts_;
@@ -70,6 +72,9 @@ private:
     UniqueFd timer_;
     std::array<std::byte, 128> signal_buffer_{};  // one signalfd_siginfo
     std::array<std::byte, 8> timer_buffer_{};
+    /// Whom nothing has been heard of, and since which tick; eldest first.
+    std::deque<std::pair<std::weak_ptr<Connection>, std::uint32_t>> silent_;
+    std::uint64_t silent_closed_ = 0;
     std::uint64_t denied_ = 0;
     std::uint64_t connections_ = 0;
     std::uint32_t ticks_ = 0;

@@ -44,21 +44,25 @@ public:
     explicit Client(UniqueFd fd) : fd_(std::move(fd)) {}
 
     void send_bytes(const void* bytes, std::size_t length, int fd = -1) {
+        EXPECT_TRUE(try_to_send(bytes, length, fd, 1)) << std::strerror(errno);
+    }
+    /// `fd`, if there is one, goes along as often as `times` says. False: the daemon has closed.
+    bool try_to_send(const void* bytes, std::size_t length, int fd, std::size_t times) {
         iovec vector{const_cast<void*>(bytes), length};
-        alignas(cmsghdr) char control[CMSG_SPACE(sizeof fd)] = {};
+        alignas(cmsghdr) char control[CMSG_SPACE(16 * sizeof fd)] = {};
         msghdr message{};
         message.msg_iov = &vector;
         message.msg_iovlen = 1;
         if (fd >= 0) {
             message.msg_control = control;
-            message.msg_controllen = sizeof control;
+            message.msg_controllen = CMSG_SPACE(times * sizeof fd);
             cmsghdr* header = CMSG_FIRSTHDR(&message);
             header->cmsg_level = SOL_SOCKET;
             header->cmsg_type = SCM_RIGHTS;
-            header->cmsg_len = CMSG_LEN(sizeof fd);
-            std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+            header->cmsg_len = CMSG_LEN(times * sizeof fd);
+            for (std::size_t i = 0; i < times; ++i) std::memcpy(CMSG_DATA(header) + i * sizeof fd, &fd, sizeof fd);
         }
-        EXPECT_EQ(::sendmsg(fd_.get(), &message, MSG_NOSIGNAL), static_cast<ssize_t>(length)) << std::strerror(errno);
+        return ::sendmsg(fd_.get(), &message, MSG_NOSIGNAL) == static_cast<ssize_t>(length);
     }
     template <class Message>
     void say(const Message& message, int fd = -1) {
@@ -292,6 +296,83 @@ TEST_F(AttachTest, OtherVersionIsRefusedWithWords) {
     EXPECT_NE(std::string(welcome.reason).find("ABI"), std::string::npos);
     EXPECT_TRUE(one.ended());
     EXPECT_EQ(stat()["control"]["version_refused"], 1);
+}
+
+/// A TCP socket of a stranger that lingers: whoever closes it last waits for its peer, who reads nothing, up to `seconds`.
+UniqueFd lingering_socket(UniqueFd& peer, int seconds) {
+    const UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t length = sizeof address;
+    auto* const name = reinterpret_cast<sockaddr*>(&address);
+    EXPECT_EQ(::bind(listener.get(), name, sizeof address), 0);
+    EXPECT_EQ(::listen(listener.get(), 1), 0);
+    EXPECT_EQ(::getsockname(listener.get(), name, &length), 0);
+    UniqueFd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    EXPECT_EQ(::connect(socket.get(), name, sizeof address), 0);
+    peer = UniqueFd(::accept(listener.get(), nullptr, nullptr));
+    const std::vector<char> data(1 << 20);
+    while (::send(socket.get(), data.data(), data.size(), MSG_DONTWAIT | MSG_NOSIGNAL) > 0) {
+    }
+    const linger wait{.l_onoff = 1, .l_linger = seconds};
+    EXPECT_EQ(::setsockopt(socket.get(), SOL_SOCKET, SO_LINGER, &wait, sizeof wait), 0);
+    return socket;
+}
+
+TEST_F(AttachTest, ADescriptorThatTakesLongToCloseStopsNobody) {
+    UniqueFd peer;
+    {
+        UniqueFd socket = lingering_socket(peer, 1);  // the attack is real
+        const auto begin = std::chrono::steady_clock::now();
+        // A thread of its own: what the ring of an earlier test has to tell the one that made it would end its lingering.
+        std::thread([&] { socket.reset(); }).join();
+        EXPECT_GT(std::chrono::steady_clock::now() - begin, 900ms);
+    }
+    start();
+    std::vector<UniqueFd> peers(24);
+    const auto begin = std::chrono::steady_clock::now();
+    for (UniqueFd& other : peers) {
+        Client one = client();
+        const UniqueFd socket = lingering_socket(other, 60);
+        one.say(hello("closer"), socket.get());  // nobody wants it
+        EXPECT_EQ(stat()["tenants"].is_number(), true);
+    }
+    attached("redis");
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, 30s);  // 24 closes of a minute each
+}
+
+/// Neither what is more than any message of ours carries, nor what lies behind the message that ends the connection.
+TEST_F(AttachTest, NoDescriptorIsLeftForTheSocketToClose) {
+    start();
+    const auto begin = std::chrono::steady_clock::now();
+    for (const std::size_t times : {std::size_t{1}, std::size_t{16}}) {
+        UniqueFd peer;
+        Client one = client();
+        {
+            const UniqueFd socket = lingering_socket(peer, 60);
+            const char nonsense[] = "?";
+            for (int i = 0; i < 20; ++i)  // until it has been read and refused; an empty packet is not the end
+                for (const std::size_t length : {sizeof nonsense, std::size_t{0}})
+                    if (!one.try_to_send(nonsense, length, socket.get(), times)) i = 20;
+        }
+        EXPECT_TRUE(one.ended());
+        EXPECT_EQ(stat()["tenants"].is_number(), true);
+    }
+    attached("redis");
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, 30s);
+}
+
+TEST_F(AttachTest, WhoSaysNothingIsNotKept) {
+    start();
+    std::vector<Client> silent;
+    Client speaks = attached("nginx");
+    for (int i = 0; i < 257; ++i) silent.push_back(client());
+    EXPECT_TRUE(silent.front().hear().empty());  // one too many: the eldest goes at once
+    EXPECT_TRUE(silent.back().hear().empty());   // the others when their time is up
+    EXPECT_TRUE(eventually([](const auto& now) { return now["control"]["silent_closed"] == 257; }));
+    speaks.say(shm::AddQueue{}, UniqueFd(::eventfd(0, EFD_CLOEXEC)).get());
+    EXPECT_EQ(speaks.hear_message<shm::Answer>().error, 0);  // who has spoken may be silent
 }
 
 TEST_F(AttachTest, TenantsAreBounded) {
