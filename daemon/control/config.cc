@@ -88,6 +88,14 @@ public:
     void read(std::string_view key, std::uint8_t& target, std::int64_t low, std::int64_t high) {
         target = static_cast<std::uint8_t>(integer(key, target, low, high));
     }
+    /// A chance, from 0 to 1.
+    void read(std::string_view key, double& target) {
+        const toml::node* node = find(key);
+        if (node == nullptr) return;
+        const std::optional<double> value = node->value<double>();
+        if (!value || *value < 0 || *value > 1) refuse(*node, fmt::format("{} must be a number from 0 to 1", full(key)));
+        target = *value;
+    }
     template <class Rep, class Period>
     void read(std::string_view key, std::chrono::duration<Rep, Period>& target, std::int64_t low, std::int64_t high) {
         target = std::chrono::duration<Rep, Period>(integer(key, target.count(), low, high));
@@ -261,6 +269,34 @@ void read_dedicated(TableReader& reader, const toml::table& table, InterfaceConf
         refuse(*table.get("queues"), fmt::format("device = \"{}\" has one queue", interface.device));
 }
 
+void read_faults(TableReader& parent, FaultsConfig& faults) {
+    const toml::node* node = parent.find("faults");
+    if (node == nullptr) return;
+    if (!node->is_table()) parent.wrong_type(*node, "faults", "a table: { loss = 0.01 }");
+    const toml::table& table = *node->as_table();
+    TableReader reader(table, "interface.faults");
+    reader.read("loss", faults.loss);
+    reader.read("duplicate", faults.duplicate);
+    reader.read("reorder", faults.reorder);
+    constexpr std::int64_t kLongest = 10'000'000;
+    reader.read("delay_min_us", faults.delay_min, 0, kLongest);
+    faults.delay_max = faults.delay_min;
+    reader.read("delay_max_us", faults.delay_max, 0, kLongest);
+    if (faults.delay_max < faults.delay_min)
+        refuse(*table.get("delay_max_us"), "interface.faults.delay_max_us is less than delay_min_us");
+    reader.read("seed", faults.seed, 0, UINT32_MAX);
+    reader.done();
+}
+
+void read_capture(TableReader& reader, const toml::table& table, InterfaceConfig& interface) {
+    reader.read("capture", interface.capture);
+    reader.read("capture_mb", interface.capture_mb, 1, 1 << 20);
+    if (!interface.capture.empty() && interface.capture.front() != '/')
+        refuse(*table.get("capture"), "interface.capture must be an absolute path");
+    if (interface.capture.empty() && table.get("capture_mb") != nullptr)
+        refuse(*table.get("capture_mb"), "interface.capture_mb needs a capture");
+}
+
 InterfaceConfig read_interface(const toml::table& table) {
     InterfaceConfig interface;
     TableReader reader(table, "interface");
@@ -276,6 +312,8 @@ InterfaceConfig read_interface(const toml::table& table) {
     interface.mode = mode == "native" ? AttachMode::kNative : mode == "generic" ? AttachMode::kGeneric : AttachMode::kAuto;
     reader.read("device", interface.device, {"af_xdp", "packet", "tap"});
     read_dedicated(reader, table, interface);
+    read_capture(reader, table, interface);
+    read_faults(reader, interface.faults);
     reader.done();
     return interface;
 }

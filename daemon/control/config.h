@@ -38,6 +38,18 @@ struct NetworkAddress {
     unsigned prefix_length = 0;
 };
 
+/// A link made bad on purpose, to see how programs stand it (as netem does for the kernel). Both directions alike; chances a packet.
+struct FaultsConfig {
+    double loss = 0;
+    double duplicate = 0;
+    double reorder = 0;  // held back for a millisecond longer than the others
+    std::chrono::microseconds delay_min{0};  // uniform between the two
+    std::chrono::microseconds delay_max{0};
+    std::uint32_t seed = 1;  // the same seed, the same faults for the same packets
+
+    bool any() const { return loss > 0 || duplicate > 0 || reorder > 0 || delay_max.count() > 0; }
+};
+
 /// One interface whose packets Culvert may take.
 struct InterfaceConfig {
     std::string name;
@@ -51,6 +63,9 @@ struct InterfaceConfig {
     bool autoconfigure = false;     // addresses, routes and parameters from routers (SLAAC)
     std::uint32_t vlan = 0;         // the dedicated addresses are in this VLAN of the link; 0: untagged
     bool service_vlan = false;      // ... whose tags are those of 802.1ad
+    std::string capture;            // file for what passes, in both directions; empty: none. Queue i > 0 has ".i" behind it
+    std::uint32_t capture_mb = 1024;  // largest size of each file, in MiB; then packets are only counted
+    FaultsConfig faults;
 
     bool dedicated() const { return !addresses.empty() || autoconfigure; }
 };

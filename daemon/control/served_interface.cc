@@ -5,10 +5,13 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <ctime>
 #include <numeric>
 
 #include "daemon/device/af_xdp/af_xdp_device.h"
+#include "daemon/device/fault_injector.h"
 #include "daemon/device/packet_socket.h"
+#include "daemon/device/pcap_tap.h"
 #include "daemon/device/tap.h"
 
 namespace culvert::control {
@@ -148,6 +151,32 @@ Result<ServedInterface> open_shared_with_kernel(const InterfaceConfig& config, c
     return served;
 }
 
+/// What CLOCK_REALTIME is ahead of the engines' clock.
+Duration wall_offset() {
+    timespec wall{}, engine{};
+    ::clock_gettime(CLOCK_REALTIME, &wall);
+    ::clock_gettime(CLOCK_MONOTONIC, &engine);
+    return std::chrono::seconds(wall.tv_sec - engine.tv_sec) + std::chrono::nanoseconds(wall.tv_nsec - engine.tv_nsec);
+}
+
+/// NIC -> faults -> capture -> stack: the file shows what the stack sees.
+Result<void> wrap(ServedQueue& queue, const InterfaceConfig& config) {
+    if (config.faults.any()) {
+        const device::Faults faults{.loss = config.faults.loss,
+                                    .duplicate = config.faults.duplicate,
+                                    .reorder = config.faults.reorder,
+                                    .delay_min = config.faults.delay_min,
+                                    .delay_max = config.faults.delay_max};
+        queue.device = std::make_unique<device::FaultInjector>(std::move(queue.device), faults, faults,
+                                                               std::uint64_t{config.faults.seed} + queue.number);
+    }
+    if (config.capture.empty()) return {};
+    const std::string path = queue.number == 0 ? config.capture : fmt::format("{}.{}", config.capture, queue.number);
+    const device::PcapTap::Options options{.wall_offset = wall_offset(), .max_bytes = std::uint64_t{config.capture_mb} << 20};
+    queue.device = TRY(device::PcapTap::open(std::move(queue.device), path, options));
+    return {};
+}
+
 }  // namespace
 
 std::string interface_advice(const std::string& name, const Error& error) {
@@ -170,8 +199,11 @@ std::vector<device::Statistic> ServedInterface::steering_statistics() const {
 Result<ServedInterface> open_interface(const InterfaceConfig& config, const EngineConfig& engine, bool forwarding) {
     auto served = config.device == "tap" ? open_tap(config, engine, forwarding) : open_shared_with_kernel(config, engine);
     if (!served) return fail(0, interface_advice(config.name, served.error()));
-    for (const ServedQueue& queue : served->queues)
+    for (ServedQueue& queue : served->queues) {
+        TRY_VOID(wrap(queue, config));
         spdlog::info("{}, engine {}; steering {}", queue.device->describe(), queue.number % engine.count, served->steering());
+    }
+    if (config.faults.any()) spdlog::warn("{}: packets are lost, doubled or delayed on purpose (interface.faults)", config.name);
     return served;
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "daemon/base/counters.h"
+#include "daemon/base/instant.h"
 #include "daemon/base/packet.h"
 
 namespace culvert::device {
@@ -22,6 +23,11 @@ struct Statistic {
 class Device {
 public:
     virtual ~Device() = default;
+
+    /// The time of the turn that begins. Wrappers want it; a device that only carries has no clock.
+    virtual void set_now(Instant) {}
+    /// When a packet that is held back on purpose falls due; kNever: none is.
+    virtual Instant next_deadline() const { return kNever; }
 
     /// Takes up to burst.size() packets that have arrived. The packets stay valid until the next call of receive();
     /// their memory goes back to the device then. Returns how many.

@@ -3,12 +3,14 @@
 //   inner.receive() ---> [ pipe ] ---> receive()          tx() ---> [ pipe ] ---> inner.tx()
 //
 // Everything follows from the seed and from the times given by set_now(); the same run gives the same faults.
-// For tests and simulations: it copies every packet and allocates.
+// For tests: it copies every packet and allocates. What the devices know about a packet beside its bytes (checksum state,
+// segment size) stays with it; a bit that is flipped in a packet whose checksum is partial is found by nobody.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <span>
 #include <utility>
 #include <vector>
@@ -36,25 +38,32 @@ public:
         std::uint64_t packets = 0, lost = 0, duplicated = 0, corrupted = 0, reordered = 0;
     };
 
+    struct Packet {
+        std::vector<std::byte> bytes = {};
+        ChecksumState checksum = ChecksumState::kUnverified;  // received
+        std::uint16_t segment_size = 0;                       // RxPacket's or TxPacket's
+        std::uint16_t transport_offset = 0;                   // TxPacket's
+    };
+
     FaultPipe(const Faults& faults, std::uint64_t seed) : faults_(faults), rng_(seed) {}
 
-    void push(std::vector<std::byte> packet, Instant now);
+    void push(Packet packet, Instant now);
     /// True while pop() would return a packet.
     bool due(Instant now) const { return !waiting_.empty() && waiting_.begin()->first.first <= now; }
     /// The packet whose turn it is. Requires: due(now).
-    std::vector<std::byte> pop();
+    Packet pop();
     /// When the next packet falls due; kNever when none waits.
     Instant poll_at() const { return waiting_.empty() ? kNever : waiting_.begin()->first.first; }
     const Counts& counts() const { return counts_; }
     void set_faults(const Faults& faults) { faults_ = faults; }
 
 private:
-    void enqueue(std::vector<std::byte> packet, Instant now);
+    void enqueue(Packet packet, Instant now);
 
     Faults faults_;
     Rng rng_;
     std::uint64_t sequence_ = 0;
-    std::map<std::pair<Instant, std::uint64_t>, std::vector<std::byte>> waiting_;  // by due time, then by arrival
+    std::map<std::pair<Instant, std::uint64_t>, Packet> waiting_;  // by due time, then by arrival
     Counts counts_;
 };
 
@@ -63,10 +72,18 @@ public:
     /// `inner` must outlive this; its tx() must not be used by others.
     FaultInjector(Device& inner, const Faults& receive, const Faults& transmit, std::uint64_t seed);
 
+    /// The same, and the injector keeps the device.
+    FaultInjector(std::unique_ptr<Device> inner, const Faults& receive, const Faults& transmit, std::uint64_t seed);
+
     /// The time for what follows. Must not go back.
-    void set_now(Instant now) { now_ = now; }
+    void set_now(Instant now) override {
+        now_ = now;
+        inner_.set_now(now);
+    }
     /// When a delayed packet of either direction falls due.
-    Instant poll_at() const { return std::min(receive_.poll_at(), transmit_.poll_at()); }
+    Instant next_deadline() const override {
+        return std::min({receive_.poll_at(), transmit_.poll_at(), inner_.next_deadline()});
+    }
     /// From now on. Packets under way keep their fate.
     void set_faults(const Faults& receive, const Faults& transmit);
     const FaultPipe::Counts& receive_counts() const { return receive_.counts(); }
@@ -81,13 +98,13 @@ public:
     std::vector<Statistic> statistics() const override;
 
 private:
+    std::unique_ptr<Device> owned_;  // null: somebody else's
     Device& inner_;
     TxQueue tx_;
     FaultPipe receive_;
     FaultPipe transmit_;
     Instant now_{};
-    ChecksumState checksum_ = ChecksumState::kUnverified;  // a device gives all its packets the same
-    std::vector<std::vector<std::byte>> shown_;            // lent to the stack until the next receive()
+    std::vector<FaultPipe::Packet> shown_;  // lent to the stack until the next receive()
 };
 
 }  // namespace culvert::device

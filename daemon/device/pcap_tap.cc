@@ -1,5 +1,7 @@
 #include "daemon/device/pcap_tap.h"
 
+#include <algorithm>
+
 namespace culvert::device {
 namespace {
 
@@ -22,6 +24,8 @@ struct PacketHeader {
 };
 static_assert(sizeof(PacketHeader) == 16);
 
+constexpr Duration kSyncInterval = std::chrono::seconds(1);  // how old what tcpdump reads may be
+
 }  // namespace
 
 Result<std::unique_ptr<PcapTap>> PcapTap::open(Device& inner, const std::string& path, const Options& options) {
@@ -30,7 +34,27 @@ Result<std::unique_ptr<PcapTap>> PcapTap::open(Device& inner, const std::string&
     std::unique_ptr<PcapTap> tap(new PcapTap(inner, file, options));
     const FileHeader header;
     tap->write(&header, sizeof header);
+    tap->sync();
     return tap;
+}
+
+Result<std::unique_ptr<PcapTap>> PcapTap::open(std::unique_ptr<Device> inner, const std::string& path, const Options& options) {
+    auto tap = TRY(open(*inner, path, options));
+    tap->owned_ = std::move(inner);
+    return tap;
+}
+
+void PcapTap::set_now(Instant now) {
+    now_ = now;
+    inner_.set_now(now);
+    if (sync_at_ <= now) sync();
+}
+
+Instant PcapTap::next_deadline() const { return std::min(sync_at_, inner_.next_deadline()); }
+
+void PcapTap::sync() {
+    std::fflush(file_.get());
+    sync_at_ = kNever;
 }
 
 void PcapTap::write(const void* bytes, std::size_t size) {
@@ -47,6 +71,7 @@ bool PcapTap::start_packet(std::uint32_t length) {
     const PacketHeader header = {static_cast<std::uint32_t>(nanoseconds / 1'000'000'000),
                                  static_cast<std::uint32_t>(nanoseconds % 1'000'000'000), length, length};
     write(&header, sizeof header);
+    if (sync_at_ == kNever) sync_at_ = now_ + kSyncInterval;
     ++written_;
     return true;
 }

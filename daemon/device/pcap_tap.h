@@ -29,10 +29,15 @@ public:
         return open(inner, path, Options());
     }
 
-    /// The time of packets from now on.
-    void set_now(Instant now) { now_ = now; }
-    /// Bytes to the file now; otherwise when a buffer is full, and at the end.
-    void sync() { std::fflush(file_.get()); }
+    /// The same, and the tap keeps the device.
+    static Result<std::unique_ptr<PcapTap>> open(std::unique_ptr<Device> inner, const std::string& path, const Options& options);
+
+    /// The time of packets from now on. What has been in a buffer for a second goes to the file.
+    void set_now(Instant now) override;
+    /// While something is in the buffer: when it is to go to the file.
+    Instant next_deadline() const override;
+    /// Bytes to the file now; otherwise after a second, when a buffer is full, and at the end.
+    void sync();
 
     std::size_t receive(std::span<RxPacket> burst) override;
     TxQueue& tx() override { return inner_.tx(); }
@@ -52,10 +57,12 @@ private:
     bool start_packet(std::uint32_t length);
     void write(const void* bytes, std::size_t size);
 
+    std::unique_ptr<Device> owned_;  // null: somebody else's
     Device& inner_;
     std::unique_ptr<std::FILE, Closer> file_;
     const Options options_;
     Instant now_{};
+    Instant sync_at_ = kNever;
     std::size_t seen_ = 0;  // descriptors in front of tx().pending() that are in the file already
     std::uint64_t bytes_ = 0;
     std::uint64_t written_ = 0;

@@ -134,6 +134,7 @@ bool Engine::turn() {
     now_ = read_clock();
     bool busy = false;
     for (Port& port : ports_) {
+        port.device->set_now(now_);
         const std::size_t count = port.device->receive(burst_);
         for (std::size_t i = 0; i < count; ++i) counters_.rx_bytes += burst_[i].length;
         stack_.input(*port.interface, std::span<const RxPacket>(burst_).first(count), now_);
@@ -185,6 +186,7 @@ void Engine::sleep() {
     if (!work_waits()) {
         Instant deadline = std::min(stack_.next_deadline(), now_ + kLongestSleep);
         for (const auto& tenant : tenants_) deadline = std::min(deadline, tenant->next_check());
+        for (const Port& port : ports_) deadline = std::min(deadline, port.device->next_deadline());
         ++counters_.sleeps;
         sleeper_.wait(deadline - now_);
     }

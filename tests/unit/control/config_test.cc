@@ -119,6 +119,13 @@ INSTANTIATE_TEST_SUITE_P(
                 "c.toml:4:12: interface.vlan_tag needs a vlan"},
         Refused{"[[interface]]\nname = \"a\"\ndevice = \"packet\"\naddress = [\"10.0.0.2/24\"]\nvlan = 7\nvlan_tag = \"802.1ad\"\n",
                 "c.toml:6:12: interface.vlan_tag = \"802.1ad\" is not for device = \"packet\""},
+        Refused{"[[interface]]\nname = \"a\"\ncapture = \"a.pcap\"\n", "c.toml:3:11: interface.capture must be an absolute path"},
+        Refused{"[[interface]]\nname = \"a\"\ncapture_mb = 5\n", "c.toml:3:14: interface.capture_mb needs a capture"},
+        Refused{"[[interface]]\nname = \"a\"\nfaults = { loss = 1.5 }\n", "c.toml:3:19: interface.faults.loss must be a number from 0 to 1"},
+        Refused{"[[interface]]\nname = \"a\"\nfaults = { lost = 1 }\n",
+                "c.toml:3:12: unknown key 'lost' in [interface.faults] (did you mean 'loss'?)"},
+        Refused{"[[interface]]\nname = \"a\"\nfaults = { delay_min_us = 5, delay_max_us = 4 }\n",
+                "c.toml:3:45: interface.faults.delay_max_us is less than delay_min_us"},
         Refused{"[[interface]]\nname = \"a\"\n[forwarding]\nenabled = true\n",
                 "c.toml:4:11: forwarding.enabled needs an interface with device = \"tap\": what comes to others for addresses that "
                 "are not ours is the kernel's to forward"},
@@ -200,6 +207,27 @@ reverse_path_check = false
     EXPECT_FALSE(config->forwarding.reverse_path_check);
 }
 
+TEST(Config, ALinkIsCapturedAndMadeBadOnRequest) {
+    const Result<Config> config = parse_config(R"(
+[[interface]]
+name = "eth0"
+capture = "/tmp/eth0.pcap"
+capture_mb = 5
+faults = { loss = 0.25, reorder = 1, delay_min_us = 100, seed = 7 }
+)",
+                                               "c.toml");
+    ASSERT_TRUE(config) << config.error().message();
+    const InterfaceConfig& interface = config->interfaces.at(0);
+    EXPECT_EQ(interface.capture, "/tmp/eth0.pcap");
+    EXPECT_EQ(interface.capture_mb, 5u);
+    EXPECT_TRUE(interface.faults.any());
+    EXPECT_EQ(interface.faults.loss, 0.25);
+    EXPECT_EQ(interface.faults.reorder, 1.0);
+    EXPECT_EQ(interface.faults.delay_min, std::chrono::microseconds(100));
+    EXPECT_EQ(interface.faults.delay_max, std::chrono::microseconds(100)) << "one delay, unless another is named";
+    EXPECT_EQ(interface.faults.seed, 7u);
+}
+
 TEST(Config, FilterRulesKeepTheirOrderAndTheirInterface) {
     const Result<Config> config = parse_config(R"(
 [[interface]]
@@ -262,6 +290,8 @@ TEST(Config, ExampleIsValidAndHoldsTheDefaults) {
     EXPECT_EQ(example->engine.frames, defaults.engine.frames);
     EXPECT_FALSE(example->interfaces[0].dedicated());
     EXPECT_EQ(example->interfaces[0].vlan, 0u);
+    EXPECT_TRUE(example->interfaces[0].capture.empty());
+    EXPECT_FALSE(example->interfaces[0].faults.any());
     EXPECT_EQ(example->forwarding.enabled, defaults.forwarding.enabled);
     EXPECT_EQ(example->forwarding.reverse_path_check, defaults.forwarding.reverse_path_check);
     EXPECT_TRUE(example->filter.rules.empty());

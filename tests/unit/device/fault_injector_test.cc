@@ -31,7 +31,7 @@ TEST(FaultInjector, AGoodLinkChangesNothing) {
     EXPECT_FALSE(t.link.flush());
     EXPECT_EQ(t.memory.take_sent(), (std::vector<Bytes>{pattern(5000, 3), pattern(60, 4)}));
     EXPECT_EQ(t.pool.available(), 64u);
-    EXPECT_EQ(t.link.poll_at(), kNever);
+    EXPECT_EQ(t.link.next_deadline(), kNever);
 }
 
 TEST(FaultInjector, KeepsTheChecksumState) {
@@ -40,6 +40,33 @@ TEST(FaultInjector, KeepsTheChecksumState) {
     RxPacket burst[1];
     ASSERT_EQ(t.link.receive(burst), 1u);
     EXPECT_EQ(burst[0].checksum, ChecksumState::kMaybePartial);
+}
+
+TEST(FaultInjector, KeepsWhatASuperPacketIsMadeOf) {
+    struct Held final : Device {
+        explicit Held(FramePool& pool) : queue(pool) {}
+        std::size_t receive(std::span<RxPacket>) override { return 0; }
+        TxQueue& tx() override { return queue; }
+        bool flush() override { return false; }
+        int readiness_fd() const override { return -1; }
+        bool has_input() const override { return false; }
+        std::string describe() const override { return "held"; }
+        std::vector<Statistic> statistics() const override { return {}; }
+        TxQueue queue;
+    };
+    FramePool pool(16);
+    Held held(pool);
+    FaultInjector link(held, {}, {}, 1);
+    TxPacket out;
+    ASSERT_TRUE(link.tx().reserve(9000, out));
+    out.segment_size = 1400;
+    out.transport_offset = 34;
+    link.tx().commit(out);
+    link.flush();
+    ASSERT_EQ(held.queue.pending().size(), 3u);
+    EXPECT_EQ(held.queue.pending()[0].segment_size, 1400u);
+    EXPECT_EQ(held.queue.pending()[0].transport_offset, 34u);
+    held.queue.consume(3);
 }
 
 TEST(FaultInjector, LosesTheShareAskedFor) {
@@ -80,14 +107,14 @@ TEST(FaultInjector, DelaysByTheClockItIsGiven) {
     queue(t.link.tx(), pattern(60, 2));
     t.link.flush();
     EXPECT_TRUE(drain(t.link).empty());
-    EXPECT_EQ(t.link.poll_at(), at(110ms));
+    EXPECT_EQ(t.link.next_deadline(), at(110ms));
     t.link.set_now(at(110ms) - 1ns);
     EXPECT_FALSE(t.link.has_input());
     EXPECT_TRUE(drain(t.link).empty());
     t.link.set_now(at(110ms));
     EXPECT_TRUE(t.link.has_input());
     EXPECT_EQ(drain(t.link).size(), 1u);
-    EXPECT_EQ(t.link.poll_at(), at(120ms));
+    EXPECT_EQ(t.link.next_deadline(), at(120ms));
     t.link.flush();
     EXPECT_TRUE(t.memory.take_sent().empty());
     t.link.set_now(at(120ms));

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 
@@ -106,6 +107,22 @@ TEST_F(PcapTapTest, WritesAPacketOnceHoweverLongItWaits) {
     const std::vector<Captured> packets = read();
     ASSERT_EQ(packets.size(), 3u);
     for (unsigned i = 0; i < 3; ++i) EXPECT_EQ(packets[i].bytes, pattern(60, i));
+}
+
+TEST_F(PcapTapTest, WhatPassedIsInTheFileASecondLater) {
+    auto tap = PcapTap::open(memory, path);
+    ASSERT_TRUE(tap);
+    (*tap)->set_now(Instant(5s));
+    EXPECT_EQ((*tap)->next_deadline(), kNever) << "nothing waits";
+    memory.inject(pattern(60, 1));
+    RxPacket burst[1];
+    ASSERT_EQ((*tap)->receive(burst), 1u);
+    EXPECT_EQ((*tap)->next_deadline(), Instant(6s));
+    const auto size = [&] { return std::filesystem::file_size(path); };
+    EXPECT_EQ(size(), 24u);
+    (*tap)->set_now(Instant(6s));
+    EXPECT_EQ(size(), 24u + 16 + 60);
+    EXPECT_EQ((*tap)->next_deadline(), kNever);
 }
 
 TEST_F(PcapTapTest, StopsAtItsLimitAndCounts) {
