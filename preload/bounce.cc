@@ -67,10 +67,15 @@ ssize_t splice_to(int in, Socket& socket, int fd, std::size_t length, unsigned f
     if (length == 0) return 0;
     const bool may_wait = (flags & SPLICE_F_NONBLOCK) == 0;
     if (!(may_wait && !is_nonblocking(in)) && !ready(in, POLLIN)) return refuse(EAGAIN);
+    // A socket that takes nothing any more leaves the pipe as it is.
+    Message nothing(nullptr, 0);
+    if (socket.send(fd, nothing.header, MSG_DONTWAIT) < 0 && errno != EAGAIN) return -1;
     pollfd writable{fd, POLLOUT, 0};
     const timespec now{};
+    const std::int64_t patience = socket.send_timeout_ns();
+    const timespec limit{static_cast<time_t>(patience / 1'000'000'000), static_cast<long>(patience % 1'000'000'000)};
     const bool send_waits = may_wait && !socket.nonblocking();
-    const int has_room = poll_wait(&writable, 1, send_waits ? nullptr : &now, nullptr);
+    const int has_room = poll_wait(&writable, 1, !send_waits ? &now : patience >= 0 ? &limit : nullptr, nullptr);
     if (has_room < 0) return -1;
     if (has_room == 0) return refuse(EAGAIN);
     char buffer[kBounce];

@@ -99,6 +99,13 @@ inline msghdr message_of(const iovec* parts, int count) noexcept {
     return header;
 }
 
+/// A list of parts without a single byte: readv and writev return 0 before they look at the socket, as in the kernel.
+inline bool empty_parts(const iovec* parts, int count) noexcept {
+    for (int i = 0; i < count; ++i)
+        if (parts[i].iov_len != 0) return false;
+    return true;
+}
+
 /// True, and errno, if readv and writev refuse the list as the kernel would.
 inline bool bad_parts(const iovec* parts, int count) noexcept {
     std::size_t total = 0;

@@ -27,12 +27,14 @@ ssize_t send_message(const SocketRef& socket, int fd, const msghdr& message, int
 
 ssize_t receive_parts(const SocketRef& socket, int fd, const iovec* parts, int count, int flags) {
     if (bad_parts(parts, count)) return -1;
+    if (empty_parts(parts, count)) return 0;
     msghdr message = message_of(parts, count);
     return receive(socket, fd, message, flags);
 }
 
 ssize_t send_parts(const SocketRef& socket, int fd, const iovec* parts, int count, int flags) {
     if (bad_parts(parts, count)) return -1;
+    if (empty_parts(parts, count)) return 0;
     return send_message(socket, fd, message_of(parts, count), flags);
 }
 
@@ -42,6 +44,7 @@ ssize_t send_parts(const SocketRef& socket, int fd, const iovec* parts, int coun
 
 CULVERT_EXPORT ssize_t read(int fd, void* data, std::size_t length) {
     if (const SocketRef socket = our_socket(fd)) {
+        if (length == 0) return 0;  // unlike recv(): System V's behaviour, says the kernel
         Message message(data, length);
         return receive(socket, fd, message.header, 0);
     }

@@ -41,6 +41,7 @@ int placeholder_for(int family) noexcept {
 }  // namespace
 
 int Socket::listen(int fd, int backlog) noexcept {
+    if (path() == Path::kConnection) return fail(EINVAL);  // the placeholder, which others share, must not listen
     if (libc::listen(fd, backlog) != 0) return -1;
     if (type_ == SOCK_STREAM && path() != Path::kConnection) {
         const KeepErrno keep;
@@ -81,6 +82,13 @@ void Socket::start_listening(int fd, int backlog) noexcept {
     if (flags >= 0) libc::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
     adopt(*client, record, Path::kListener);
     client->note_reason(fd, shm::KernelReason::kListenerPair);
+}
+
+/// Both halves: the kernel's socket is an ordinary one again, and waits if the program wants it to.
+void Socket::stop_listening(int fd) noexcept {
+    abandon();
+    const int flags = nonblocking() ? -1 : libc::fcntl(fd, F_GETFL);
+    if (flags >= 0) libc::fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
 }
 
 /// The descriptor of a connection that Culvert has ready, -1 and errno, or -2: there is none.
@@ -135,14 +143,18 @@ int Socket::accept_culvert(sockaddr* address, socklen_t* length, int flags) noex
 int Socket::accept(int fd, sockaddr* address, socklen_t* length, int flags) noexcept {
     if (path() != Path::kListener) return libc::accept4(fd, address, length, flags);
     if ((flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC)) != 0) return fail(EINVAL);
-    if (address != nullptr && length == nullptr) return fail(EFAULT);
-    if (address != nullptr && static_cast<int>(*length) < 0) return fail(EINVAL);
+    const int wrong_room = address == nullptr ? 0 : length == nullptr ? EFAULT : static_cast<int>(*length) < 0 ? EINVAL : 0;
     const KeepErrno keep;
     const std::int64_t timeout = receive_timeout_ns_.load(std::memory_order_relaxed);
     const std::int64_t deadline = timeout >= 0 ? now_ns() + timeout : -1;
     for (;;) {
         if (client_->daemon_gone() && Client::attached() != nullptr) start_listening(fd, backlog_);
-        const int ours = accept_culvert(address, length, flags);
+        const int ours = accept_culvert(wrong_room != 0 ? nullptr : address, length, flags);
+        if (ours >= 0 && wrong_room != 0) {  // as in the kernel: the connection is lost
+            FdTable::instance().remove(ours);
+            raw::close(ours);
+            return keep.fail(wrong_room);
+        }
         if (ours >= 0) return ours;
         if (ours == -1) return keep.pass(ours);
         const int kernel = libc::accept4(fd, address, length, flags);

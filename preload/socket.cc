@@ -6,9 +6,11 @@
 #include <netinet/in.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <utility>
 
 #include "preload/address.h"
@@ -33,6 +35,25 @@ constexpr std::int64_t kAnswerTimeoutNs = 5'000'000'000;
 /// bytes as delivered after it has pushed them), so for a moment it may be the other way round: nothing.
 int bytes_between(std::uint64_t ahead, std::uint64_t behind) noexcept {
     return static_cast<int>(std::clamp<std::int64_t>(static_cast<std::int64_t>(ahead - behind), 0, INT32_MAX));
+}
+
+/// Control messages with data on a stream: the kernel reads those of SOL_SOCKET (sock_cmsg_send) and passes the others by.
+/// SO_MARK and SO_TIMESTAMPING of single segments are not ours to give; whoever asks hears of it.
+bool refuses_control(const msghdr& message) noexcept {
+    const auto* const begin = static_cast<const char*>(message.msg_control);
+    std::size_t left = message.msg_controllen;
+    for (std::size_t at = 0; left >= sizeof(cmsghdr);) {
+        cmsghdr header{};
+        std::memcpy(&header, begin + at, sizeof header);
+        if (header.cmsg_len < sizeof header || header.cmsg_len > left) return true;
+        const bool passed_by = header.cmsg_level != SOL_SOCKET || header.cmsg_type == SCM_RIGHTS || header.cmsg_type == SCM_CREDENTIALS;
+        if (!passed_by) return true;
+        const std::size_t step = CMSG_ALIGN(header.cmsg_len);
+        if (step >= left) break;
+        at += step;
+        left -= step;
+    }
+    return false;
 }
 }  // namespace
 
@@ -175,7 +196,23 @@ int Socket::bind_kernel(int fd, const sockaddr* address, socklen_t length) noexc
     return 0;
 }
 
+/// bind() of an accepted connection. The placeholder is the file of others, too, so a socket of the moment is asked what is
+/// wrong with the address; if nothing is, it is that the connection has one.
+int Socket::refuse_bind(const sockaddr* address, socklen_t length) const noexcept {
+    sockaddr_storage name{};
+    if (address == nullptr || length > sizeof name) return fail(address == nullptr && length != 0 ? EFAULT : EINVAL);
+    std::memcpy(&name, address, length);
+    if (family_ == AF_INET6) return fail(length >= 24 && name.ss_family != AF_INET6 ? EAFNOSUPPORT : EINVAL);  // state first
+    reinterpret_cast<sockaddr_in&>(name).sin_port = 0;
+    const int probe = libc::socket(family_, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (probe < 0) return fail(EINVAL);
+    const int error = libc::bind(probe, reinterpret_cast<const sockaddr*>(&name), length) != 0 ? errno : EINVAL;
+    libc::close.get()(probe);
+    return fail(error);
+}
+
 int Socket::bind(int fd, const sockaddr* address, socklen_t length) noexcept {
+    if (placeholder_) return refuse_bind(address, length);
     if (bind_kernel(fd, address, length) != 0) return -1;
     if (is_raw()) {
         const KeepErrno keep;
@@ -193,15 +230,21 @@ int Socket::connect(int fd, const sockaddr* address, socklen_t length) noexcept 
 }
 
 ssize_t Socket::send(int fd, const msghdr& message, int flags) noexcept {
+    if (message.msg_iovlen > UIO_MAXIOV) return fail(EMSGSIZE);
     if (is_raw()) return send_raw(fd, message, flags);
     if (type_ == SOCK_DGRAM) return send_datagram(fd, message, flags);
     if ((flags & MSG_FASTOPEN) != 0 && connecting_.load(std::memory_order_relaxed) != Connecting::kKernel)
         return send_fast_open(fd, message, flags);
     if (path() != Path::kConnection) return libc::sendmsg(fd, &message, flags);
+    if (message.msg_controllen != 0 && message.msg_control != nullptr && refuses_control(message)) {
+        const ssize_t able = send_parts(nullptr, 0, flags);  // the state of the connection is told first
+        return able < 0 ? able : fail(EINVAL);
+    }
     return send_parts(message.msg_iov, message.msg_iovlen, flags);
 }
 
 ssize_t Socket::receive(int fd, msghdr& message, int flags) noexcept {
+    if (message.msg_iovlen > UIO_MAXIOV) return fail(EMSGSIZE);
     const Path path = this->path();
     if (path == Path::kDatagram) return receive_datagram(fd, message, flags);
     if (path != Path::kConnection) return libc::recvmsg(fd, &message, flags);
@@ -210,7 +253,8 @@ ssize_t Socket::receive(int fd, msghdr& message, int flags) noexcept {
         // A stream reports no source; msg_namelen of a connected TCP socket comes back as 0.
         message.msg_namelen = 0;
         message.msg_controllen = 0;
-        message.msg_flags = (flags & MSG_OOB) != 0 ? (got == 0 ? MSG_OOB | MSG_TRUNC : MSG_OOB) : 0;
+        message.msg_flags = flags & MSG_CMSG_CLOEXEC;
+        if ((flags & MSG_OOB) != 0) message.msg_flags |= got == 0 ? MSG_OOB | MSG_TRUNC : MSG_OOB;
     }
     return got;
 }
@@ -231,6 +275,8 @@ int Socket::send_many(int fd, mmsghdr* messages, unsigned count, int flags) noex
 int Socket::receive_many(int fd, mmsghdr* messages, unsigned count, int flags, timespec* timeout) noexcept {
     if (path() == Path::kKernel) return libc::recvmmsg(fd, messages, count, flags, timeout);
     const KeepErrno keep;
+    if ((flags & MSG_ERRQUEUE) == 0)
+        if (const int error = take_error()) return keep.fail(error);  // before anything that has come, unlike recvmsg()
     const std::int64_t deadline =
         timeout != nullptr ? now_ns() + timeout->tv_sec * 1'000'000'000 + timeout->tv_nsec : INT64_MAX;
     unsigned done = 0;
@@ -261,17 +307,19 @@ int Socket::peername(int fd, sockaddr* address, socklen_t* length) noexcept {
         return 0;
     }
     if (path() != Path::kConnection) return libc::getpeername(fd, address, length);
-    if (length == nullptr || (address == nullptr && *length != 0)) return fail(EFAULT);
-    if (static_cast<int>(*length) < 0) return fail(EINVAL);
     const std::uint32_t status = shared().daemon.status.load(std::memory_order_acquire);
     if ((status & shm::kStatusReady) == 0 || (status & shm::kStatusDead) != 0 || record_lost()) return fail(ENOTCONN);
+    if (length == nullptr) return fail(EFAULT);
+    if (static_cast<int>(*length) < 0) return fail(EINVAL);
+    if (address == nullptr && *length != 0) return fail(EFAULT);
     from_wire(shared().remote, family_, address, length);
     return 0;
 }
 
 int Socket::get_status_flags(int fd) noexcept {
-    const int flags = libc::fcntl(fd, F_GETFL);
-    if (flags < 0) return flags;
+    const int own = libc::fcntl(fd, F_GETFL);
+    if (own < 0) return own;
+    const int flags = own | status_flags_.load(std::memory_order_relaxed);
     return nonblocking() ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
 }
 
@@ -280,6 +328,9 @@ int Socket::set_status_flags(int fd, int flags) noexcept {
     if (!placeholder_) {
         const int forced = path() == Path::kListener ? O_NONBLOCK : 0;
         if (libc::fcntl(fd, F_SETFL, flags | forced) < 0) return -1;
+    } else {
+        if ((flags & O_DIRECT) != 0) return fail(EINVAL);
+        status_flags_.store(flags & (O_APPEND | O_NOATIME), std::memory_order_relaxed);
     }
     nonblocking_.store((flags & O_NONBLOCK) != 0, std::memory_order_relaxed);
     return 0;

@@ -66,6 +66,8 @@ public:
     /// fcntl F_GETFL and F_SETFL. All other fcntl commands are the kernel's (dup, FD_CLOEXEC, locks).
     int get_status_flags(int fd) noexcept;
     int set_status_flags(int fd, int flags) noexcept;
+    /// SO_SNDTIMEO; -1: none.
+    std::int64_t send_timeout_ns() const noexcept { return send_timeout_ns_.load(std::memory_order_relaxed); }
     bool nonblocking() const noexcept { return nonblocking_.load(std::memory_order_relaxed); }
 
     Path path() const noexcept { return path_.load(std::memory_order_acquire); }
@@ -116,7 +118,9 @@ private:
     // stream_socket.cc
     int connect_stream(int fd, const sockaddr* address, socklen_t length) noexcept;
     int connect_kernel(int fd, const sockaddr* address, socklen_t length, shm::KernelReason reason) noexcept;
-    int finish_connect(bool wait) noexcept;
+    int finish_connect(bool wait, int unfinished) noexcept;
+    void give_up_connection() noexcept;
+    int refuse_bind(const sockaddr* address, socklen_t length) const noexcept;
     int disconnect(int fd, const sockaddr* address, socklen_t length) noexcept;
     int take_error() noexcept;
     template <class Fill>
@@ -163,6 +167,7 @@ private:
 
     // listen_socket.cc
     void start_listening(int fd, int backlog) noexcept;
+    void stop_listening(int fd) noexcept;
     int accept_culvert(sockaddr* address, socklen_t* length, int flags) noexcept;
 
     // datagram_socket.cc
@@ -218,7 +223,6 @@ private:
     std::atomic<bool> error_reported_{false};  // the reset that a vanished daemon means has been returned once
     std::atomic<bool> shared_{false};
     bool placeholder_ = false;   // accepted: the kernel descriptor is a duplicate shared with others
-    bool connect_failed_ = false;
     const int family_;
     const int type_;
     std::atomic<std::uint32_t> record_{shm::kNoIndex};
@@ -226,6 +230,7 @@ private:
     int backlog_ = 0;
     SpinHistory spin_history_;
     Client* client_ = nullptr;
+    std::atomic<int> status_flags_{0};  // of a placeholder, whose file is everybody's: what F_SETFL has set besides O_NONBLOCK
     std::atomic<std::int64_t> receive_timeout_ns_{-1};
     std::atomic<std::int64_t> send_timeout_ns_{-1};
     shm::SocketOptions early_options_{};  // set while there is no record

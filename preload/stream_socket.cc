@@ -48,29 +48,30 @@ int Socket::connect_kernel(int fd, const sockaddr* address, socklen_t length, sh
     return result;
 }
 
+/// The end of the connection, not of the socket: aborts, as tcp_disconnect does.
+void Socket::give_up_connection() noexcept {
+    change_options([](shm::SocketOptions& options) {
+        options.flags |= shm::kOptionLinger;
+        options.linger_s = 0;
+    });
+    abandon();
+    connecting_.store(Connecting::kNo, std::memory_order_relaxed);
+}
+
 int Socket::disconnect(int fd, const sockaddr* address, socklen_t length) noexcept {
-    if (path() == Path::kConnection) {
-        change_options([](shm::SocketOptions& options) {
-            options.flags |= shm::kOptionLinger;  // a disconnect aborts, as tcp_disconnect does
-            options.linger_s = 0;
-        });
-        abandon();
-    }
+    if (path() == Path::kListener) stop_listening(fd);
+    if (path() == Path::kConnection) give_up_connection();
     connecting_.store(Connecting::kNo, std::memory_order_relaxed);
     return placeholder_ ? 0 : libc::connect(fd, address, length);
 }
 
 int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) noexcept {
-    if (address != nullptr && length >= sizeof(sa_family_t) && address->sa_family == AF_UNSPEC)
+    if (static_cast<int>(length) < 0 || length > sizeof(sockaddr_storage)) return fail(EINVAL);
+    if (address == nullptr && length != 0) return fail(EFAULT);
+    if (length < sizeof(sa_family_t)) return fail(EINVAL);
+    if (address->sa_family == AF_UNSPEC)
         return disconnect(fd, address, length);
-    if (path() == Path::kConnection) {
-        const std::uint32_t status = shared().daemon.status.load(std::memory_order_acquire);
-        const bool failed = connecting_.load(std::memory_order_relaxed) == Connecting::kCulvert &&
-                            (status & shm::kStatusDead) != 0 && connect_failed_;
-        if (!failed) return finish_connect(!nonblocking());
-        abandon();  // the failure has been told: a new attempt
-        connecting_.store(Connecting::kNo, std::memory_order_relaxed);
-    }
+    if (path() == Path::kConnection) return finish_connect(!nonblocking(), EALREADY);
     if (path() != Path::kKernel || connecting_.load(std::memory_order_relaxed) == Connecting::kKernel)
         return libc::connect(fd, address, length);
     const auto remote = to_wire(address, length, family_);
@@ -120,12 +121,11 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
     if (operate(*client, record, shm::Operation::kConnect, 0, *local, *remote) != 0)
         return through_kernel(shm::KernelReason::kRefused);
 
-    connect_failed_ = false;
     connecting_.store(Connecting::kCulvert, std::memory_order_relaxed);
     adopt(*client, record, Path::kConnection);
     errno = saved;
     const bool at_once = (shared().daemon.status.load(std::memory_order_acquire) & shm::kStatusReady) != 0;  // Fast Open
-    if (at_once || !nonblocking()) return finish_connect(true);
+    if (at_once || !nonblocking()) return finish_connect(true, EINPROGRESS);
     return fail(EINPROGRESS);
 }
 
@@ -146,7 +146,8 @@ ssize_t Socket::send_fast_open(int fd, const msghdr& message, int flags) noexcep
     return send(fd, rest, flags & ~MSG_FASTOPEN);
 }
 
-int Socket::finish_connect(bool wait) noexcept {
+/// `unfinished`: what it says if it does not end now.
+int Socket::finish_connect(bool wait, int unfinished) noexcept {
     const KeepErrno keep;
     if (connecting_.load(std::memory_order_relaxed) != Connecting::kCulvert) return keep.fail(EISCONN);
     shm::SocketRecord& record = shared();
@@ -155,10 +156,10 @@ int Socket::finish_connect(bool wait) noexcept {
                record_lost();
     };
     if (!settled()) {
-        if (!wait) return keep.fail(EALREADY);
+        if (!wait) return keep.fail(unfinished);
         const int woken = wait_for(*client_, record, spin_history_,
                                    send_timeout_ns_.load(std::memory_order_relaxed), settled);
-        if (woken == EAGAIN) return keep.fail(EINPROGRESS);
+        if (woken == EAGAIN) return keep.fail(unfinished);
         if (woken != 0) return keep.fail(woken);
     }
     const std::uint32_t status = record.daemon.status.load(std::memory_order_acquire);
@@ -166,8 +167,10 @@ int Socket::finish_connect(bool wait) noexcept {
         connecting_.store(Connecting::kNo, std::memory_order_relaxed);
         return 0;
     }
-    connect_failed_ = true;
     const int error = take_error();
+    // As the kernel disconnects a socket whose connect() has told the failure: it is as before, ready for another attempt.
+    abandon();
+    connecting_.store(Connecting::kNo, std::memory_order_relaxed);
     return keep.fail(error != 0 ? error : ECONNABORTED);  // told by SO_ERROR before
 }
 
@@ -178,9 +181,7 @@ int Socket::take_error() noexcept {
     if (record_lost()) return error_reported_.exchange(true, std::memory_order_relaxed) ? 0 : ECONNRESET;
     std::atomic<std::int32_t>& error = shared().daemon.error;
     if (error.load(std::memory_order_relaxed) == 0) return 0;
-    const int code = error.exchange(0, std::memory_order_acq_rel);
-    if (code != 0) connect_failed_ = true;
-    return code;
+    return error.exchange(0, std::memory_order_acq_rel);
 }
 
 // --- send ---------------------------------------------------------------------------------------------------------------
@@ -351,6 +352,19 @@ ssize_t Socket::send_parts(const iovec* parts, std::size_t count, int flags) noe
 ssize_t Socket::sendfile(int fd, int in_fd, off_t* offset, std::size_t count) noexcept {
     if (path() != Path::kConnection) return libc::sendfile(fd, in_fd, offset, count);
     constexpr std::size_t kMost = 0x7ffff000;  // MAX_RW_COUNT
+    // The file is looked at before the socket: what is wrong there, or its end, is told first.
+    const bool refuses = record_lost() || shared().daemon.error.load(std::memory_order_relaxed) != 0 ||
+                         (shared().daemon.status.load(std::memory_order_relaxed) & shm::kStatusReady) == 0 || send_room() == 0 ||
+                         (shared().app.flags.load(std::memory_order_relaxed) & shm::kAppShutWrite) != 0;
+    if (count == 0 || refuses) {
+        char byte = 0;
+        const long from = offset != nullptr ? long{*offset} : ::syscall(SYS_lseek, in_fd, 0L, SEEK_CUR);
+        if (from < 0 && offset == nullptr && errno == EBADF) return -1;
+        if (from >= 0 || offset != nullptr) {
+            const long got = ::syscall(SYS_pread64, in_fd, &byte, count != 0 ? 1L : 0L, from);
+            if (got <= 0) return got;
+        }
+    }
     off_t at = offset != nullptr ? *offset : 0;
     const ssize_t sent = send_stream(std::min(count, kMost), 0, [&](const iovec* to, std::size_t blocks) -> ssize_t {
         // Read no further than what the blocks take: without an offset the file's own position moves with it.
@@ -501,9 +515,7 @@ ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags)
         if (copied != 0 && (ended || record.daemon.error.load(std::memory_order_relaxed) != 0))
             return static_cast<ssize_t>(copied);
         if (const int error = take_error()) return keep.fail(error);
-        if (ended) return connecting_.load(std::memory_order_relaxed) == Connecting::kCulvert && connect_failed_
-                              ? keep.fail(ENOTCONN)
-                              : 0;
+        if (ended) return 0;
         if (!wants_to_wait(flags)) return copied != 0 ? static_cast<ssize_t>(copied) : keep.fail(EAGAIN);
         const std::int64_t left = deadline < 0 ? -1 : std::max<std::int64_t>(deadline - now_ns(), 0);
         const int woken = wait_for(*client_, record, spin_history_, left, [&] {
@@ -512,6 +524,7 @@ ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags)
                     (shm::kStatusPeerClosed | shm::kStatusDead)) != 0 ||
                    (record.app.flags.load(std::memory_order_relaxed) & shm::kAppShutRead) != 0;
         });
+        if (want == 0) return 0;  // recv() of no bytes waits once, as Linux does, and is content with what comes
         if (woken != 0) return copied != 0 ? static_cast<ssize_t>(copied) : keep.fail(woken);
     }
 }
@@ -524,13 +537,17 @@ int Socket::shutdown(int fd, int how) noexcept {
     if (how != SHUT_RD && how != SHUT_WR && how != SHUT_RDWR) return fail(EINVAL);
     if (path == Path::kListener) {
         // Linux turns it back into a closed socket, which may listen again.
-        if (how != SHUT_WR) abandon();
+        if (how != SHUT_WR) stop_listening(fd);
         return libc::shutdown(fd, how);
     }
     if (path == Path::kDatagram) {
         if (!datagram_connected_) return libc::shutdown(fd, how);
     } else {
         const std::uint32_t status = shared().daemon.status.load(std::memory_order_acquire);
+        if ((status & (shm::kStatusReady | shm::kStatusDead)) == 0 && !record_lost()) {
+            give_up_connection();  // SYN sent: Linux disconnects
+            return 0;
+        }
         if ((status & shm::kStatusReady) == 0 || (status & shm::kStatusDead) != 0 || record_lost())
             return fail(ENOTCONN);
     }
