@@ -13,6 +13,7 @@
 #include <cstring>
 #include <new>
 
+#include "preload/environment.h"
 #include "preload/fd_table.h"
 #include "preload/libc.h"
 #include "preload/own_fd.h"
@@ -115,7 +116,7 @@ bool receive_with_fds(int socket, void* data, std::size_t size, int* fds, std::s
 
 /// A control connection to the daemon, or -1.
 int dial() noexcept {
-    const char* path = ::secure_getenv(shm::kSocketPathVariable);
+    const char* path = environment(shm::kSocketPathVariable);
     if (path == nullptr || *path == '\0') path = shm::kDefaultSocketPath;
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
@@ -152,7 +153,7 @@ void Client::lock_attaching() noexcept { ::pthread_mutex_lock(&attach_mutex); }
 void Client::unlock_attaching() noexcept { ::pthread_mutex_unlock(&attach_mutex); }
 
 bool Client::strict() noexcept {
-    const char* value = ::secure_getenv(shm::kStrictVariable);
+    const char* value = environment(shm::kStrictVariable);
     return value != nullptr && std::strcmp(value, "1") == 0;
 }
 

@@ -2,6 +2,7 @@
 #include "preload/interpose.h"
 
 #include "preload/epoll_set.h"
+#include "preload/inherited.h"
 #include "preload/poll_wait.h"
 
 using namespace culvert::preload;
@@ -57,6 +58,7 @@ CULVERT_EXPORT int epoll_create1(int flags) noexcept { return remember(libc::epo
 CULVERT_EXPORT int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event* event) noexcept {
     FdTable& table = FdTable::instance();
     if (table.is_protected(fd)) return refuse(EBADF);
+    if (operation == EPOLL_CTL_ADD) meet(fd);
     if (table.contains(fd)) {
         const DescriptionRef target = table.find(fd);
         if (target && target->kind() == Description::Kind::kSocket) {

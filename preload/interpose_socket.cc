@@ -5,6 +5,8 @@
 
 #include <cstdarg>
 
+#include "preload/inherited.h"
+
 using namespace culvert::preload;
 
 CULVERT_EXPORT int socket(int domain, int type, int protocol) noexcept { return Socket::open(domain, type, protocol); }
@@ -15,11 +17,13 @@ CULVERT_EXPORT int bind(int fd, const sockaddr* address, socklen_t length) noexc
 }
 
 CULVERT_EXPORT int listen(int fd, int backlog) noexcept {
+    meet(fd);
     if (const SocketRef socket = any_socket(fd)) return socket->listen(fd, backlog);
     return libc::listen(fd, backlog);
 }
 
 CULVERT_EXPORT int accept(int fd, sockaddr* address, socklen_t* length) {
+    meet(fd);
     if (const SocketRef socket = our_socket(fd)) {
         const CancellationOff off;
         return socket->accept(fd, address, length, 0);
@@ -28,6 +32,7 @@ CULVERT_EXPORT int accept(int fd, sockaddr* address, socklen_t* length) {
 }
 
 CULVERT_EXPORT int accept4(int fd, sockaddr* address, socklen_t* length, int flags) {
+    meet(fd);
     if (const SocketRef socket = our_socket(fd)) {
         const CancellationOff off;
         return socket->accept(fd, address, length, flags);

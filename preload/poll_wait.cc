@@ -11,6 +11,7 @@
 #include "preload/client.h"
 #include "preload/epoll_set.h"
 #include "preload/fd_table.h"
+#include "preload/inherited.h"
 #include "preload/libc.h"
 #include "preload/wait.h"
 
@@ -291,7 +292,10 @@ constexpr int kExceptional = POLLPRI;
 
 bool poll_concerns_us(const pollfd* fds, nfds_t count) noexcept {
     bool any = false;
-    for (nfds_t i = 0; i < count; ++i) any |= concerns_us(fds[i].fd);
+    for (nfds_t i = 0; i < count; ++i) {
+        meet(fds[i].fd);
+        any |= concerns_us(fds[i].fd);
+    }
     return any;
 }
 
@@ -302,6 +306,9 @@ int poll_wait(pollfd* fds, nfds_t count, const timespec* timeout, const sigset_t
 
 bool select_concerns_us(int count, const fd_set* readable, const fd_set* writable, const fd_set* exceptional) noexcept {
     bool any = false;
+    const bool inherited = any_inherited.load(std::memory_order_relaxed);
+    for (int fd = 0; inherited && fd < count; ++fd)
+        if (raw_in(readable, fd)) meet(fd);
     for (int fd = 0; fd < count; ++fd)
         if (FdTable::instance().contains(fd) && (raw_in(readable, fd) || raw_in(writable, fd) || raw_in(exceptional, fd)))
             any |= concerns_us(fd);

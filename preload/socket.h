@@ -43,6 +43,9 @@ public:
     /// The Socket behind a description of Kind::kSocket.
     static Socket& of(Description& description) noexcept { return static_cast<Socket&>(description); }
 
+    /// A listening TCP socket that was there before the library is Culvert's, too, from now on, if a daemon takes it.
+    static void inherit(int fd) noexcept;
+
     int bind(int fd, const sockaddr* address, socklen_t length) noexcept;
     int listen(int fd, int backlog) noexcept;
     /// accept4(2).
@@ -212,6 +215,8 @@ private:
     // socket_options.cc
     int set_shared_option(int level, int name, const void* value, socklen_t length) noexcept;
     int get_shared_option(int level, int name, void* value, socklen_t* length) noexcept;
+    /// The options that the kernel's socket has already: somebody else has set them.
+    void keep_kernel_options(int fd) noexcept;
     void keep_option(int level, int name, const void* value, socklen_t length) noexcept;
     template <class Change>
     void change_options(Change&& change) noexcept;

@@ -368,4 +368,28 @@ int Socket::get_option(int fd, int level, int name, void* value, socklen_t* leng
     return libc::getsockopt(fd, level, name, value, length);
 }
 
+void Socket::keep_kernel_options(int fd) noexcept {
+    const auto keep = [&](int level, int name, void* value, socklen_t size) {
+        if (libc::getsockopt(fd, level, name, value, &size) == 0) keep_option(level, name, value, size);
+    };
+    for (const IntOption& option : kIntOptions) {
+        // Of these the kernel says what it would do, not what somebody has set.
+        if (option.level == IPPROTO_TCP && (option.name == TCP_MAXSEG || option.name == TCP_QUICKACK)) continue;
+        if (option.level == IPPROTO_IPV6 && family_ != AF_INET6) continue;
+        int number = 0;
+        keep(option.level, option.name, &number, sizeof number);
+    }
+    linger linger_time{};
+    keep(SOL_SOCKET, SO_LINGER, &linger_time, sizeof linger_time);
+    for (const int name : {SO_RCVTIMEO, SO_SNDTIMEO}) {
+        timeval time{};
+        keep(SOL_SOCKET, name, &time, sizeof time);
+    }
+    int tos = 0;
+    if (family_ == AF_INET)
+        keep(IPPROTO_IP, IP_TOS, &tos, sizeof tos);
+    else
+        keep(IPPROTO_IPV6, IPV6_TCLASS, &tos, sizeof tos);
+}
+
 }  // namespace culvert::preload

@@ -5,7 +5,9 @@
 #include <atomic>
 
 #include "preload/client.h"
+#include "preload/environment.h"
 #include "preload/fd_table.h"
+#include "preload/inherited.h"
 #include "preload/libc.h"
 #include "preload/startup.h"
 
@@ -22,7 +24,11 @@ void start_once() noexcept {
 
 namespace {
 // Other constructors may call socket() before this one runs: Socket::open calls start_once too.
-[[gnu::constructor]] void on_load() { start_once(); }
+[[gnu::constructor]] void on_load() {
+    remember_environment();
+    start_once();
+    find_inherited();
+}
 }  // namespace
 
 }  // namespace culvert::preload

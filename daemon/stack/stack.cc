@@ -577,6 +577,7 @@ Result<tcp::Listener*> Stack::listen(const Endpoint& local, bool dual, const tcp
                                      tcp::ListenerOwner& owner) {
     return impl_->tcp_.listen(local, dual, options, owner);
 }
+tcp::ListenerOwner* Stack::heir_of(const tcp::Listener& listener) const { return impl_->tcp_.heir_of(listener); }
 void Stack::close(tcp::Listener& listener) { impl_->tcp_.close(listener); }
 
 Result<tcp::Connection*> Stack::connect(const Endpoint& local, const Endpoint& remote, const tcp::Options& options,

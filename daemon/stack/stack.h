@@ -222,6 +222,9 @@ public:
     /// it (SO_REUSEPORT): connections are spread by flow hash. Errors: ENOBUFS.
     Result<tcp::Listener*> listen(const Endpoint& local, bool dual, const tcp::ListenerOptions& options,
                                   tcp::ListenerOwner& owner);
+    /// Who else listens on the endpoint of `listener` and will serve its clients when it is gone; nullptr: nobody.
+    tcp::ListenerOwner* heir_of(const tcp::Listener& listener) const;
+    /// Connections whose handshake is under way go on with the heir, if there is one, and end otherwise.
     void close(tcp::Listener& listener);
 
     /// Sends SYN at the next flush. Errors: EADDRINUSE (flow exists), ENETUNREACH, ENOBUFS.

@@ -54,6 +54,12 @@ public:
     std::uint32_t lend(LentList& list);
     /// Takes back what the application has returned.
     void collect_returned();
+    /// Calls act(block) for what is lent to `list`, oldest first, until it returns false.
+    template <class Act>
+    void for_each_lent(const LentList& list, Act act) const {
+        for (std::uint32_t block = list.head; block != shm::kNoIndex; block = rx_[rx_index(block)].next)
+            if (!act(block)) return;
+    }
     /// Everything still lent to `list` is ours again (the socket is gone; its application returns no more of its blocks).
     void reclaim(LentList& list);
     std::uint32_t free_receive_blocks() const { return static_cast<std::uint32_t>(rx_free_.size()); }

@@ -31,6 +31,9 @@ public:
     void open(stack::tcp::Connection& connection, std::uint32_t status);
     /// Gives everything back; the connection (if any) goes on without us.
     void close(bool linger_zero);
+    /// Nobody has accepted the connection, and its listener goes: another one on the same endpoint takes it, with all that has
+    /// arrived. False: it does not, or the application has meddled with it; the connection is still ours.
+    bool hand_to(stack::tcp::ListenerOwner& heir);
 
     /// A look at the application's line: options have been applied before.
     void look(std::uint32_t app_flags);

@@ -1,5 +1,7 @@
 #include "daemon/tenant/sockets.h"
 
+#include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "shm/block_list.h"
@@ -85,6 +87,36 @@ void StreamSocket::close(bool linger_zero) {
     stage_.clear();
     tenant_->ledger_.reclaim(lent_);
     status_ = 0;
+}
+
+bool StreamSocket::hand_to(stack::tcp::ListenerOwner& heir) {
+    if (connection_ == nullptr || consumed_ != 0 || taken_ != 0 || urgent_ != 0 || !heir.can_accept()) return false;
+    stack::tcp::Connection& connection = *connection_;
+    stack::tcp::ConnectionOwner* const owner = heir.on_accept(connection);
+    if (owner == nullptr) return false;
+    connection_ = nullptr;
+    connection.set_owner(*owner);
+    shm::Segment& segment = tenant_->segment_;
+    stage_.publish(segment, segment.socket(index_).daemon.rx_list);  // says how long the last block is
+    // The blocks are the application's to spoil; how many there are and how much they hold is not believed beyond what we know.
+    std::uint64_t left = delivered_;
+    tenant_->ledger_.for_each_lent(lent_, [&](std::uint32_t block) {
+        const std::uint32_t length = segment.block_meta()[block].length.load(std::memory_order_relaxed);
+        const std::span<const std::byte> bytes(segment.block(block), std::min<std::uint64_t>({length, shm::kBlockSize, left}));
+        if (bytes.empty()) return false;
+        const std::uint32_t taken = owner->on_data(connection, {&bytes, 1}, static_cast<std::uint32_t>(bytes.size()));
+        left -= taken;
+        return taken == bytes.size();
+    });
+    if (left != 0) {  // no room there: a stream with a hole is worse than none
+        ++tenant_->orphans_;
+        connection.close(*tenant_->orphan(), true, true);
+        owner->on_closed(connection, ECONNRESET);
+    } else if ((status_ & shm::kStatusPeerClosed) != 0) {
+        owner->on_end_of_stream(connection);
+    }
+    close(true);  // gives back what is left here
+    return true;
 }
 
 bool StreamSocket::publish(std::uint32_t app_flags) {

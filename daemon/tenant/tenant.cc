@@ -228,14 +228,16 @@ void Tenant::free_record(std::uint32_t index) {
 
 void Tenant::close_listener(std::uint32_t index) {
     const ListenSocket& listen = *slots_[index].listen;
-    // Connections that nobody has accepted go with their listener, as in Linux (inet_csk_listen_stop).
+    // Connections that nobody has accepted go with their listener, as in Linux (inet_csk_listen_stop), unless another program
+    // holds the kernel's listener, too, and so serves this port in its own segment: there they wait on, as in the kernel's queue.
+    stack::tcp::ListenerOwner* const heir = stack_.heir_of(*listen.listener);
     for (std::uint32_t other = segment_.geometry().app_sockets; other < segment_.geometry().sockets; ++other) {
         Slot& slot = slots_[other];
         if (slot.kind != Kind::kStream || slot.stream.ticket.listener != index) continue;
         const bool waiting = !listen.taken(slot.stream.ticket.position);
         slot.stream.ticket = {};
         if (waiting) {
-            slot.stream.close(true);
+            if (heir == nullptr || !slot.stream.hand_to(*heir)) slot.stream.close(true);
             free_record(other);
         }
     }

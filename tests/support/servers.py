@@ -1,6 +1,7 @@
 """How the tests and benchmarks start the stock servers of Debian: configuration, command line, waiting until they serve."""
 import os
 import random
+import shutil
 import socket
 
 from netns import Failure, sha256, until
@@ -62,7 +63,7 @@ class Nginx:
         with open(self.config, "w") as file:
             file.write(NGINX_CONFIG.format(directory=self.directory, workers=workers, connections=connections, port=port,
                                            small=SMALL, daemon="on" if daemonize else "off"))
-        self.words = ["nginx", "-e", f"{self.directory}/error.log", "-c", self.config]
+        self.words = [shutil.which("nginx") or "/usr/sbin/nginx", "-e", f"{self.directory}/error.log", "-c", self.config]
         self.program = lab.start("nginx", self.words, under=under, prefix=prefix)
         if daemonize:
             code = self.program.wait(20)

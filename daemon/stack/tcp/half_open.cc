@@ -367,11 +367,15 @@ Instant SynQueue::on_timer(HalfOpen& half_open, Instant now) {
     return now + kFirstTimeout * (1 << half_open.retransmits);
 }
 
-void SynQueue::forget(const Listener& listener) {
+void SynQueue::forget(const Listener& listener, Listener* heir) {
     for (std::uint32_t index = oldest_; index != LazyPool::kNone;) {
         HalfOpen& half_open = at(index);
         index = half_open.newer;
-        if (half_open.listener == &listener) remove(half_open);
+        if (half_open.listener != &listener) continue;
+        if (heir != nullptr)
+            half_open.listener = heir;
+        else
+            remove(half_open);
     }
 }
 

@@ -71,8 +71,8 @@ public:
     /// A segment of a half-open flow. The connection, when this completes the handshake: give it the segment too.
     Connection* on_segment(std::uint32_t index, const Segment& segment, Instant now);
     Instant on_timer(HalfOpen& half_open, Instant now);
-    /// The listener closes: its half-open connections go with it.
-    void forget(const Listener& listener);
+    /// The listener closes: its half-open connections go with it, or on with `heir`.
+    void forget(const Listener& listener, Listener* heir);
 
     bool matches(std::uint32_t index, const Endpoint& local, const Endpoint& remote) {
         const HalfOpen& half_open = at(index);

@@ -23,6 +23,14 @@ void ListenerTable::remove(Listener& listener) {
     --size_;
 }
 
+Listener* ListenerTable::heir_of(const Listener& listener) const {
+    const auto at = groups_.find(listener.local());
+    CHECK(at != groups_.end());
+    const auto heir = std::ranges::find_if(
+        at->second, [&](const auto& entry) { return entry.get() != &listener && entry->dual() == listener.dual(); });
+    return heir == at->second.end() ? nullptr : heir->get();
+}
+
 Listener* ListenerTable::find(const Endpoint& local, std::uint32_t flow_hash) const {
     const Family family = local.address.family();
     const auto pick = [&](const Address& address, bool dual_only) -> Listener* {

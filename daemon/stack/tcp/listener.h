@@ -45,6 +45,8 @@ public:
     /// nullptr: the table is full.
     Listener* add(const Endpoint& local, bool dual, const ListenerOptions& options, ListenerOwner& owner);
     void remove(Listener& listener);
+    /// Another one on the same endpoint, that its clients will meet once it is gone; nullptr: none.
+    Listener* heir_of(const Listener& listener) const;
     /// Whoever listens for SYNs to `local`; nullptr if nobody does.
     Listener* find(const Endpoint& local, std::uint32_t flow_hash) const;
     std::uint32_t size() const { return size_; }

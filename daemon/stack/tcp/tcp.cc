@@ -34,6 +34,10 @@ public:
     void flush(Instant now);
     Instant next_deadline() const;
     Result<Listener*> listen(const Endpoint& local, bool dual, const ListenerOptions& options, ListenerOwner& owner);
+    ListenerOwner* heir_of(const Listener& listener) const {
+        const Listener* const heir = listeners_.heir_of(listener);
+        return heir == nullptr ? nullptr : &heir->owner();
+    }
     void close(Listener& listener);
     bool is_listening(const Endpoint& local) const { return listeners_.find(local, 0) != nullptr; }
     Result<Connection*> connect(const Endpoint& local, const Endpoint& remote, const Options& options,
@@ -299,7 +303,9 @@ Result<Listener*> TcpImpl::listen(const Endpoint& local, bool dual, const Listen
 }
 
 void TcpImpl::close(Listener& listener) {
-    syn_queue_.forget(listener);
+    Listener* const heir = listeners_.heir_of(listener);
+    if (heir != nullptr) heir->cookies_until = std::max(heir->cookies_until, listener.cookies_until);
+    syn_queue_.forget(listener, heir);
     shared_.fast_open_pending.forget(listener);
     const Endpoint local = listener.local();
     const bool dual = listener.dual();
@@ -361,6 +367,7 @@ Instant Tcp::next_deadline() const { return impl_->next_deadline(); }
 Result<Listener*> Tcp::listen(const Endpoint& local, bool dual, const ListenerOptions& options, ListenerOwner& owner) {
     return impl_->listen(local, dual, options, owner);
 }
+ListenerOwner* Tcp::heir_of(const Listener& listener) const { return impl_->heir_of(listener); }
 void Tcp::close(Listener& listener) { impl_->close(listener); }
 bool Tcp::is_listening(const Endpoint& local) const { return impl_->is_listening(local); }
 Result<Connection*> Tcp::connect(const Endpoint& local, const Endpoint& remote, const Options& options,

@@ -61,6 +61,7 @@ public:
     Instant next_deadline() const;  // Instant::min() when a connection is marked for output
 
     Result<Listener*> listen(const Endpoint& local, bool dual, const ListenerOptions& options, ListenerOwner& owner);
+    ListenerOwner* heir_of(const Listener& listener) const;
     void close(Listener& listener);
     bool is_listening(const Endpoint& local) const;
     Result<Connection*> connect(const Endpoint& local, const Endpoint& remote, const Options& options,

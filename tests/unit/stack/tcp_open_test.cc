@@ -451,6 +451,31 @@ TEST(TcpOpen, RepeatedSynsMeetTheSameListener) {  // SO_REUSEPORT: by flow hash
     }
 }
 
+TEST(TcpOpen, AHandshakeGoesOnWithWhoeverElseListens) {  // as with the kernel's socket, held by two programs
+    for (const bool heir : {true, false}) {
+        StackTest t;
+        struct Counting final : stack::tcp::ListenerOwner {
+            bool can_accept() override { return true; }
+            stack::tcp::ConnectionOwner* on_accept(stack::tcp::Connection&) override { return ++count, &app; }
+            App app;
+            int count = 0;
+        } first, second;
+        const auto closing = t.host.tcp.listen({t.local.address, 80}, false, {}, first);
+        ASSERT_TRUE(closing.has_value());
+        t.local.port = 80;
+        t.inject(syn().seq(0).mss(1460));
+        t.expect(syn_ack().seq(0).ack(1));
+        if (heir) ASSERT_TRUE(t.host.tcp.listen({t.local.address, 80}, false, {}, second).has_value());
+        EXPECT_EQ(t.host.tcp.heir_of(**closing), heir ? &second : nullptr);
+        t.host.tcp.close(**closing);
+        t.inject(ack().seq(1).ack(1));
+        EXPECT_EQ(first.count, 0);
+        EXPECT_EQ(second.count, heir ? 1 : 0);
+        if (heir) continue;
+        t.expect(rst().seq(1));
+    }
+}
+
 TEST(TcpOpen, FlowInUse) {
     StackTest t;
     t.connect();

@@ -141,6 +141,57 @@ TEST_F(TenantTest, TwoProgramsTalkOverTheirOwnAddress) {
     EXPECT_TRUE(client.segment.free_sockets().test(socket));
 }
 
+/// A second program that listens on the same port: it holds the same socket of the kernel's.
+struct Successor {
+    Successor(Host& host, Port port) : app(host.attach(tenant, 3)), listener(app.socket()) {
+        app.submit(listener, shm::Operation::kListen, endpoint(Address::v4(0, 0, 0, 0), port), {}, 16);
+        host.turn();
+        EXPECT_EQ(app.answer(listener), 0);
+    }
+    Tenant* tenant = nullptr;
+    AppSide app;
+    std::uint32_t listener;
+};
+
+TEST_F(TenantTest, WhatNobodyHasAcceptedGoesToWhoeverListensOnThePort) {
+    const std::uint32_t listener = listen(80);
+    const std::uint32_t socket = connect(40000, 80);  // established, and waits
+    std::string sent;
+    for (int i = 0; i < 5000; ++i) sent.push_back(static_cast<char>('a' + i % 23));
+    client.send(socket, sent);
+    host.turns(4);
+    client.set_flags(socket, shm::kAppShutWrite);
+    host.turns(4);
+    Successor successor(host, 80);
+    server.close(listener);
+    host.turns(4);
+    const auto accepted = successor.app.accept(successor.listener);
+    ASSERT_TRUE(accepted);
+    EXPECT_EQ(successor.app.receive(*accepted), sent);
+    EXPECT_TRUE((successor.app.status(*accepted) & shm::kStatusPeerClosed) != 0);
+    successor.app.send(*accepted, "reply");
+    host.turns(4);
+    EXPECT_EQ(client.receive(socket), "reply");
+    EXPECT_EQ(client.status(socket) & shm::kStatusDead, 0u);
+}
+
+TEST_F(TenantTest, ASuccessorGetsNoStreamWithAHole) {
+    const std::uint32_t listener = listen(80);
+    const std::uint32_t socket = connect(40000, 80);
+    client.send(socket, "hello");
+    host.turns(4);
+    Successor successor(host, 80);
+    // The application says that its block holds nothing.
+    for (std::uint32_t block = 0; block < server.segment.geometry().tx_blocks + server.segment.geometry().rx_blocks; ++block)
+        server.segment.block_meta()[block].length.store(0);
+    server.close(listener);
+    host.turns(4);
+    EXPECT_NE(client.status(socket) & shm::kStatusDead, 0u) << "it is reset";
+    const auto accepted = successor.app.accept(successor.listener);
+    ASSERT_TRUE(accepted) << "as a connection that was reset while it waited";
+    EXPECT_NE(successor.app.status(*accepted) & shm::kStatusDead, 0u);
+}
+
 TEST_F(TenantTest, UrgentDataIsMarkedOnItsWayThroughBothTenants) {  // [RFC9293 3.8.5 MUST-31, MUST-32, MUST-33]
     const std::uint32_t listener = listen(80);
     const std::uint32_t socket = connect(40000, 80);

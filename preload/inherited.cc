@@ -1,0 +1,98 @@
+#include "preload/inherited.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/syscall.h>
+
+#include "preload/fd_table.h"
+#include "preload/libc.h"
+#include "preload/socket.h"
+
+namespace culvert::preload {
+
+constinit std::atomic<bool> any_inherited{false};
+
+namespace {
+
+constexpr int kMost = 64;  // servers that are given more listeners than this keep the rest in the kernel
+constinit std::atomic<int> listeners[kMost];  // descriptor + 1; 0: none, or met
+
+int option(int fd, int name) noexcept {
+    int value = 0;
+    socklen_t length = sizeof value;
+    return libc::getsockopt(fd, SOL_SOCKET, name, &value, &length) == 0 ? value : -1;
+}
+
+bool is_tcp_listener(int fd) noexcept {
+    if (option(fd, SO_ACCEPTCONN) != 1 || option(fd, SO_PROTOCOL) != IPPROTO_TCP) return false;
+    const int domain = option(fd, SO_DOMAIN);
+    return domain == AF_INET || domain == AF_INET6;
+}
+
+void remember(int fd) noexcept {
+    for (std::atomic<int>& place : listeners) {
+        if (place.load(std::memory_order_relaxed) != 0) continue;
+        place.store(fd + 1, std::memory_order_relaxed);
+        any_inherited.store(true, std::memory_order_relaxed);
+        return;
+    }
+}
+
+/// The number that `name` is; -1: none ("." and "..").
+int number(const char* name) noexcept {
+    int value = 0;
+    for (; *name != '\0'; ++name) {
+        if (*name < '0' || *name > '9') return -1;
+        value = value * 10 + (*name - '0');
+    }
+    return value;
+}
+
+}  // namespace
+
+void find_inherited() noexcept {
+    const KeepErrno keep;
+    const auto folder = static_cast<int>(::syscall(SYS_openat, AT_FDCWD, "/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (folder < 0) return;  // no /proc here: what was inherited stays the kernel's
+    alignas(dirent64) char entries[4096];
+    for (long size; (size = ::syscall(SYS_getdents64, folder, entries, sizeof entries)) > 0;) {
+        for (long at = 0; at < size;) {
+            const auto* const entry = reinterpret_cast<const dirent64*>(entries + at);
+            at += entry->d_reclen;
+            const int fd = number(entry->d_name);
+            if (fd >= 0 && fd != folder && is_tcp_listener(fd)) remember(fd);
+        }
+    }
+    raw::close(folder);
+}
+
+void meet_inherited(int fd) noexcept {
+    if (in_borrowed_memory()) return;
+    for (std::atomic<int>& place : listeners) {
+        int expected = fd + 1;
+        if (!place.compare_exchange_strong(expected, 0, std::memory_order_relaxed)) continue;
+        const KeepErrno keep;
+        // Closed since, and the number is another's; or replaced by a socket that we have seen.
+        if (!FdTable::instance().contains(fd) && is_tcp_listener(fd)) Socket::inherit(fd);
+        return;
+    }
+}
+
+void Socket::inherit(int fd) noexcept {
+    Client* const client = Client::attached();
+    if (client == nullptr) return;
+    const int flags = raw::fcntl(fd, F_GETFL, 0);
+    Socket* const socket = make(option(fd, SO_DOMAIN), SOCK_STREAM, flags >= 0 && (flags & O_NONBLOCK) != 0);
+    if (socket == nullptr) return;
+    socket->keep_kernel_options(fd);
+    tcp_info info{};
+    socklen_t length = sizeof info;
+    // Of a listener the kernel says its backlog there (tcp_get_info).
+    const bool known = libc::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 && info.tcpi_sacked != 0;
+    FdTable::instance().insert(fd, *socket);
+    socket->start_listening(fd, known ? static_cast<int>(info.tcpi_sacked) : SOMAXCONN);
+}
+
+}  // namespace culvert::preload
