@@ -301,7 +301,10 @@ private:
         switch (how & 3) {
             case 0: configure(how >> 2); break;
             case 1: stack_.set_interface_state(1, (how & 4) != 0, (how & 8) != 0 ? 1280 : 1500); break;
-            case 2: stack_.set_forwarding((how & 4) != 0, (how & 8) != 0); break;
+            case 2:
+                forwarding_ = (how & 4) != 0;
+                stack_.set_forwarding(forwarding_, (how & 8) != 0);
+                break;
             default: stack_.set_mac(1, kOurs); break;
         }
         turn();
@@ -427,8 +430,10 @@ private:
                                                                    v6->source(), v6->destination(), v6->protocol()));
         const auto message = wire::NdpView::parse(v6->payload_in_head());
         if (!message) return;
+        const bool own = v6->source().is_unspecified() || stack_.is_local(v6->source());
+        if (forwarding_ && !own && v6->hop_limit() < 255) return;  // a stranger's to a stranger, for whom it is worth nothing now
         CHECK(v6->hop_limit() == 255);
-        CHECK(v6->source().is_unspecified() || stack_.is_local(v6->source()));
+        CHECK(own);
         if (message->type() == wire::NdpType::kNeighborAdvertisement) CHECK(stack_.is_local(message->target()));
         if (message->type() == wire::NdpType::kNeighborSolicitation) ask(message->target(), v6->source());
     }
@@ -451,6 +456,7 @@ private:
     std::set<Address> known_;
     std::optional<Address> asked_;  // what the stack asked for last
     Address asker_;
+    bool forwarding_ = false;
     std::optional<Address> watched_;  // nothing may be sent to it
     Instant now_{1h};
 };
