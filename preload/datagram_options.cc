@@ -238,7 +238,7 @@ bool Socket::set_group_option(int fd, int level, int name, const void* value, so
     // The kernel does not know an interface whose addresses are all Culvert's, or it knows nothing of the group there.
     if (ours == 0) {
         result = 0;
-    } else if (kernel_error != 0 && ours != EOPNOTSUPP) {
+    } else if (kernel_error != 0 && ours != EOPNOTSUPP && ours != ENETUNREACH) {
         result = fail(ours);
     } else if (kernel_error != 0) {
         result = fail(kernel_error);

@@ -213,6 +213,7 @@ private:
     int tell_group(const GroupRequest& request) noexcept;
 
     // socket_options.cc
+    int ask_kernel(int level, int name, const void* value, socklen_t length) const noexcept;
     int set_shared_option(int level, int name, const void* value, socklen_t length) noexcept;
     int get_shared_option(int level, int name, void* value, socklen_t* length) noexcept;
     /// The options that the kernel's socket has already: somebody else has set them.

@@ -104,6 +104,7 @@ timeval to_timeval(std::int64_t ns) noexcept {
 
 /// As SocketOptions::congestion numbers them.
 constexpr const char* kCongestionNames[] = {"", "reno", "cubic", "bbr", "dctcp"};
+constexpr int kTcpFastOpenNoCookie = 34;      // TCP_FASTOPEN_NO_COOKIE (linux/tcp.h)
 constexpr socklen_t kCongestionNameMax = 16;  // TCP_CA_NAME_MAX (linux/tcp.h)
 
 /// 0: not a controller of Culvert's.
@@ -182,8 +183,8 @@ void Socket::keep_option(int level, int name, const void* value, socklen_t lengt
         if (!read_pacing_rate(value, length, rate)) return;
         return change_options([&](shm::SocketOptions& options) { options.max_pacing_rate = rate; });
     }
-    // IP options take a single byte, too.
-    if ((level == IPPROTO_IP || level == IPPROTO_IPV6) && length == 1) {
+    // IPv4's options take a single byte, too, and of less than an int that byte.
+    if (level == IPPROTO_IP && length >= 1 && length < sizeof(int)) {
         number = *static_cast<const std::uint8_t*>(value);
     } else if (!read_int(value, length, number)) {
         return;
@@ -196,20 +197,38 @@ void Socket::keep_option(int level, int name, const void* value, socklen_t lengt
                 options.flags = number != 0 ? options.flags | option->flag : options.flags & ~option->flag;
         });
     }
-    const auto bytes = static_cast<std::uint32_t>(std::max(number, 0));
+    constexpr std::uint32_t kMostBuffer = 0x3fffffff;  // getsockopt doubles it
+    const auto bytes = std::min(static_cast<std::uint32_t>(std::max(number, 0)), kMostBuffer);
     if (level == SOL_SOCKET && (name == SO_RCVBUF || name == SO_RCVBUFFORCE))
         return change_options([&](shm::SocketOptions& options) { options.receive_buffer = std::max(bytes, 2304u); });
     if (level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_SNDBUFFORCE))
         return change_options([&](shm::SocketOptions& options) { options.send_buffer = std::max(bytes, 4608u); });
     if ((level == IPPROTO_IP && name == IP_TOS) || (level == IPPROTO_IPV6 && name == IPV6_TCLASS))
-        return change_options([&](shm::SocketOptions& options) { options.tos = static_cast<std::uint8_t>(number < 0 ? 0 : number); });
+        return change_options([&](shm::SocketOptions& options) {
+            // Of a stream the two bits of ECN are TCP's own. An IPv4 -1 is 255, an IPv6 one the default.
+            const bool stream_bits = type_ == SOCK_STREAM;
+            const int wanted = number < 0 && level == IPPROTO_IPV6 ? 0 : number & 0xff;
+            options.tos = static_cast<std::uint8_t>(stream_bits ? wanted & ~3 : wanted);
+        });
     if ((level == IPPROTO_IP && name == IP_TTL) || (level == IPPROTO_IPV6 && name == IPV6_UNICAST_HOPS))
         return change_options([&](shm::SocketOptions& options) { options.ttl = static_cast<std::uint8_t>(number < 0 ? 0 : number); });
+}
+
+/// What the kernel says to an option that the table does not have: a socket of the moment is asked, since nothing may be set
+/// on the placeholder. So a wrong length or value gets its own errno, and only what the kernel would take is refused as unknown.
+int Socket::ask_kernel(int level, int name, const void* value, socklen_t length) const noexcept {
+    const int probe = libc::socket(family_, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (probe < 0) return fail(ENOPROTOOPT);
+    const int error = libc::setsockopt(probe, level, name, value, length) != 0 ? errno : 0;
+    libc::close.get()(probe);
+    return error != 0 ? fail(error) : 0;
 }
 
 /// An accepted connection: checks as the kernel would, then keeps.
 int Socket::set_shared_option(int level, int name, const void* value, socklen_t length) noexcept {
     int number = 0;
+    // The kernel reads it before it looks at the name, but for IP options and those of structures.
+    if (level == SOL_SOCKET && value == nullptr) return length < sizeof(int) ? fail(EINVAL) : fail(EFAULT);
     if (level == SOL_SOCKET && (name == SO_RCVTIMEO || name == SO_SNDTIMEO)) {
         if (length < sizeof(timeval)) return fail(EINVAL);
         timeval time{};
@@ -219,6 +238,7 @@ int Socket::set_shared_option(int level, int name, const void* value, socklen_t 
         if (length < sizeof(linger)) return fail(EINVAL);
     } else if (level == IPPROTO_TCP && name == TCP_CONGESTION) {
         if (length < 1) return fail(EINVAL);
+        if (value == nullptr) return fail(EFAULT);
         if (congestion_number(static_cast<const char*>(value), length) == 0) return fail(ENOENT);
     } else if (level == SOL_SOCKET && name == SO_MAX_PACING_RATE) {
         std::uint64_t rate = 0;
@@ -229,15 +249,14 @@ int Socket::set_shared_option(int level, int name, const void* value, socklen_t 
         if (level == IPPROTO_TCP && (name == TCP_FASTOPEN || name == TCP_FASTOPEN_CONNECT))
             return fail(EINVAL);  // only before the connection
         if (option->number != nullptr && (number < option->least || number > option->most)) return fail(EINVAL);
-    } else if ((level == SOL_SOCKET && (name == SO_RCVBUF || name == SO_SNDBUF)) ||
-               (level == IPPROTO_IP && (name == IP_TOS || name == IP_TTL)) ||
+    } else if (level == SOL_SOCKET && (name == SO_RCVBUF || name == SO_SNDBUF)) {
+        if (!read_int(value, length, number)) return fail(EINVAL);
+    } else if ((level == IPPROTO_IP && (name == IP_TOS || name == IP_TTL)) ||
                (level == IPPROTO_IPV6 && (name == IPV6_TCLASS || name == IPV6_UNICAST_HOPS))) {
-        const bool byte = level != SOL_SOCKET && length == 1;
-        if (!byte && !read_int(value, length, number)) return fail(EINVAL);
-        if (name == IP_TTL && level == IPPROTO_IP && !byte && (number != -1 && (number < 1 || number > 255)))
-            return fail(EINVAL);
+        if (ask_kernel(level, name, value, length) != 0) return -1;
+        if (value == nullptr) return 0;  // IPv6: the kernel takes it for a zero, and so for nothing new
     } else {
-        return is_harmless(level, name) ? 0 : fail(ENOPROTOOPT);
+        return ask_kernel(level, name, value, length) != 0 ? -1 : is_harmless(level, name) ? 0 : fail(ENOPROTOOPT);
     }
     keep_option(level, name, value, length);
     return 0;
@@ -246,9 +265,14 @@ int Socket::set_shared_option(int level, int name, const void* value, socklen_t 
 int Socket::set_option(int fd, int level, int name, const void* value, socklen_t length) noexcept {
     const KeepErrno keep;
     if (placeholder_) {
-        if (value == nullptr) return keep.fail(EFAULT);
+        if (static_cast<int>(length) < 0) return keep.fail(EINVAL);
+        if (value == nullptr && find_option(level, name) != nullptr) return keep.fail(EFAULT);
         return keep.pass(set_shared_option(level, name, value, length));
     }
+    if (static_cast<int>(length) < 0) return keep.fail(EINVAL);
+    if (path() == Path::kConnection && level == IPPROTO_TCP &&
+        (name == TCP_FASTOPEN || name == TCP_FASTOPEN_CONNECT || name == kTcpFastOpenNoCookie))
+        return keep.fail(value == nullptr && length >= sizeof(int) ? EFAULT : EINVAL);  // only before the connection
     // As of an accepted connection. Taking options away that are not there is no error.
     if (path() == Path::kConnection && is_header_option(level, name) && length != 0) return keep.fail(ENOPROTOOPT);
     int result = 0;
@@ -297,6 +321,8 @@ int Socket::copy_info(void* value, socklen_t* length) noexcept {
 
 /// An accepted connection.
 int Socket::get_shared_option(int level, int name, void* value, socklen_t* length) noexcept {
+    // Of IPv6 the kernel takes a length as unsigned.
+    if (level == IPPROTO_IPV6 && length != nullptr && static_cast<int>(*length) < 0) *length = INT32_MAX;
     const shm::SocketOptions options = shared().options;
     if (const IntOption* option = find_option(level, name)) {
         if (option->number == nullptr) return give_int((options.flags & option->flag) != 0 ? 1 : 0, value, length);

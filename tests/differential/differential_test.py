@@ -2,6 +2,7 @@
 
     python3 differential_test.py                                 the test
     python3 differential_test.py --show tcp4/connected/ [...]    both transcripts of the cases whose name contains one of these, and the difference
+    python3 differential_test.py --write-options                 writes preload/OPTIONS.md anew
     python3 differential_test.py --differences                   all that differ, exceptions or not
 """
 import collections
@@ -94,7 +95,7 @@ def steady_differences(bench, kernel, culvert):
         again = bench.both(patterns, jobs=JOBS if trial == 0 else 6)
         for name in left:
             kernel[name], culvert[name] = again[0][name], again[1][name]
-        left = differing(*again)
+        left = differing(*again)  # what has agreed once stays agreed: its transcripts are now the equal ones
     return {name: difference(kernel[name], culvert[name]) for name in left}, [name for name in first if name not in left]
 
 
@@ -112,7 +113,7 @@ class Differential(Story):
         else:
             with self.carried(100, "tcp_passive_opens"), self.carried(100, "tcp_active_opens"):
                 culvert = self.bench.transcripts(True)
-            carried = [name for name, lines in culvert.items() if "@path kernel" in lines]
+            carried = [name for name, lines in culvert.items() if "@path kernel" in lines and "/before_connect" not in name]
             self.assertEqual(carried, [], "cases whose connection went through the kernel")
         found, unsteady = steady_differences(self.bench, kernel, culvert)
         exceptions = [] if ON_KERNEL else read_exceptions()
@@ -128,6 +129,8 @@ class Differential(Story):
         if not ON_KERNEL:
             self.assertEqual([pattern for pattern, _ in exceptions if pattern not in used], [],
                              "exceptions that are none any more: take them out")
+            with open(OPTIONS) as file:
+                self.assertEqual(file.read(), options_table(kernel, culvert), "preload/OPTIONS.md is old: --write-options")
 
 
 def open_bench():
@@ -178,10 +181,61 @@ def list_differences(patterns):
         lab.close()
 
 
+OPTIONS = os.path.join(netns.ROOT, "preload/OPTIONS.md")
+ROLES = ("fresh", "listening", "before_connect", "connected", "accepted", "udp", "udp_bound")
+
+
+def verdict(role, kernel, culvert):
+    """What a program finds, in a word."""
+    if role == "before_connect":
+        return "leaves it to the kernel" if "@path kernel" in culvert else "carried"
+    calls = [(k, c) for k, c in zip(compared(kernel), compared(culvert)) if k.startswith("set ")]
+    works = [(k, c) for k, c in calls if k.endswith("= 0")]
+    if compared(kernel) == compared(culvert):
+        return "same" if works else "same (refused)"
+    if works and all(not c.endswith("= 0") for _, c in works):
+        return "refused: " + sorted({c.split()[-1] for _, c in works})[0]
+    if [k.split(" = ")[-1] for k, _ in calls] == [c.split(" = ")[-1] for _, c in calls]:
+        return "taken; reads otherwise"
+    return "differs"
+
+
+def options_table(kernel, culvert):
+    """The text of preload/OPTIONS.md."""
+    rows = collections.OrderedDict()
+    for name in kernel:
+        if name.startswith("option"):
+            _, level, option, role = name.split("/")
+            rows.setdefault(f"{level} {option}", {})[role] = verdict(role, kernel[name], culvert[name])
+    lines = ["# Socket options: the same as the kernel's, or not", "",
+             "Made by `tests/differential/differential_test.py --write-options` from what the cases saw; the test fails when it is old.", "",
+             "*same*: every length and value gave the kernel's result and was read back as there; *same (refused)*: nothing can be set, as there;",
+             "*taken; reads otherwise*: setting succeeds as there, getsockopt says another value; *refused*: the kernel would take it, Culvert does",
+             "not, and says so; *differs*: other results for some lengths or values. The reasons: tests/differential/exceptions.txt.",
+             "Column *before connect*: an option that is set before the connection is made is carried by Culvert, or leaves it to the kernel.", "",
+             "| option | " + " | ".join(role.replace("_", " ") for role in ROLES) + " |", "| --- |" + " --- |" * len(ROLES)]
+    for option, roles in sorted(rows.items()):
+        lines.append(f"| {option} | " + " | ".join(roles.get(role, "") for role in ROLES) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_options():
+    lab, bench = open_bench()
+    try:
+        kernel, culvert = bench.both(["option"])
+        steady_differences(bench, kernel, culvert)
+        with open(OPTIONS, "w") as file:
+            file.write(options_table(kernel, culvert))
+    finally:
+        lab.close()
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--show"]:
         show(sys.argv[2:])
     elif sys.argv[1:2] == ["--differences"]:
         list_differences(sys.argv[2:])
+    elif sys.argv[1:2] == ["--write-options"]:
+        write_options()
     else:
         run()
