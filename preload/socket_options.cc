@@ -25,34 +25,49 @@ namespace culvert::preload {
 
 namespace {
 
+/// A field of the record's options, of whatever width.
+struct Number {
+    std::uint32_t (*get)(const shm::SocketOptions&) = nullptr;
+    void (*set)(shm::SocketOptions&, std::uint32_t) = nullptr;
+    bool operator==(std::nullptr_t) const { return get == nullptr; }
+};
+template <auto Member>
+constexpr Number kNumber{
+    [](const shm::SocketOptions& options) -> std::uint32_t { return options.*Member; },
+    [](shm::SocketOptions& options, std::uint32_t value) {
+        options.*Member = static_cast<std::remove_reference_t<decltype(options.*Member)>>(value);
+    }};
+
 /// An option of type int that the record keeps: as a number, or as a bit of `flags`.
 struct IntOption {
     int level;
     int name;
-    std::uint32_t flag;                               // 0: a number
-    std::uint32_t shm::SocketOptions::*number;        // null: a bit
+    std::uint32_t flag;  // 0: a number
+    Number number;       // null: a bit
     int least;
     int most;
     int default_value;  // Linux's, when the record holds 0
 };
 
 constexpr IntOption kIntOptions[] = {
-    {IPPROTO_TCP, TCP_NODELAY, shm::kOptionNoDelay, nullptr, 0, 0, 0},
-    {IPPROTO_TCP, TCP_CORK, shm::kOptionCork, nullptr, 0, 0, 0},
-    {IPPROTO_TCP, TCP_QUICKACK, shm::kOptionQuickAck, nullptr, 0, 0, 0},
-    {SOL_SOCKET, SO_KEEPALIVE, shm::kOptionKeepAlive, nullptr, 0, 0, 0},
-    {SOL_SOCKET, SO_REUSEPORT, shm::kOptionReusePort, nullptr, 0, 0, 0},
-    {SOL_SOCKET, SO_BROADCAST, shm::kOptionBroadcast, nullptr, 0, 0, 0},
-    {IPPROTO_TCP, TCP_FASTOPEN_CONNECT, shm::kOptionFastOpen, nullptr, 0, 0, 0},
-    {SOL_SOCKET, SO_OOBINLINE, shm::kOptionUrgentInline, nullptr, 0, 0, 0},
-    {IPPROTO_IPV6, IPV6_V6ONLY, shm::kOptionV6Only, nullptr, 0, 0, 0},
-    {IPPROTO_TCP, TCP_KEEPIDLE, 0, &shm::SocketOptions::keepalive_idle_s, 1, 32767, 7200},
-    {IPPROTO_TCP, TCP_KEEPINTVL, 0, &shm::SocketOptions::keepalive_interval_s, 1, 32767, 75},
-    {IPPROTO_TCP, TCP_KEEPCNT, 0, &shm::SocketOptions::keepalive_count, 1, 127, 9},
-    {IPPROTO_TCP, TCP_USER_TIMEOUT, 0, &shm::SocketOptions::user_timeout_ms, 0, INT32_MAX, 0},
-    {IPPROTO_TCP, TCP_DEFER_ACCEPT, 0, &shm::SocketOptions::defer_accept_s, 0, INT32_MAX, 0},
-    {IPPROTO_TCP, TCP_FASTOPEN, 0, &shm::SocketOptions::fast_open_queue, 0, INT32_MAX, 0},
-    {IPPROTO_TCP, TCP_MAXSEG, 0, &shm::SocketOptions::max_segment, 88, 32767, 536},
+    {IPPROTO_TCP, TCP_NODELAY, shm::kOptionNoDelay, {}, 0, 0, 0},
+    {IPPROTO_TCP, TCP_CORK, shm::kOptionCork, {}, 0, 0, 0},
+    {IPPROTO_TCP, TCP_QUICKACK, shm::kOptionQuickAck, {}, 0, 0, 0},
+    {SOL_SOCKET, SO_KEEPALIVE, shm::kOptionKeepAlive, {}, 0, 0, 0},
+    {SOL_SOCKET, SO_REUSEPORT, shm::kOptionReusePort, {}, 0, 0, 0},
+    {SOL_SOCKET, SO_BROADCAST, shm::kOptionBroadcast, {}, 0, 0, 0},
+    {IPPROTO_TCP, TCP_FASTOPEN_CONNECT, shm::kOptionFastOpen, {}, 0, 0, 0},
+    {SOL_SOCKET, SO_OOBINLINE, shm::kOptionUrgentInline, {}, 0, 0, 0},
+    {IPPROTO_IPV6, IPV6_V6ONLY, shm::kOptionV6Only, {}, 0, 0, 0},
+    {IPPROTO_TCP, TCP_KEEPIDLE, 0, kNumber<&shm::SocketOptions::keepalive_idle_s>, 1, 32767, 7200},
+    {IPPROTO_TCP, TCP_KEEPINTVL, 0, kNumber<&shm::SocketOptions::keepalive_interval_s>, 1, 32767, 75},
+    {IPPROTO_TCP, TCP_KEEPCNT, 0, kNumber<&shm::SocketOptions::keepalive_count>, 1, 127, 9},
+    {IPPROTO_TCP, TCP_USER_TIMEOUT, 0, kNumber<&shm::SocketOptions::user_timeout_ms>, 0, INT32_MAX, 0},
+    {IPPROTO_TCP, TCP_DEFER_ACCEPT, 0, kNumber<&shm::SocketOptions::defer_accept_s>, 0, INT32_MAX, 0},
+    {IPPROTO_TCP, TCP_FASTOPEN, 0, kNumber<&shm::SocketOptions::fast_open_queue>, 0, INT32_MAX, 0},
+    {IPPROTO_TCP, TCP_NOTSENT_LOWAT, 0, kNumber<&shm::SocketOptions::notsent_lowat>, INT32_MIN, INT32_MAX, 0},
+    {IPPROTO_TCP, TCP_WINDOW_CLAMP, 0, kNumber<&shm::SocketOptions::window_clamp>, INT32_MIN, INT32_MAX, 0},
+    {IPPROTO_TCP, TCP_MAXSEG, 0, kNumber<&shm::SocketOptions::max_segment>, 88, 32767, 536},
 };
 
 const IntOption* find_option(int level, int name) noexcept {
@@ -67,8 +82,7 @@ bool is_harmless(int level, int name) noexcept {
         return name == SO_REUSEADDR || name == SO_RCVLOWAT || name == SO_PRIORITY || name == SO_DONTROUTE ||
                name == SO_TIMESTAMP || name == SO_INCOMING_CPU || name == SO_BUSY_POLL;
     if (level == IPPROTO_TCP)
-        return name == TCP_SYNCNT || name == TCP_LINGER2 || name == TCP_WINDOW_CLAMP || name == TCP_NOTSENT_LOWAT ||
-               name == TCP_THIN_LINEAR_TIMEOUTS || name == TCP_THIN_DUPACK;
+        return name == TCP_SYNCNT || name == TCP_LINGER2 || name == TCP_THIN_LINEAR_TIMEOUTS || name == TCP_THIN_DUPACK;
     return (level == IPPROTO_IP && (name == IP_RECVERR || name == IP_MTU_DISCOVER)) ||
            (level == IPPROTO_IPV6 && (name == IPV6_RECVERR || name == IPV6_MTU_DISCOVER));
 }
@@ -85,6 +99,29 @@ int give(const void* from, socklen_t size, void* value, socklen_t* length) noexc
     *length = std::min(*length, size);
     std::memcpy(value, from, *length);
     return 0;
+}
+
+bool is_buffer_size(int level, int name) noexcept {
+    return level == SOL_SOCKET &&
+           (name == SO_RCVBUF || name == SO_RCVBUFFORCE || name == SO_SNDBUF || name == SO_SNDBUFFORCE);
+}
+
+/// What getsockopt must be asked for to learn what became of it.
+int buffer_size_of(int name) noexcept { return name == SO_RCVBUF || name == SO_RCVBUFFORCE ? SO_RCVBUF : SO_SNDBUF; }
+
+/// What a socket of the kernel makes of a buffer size: its limits, its doubling, what it lets this program do. -errno: it refuses.
+int size_from_kernel(int name, int bytes) noexcept {
+    const int fd = libc::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return -ENOBUFS;
+    int result = 0;
+    if (libc::setsockopt(fd, SOL_SOCKET, name, &bytes, socklen_t{sizeof bytes}) == 0) {
+        socklen_t length = sizeof result;
+        if (libc::getsockopt(fd, SOL_SOCKET, buffer_size_of(name), &result, &length) != 0) result = -errno;
+    } else {
+        result = -errno;
+    }
+    libc::close(fd);
+    return result;
 }
 
 int give_int(int number, void* value, socklen_t* length) noexcept { return give(&number, sizeof number, value, length); }
@@ -155,7 +192,8 @@ static_assert(offsetof(LongTcpInfo, pacing_rate) == 104 && offsetof(LongTcpInfo,
 
 }  // namespace
 
-/// Remembers an option that has been set: in the record, or for the record that is still to come.
+/// Remembers an option that has been set: in the record, or for the record that is still to come. The size of a buffer as
+/// getsockopt gives it.
 void Socket::keep_option(int level, int name, const void* value, socklen_t length) noexcept {
     int number = 0;
     if (level == SOL_SOCKET && (name == SO_RCVTIMEO || name == SO_SNDTIMEO)) {
@@ -189,20 +227,23 @@ void Socket::keep_option(int level, int name, const void* value, socklen_t lengt
     } else if (!read_int(value, length, number)) {
         return;
     }
+    // The kernel's least (tcp_set_window_clamp: SOCK_MIN_RCVBUF / 2); 0 takes the clamp off.
+    if (level == IPPROTO_TCP && name == TCP_WINDOW_CLAMP && number != 0) number = std::max(number, 1152);
     if (const IntOption* option = find_option(level, name)) {
         return change_options([&](shm::SocketOptions& options) {
             if (option->number != nullptr)
-                options.*(option->number) = static_cast<std::uint32_t>(std::max(number, 0));
+                option->number.set(options, static_cast<std::uint32_t>(option->least < 0 ? number : std::max(number, 0)));
             else
                 options.flags = number != 0 ? options.flags | option->flag : options.flags & ~option->flag;
         });
     }
-    constexpr std::uint32_t kMostBuffer = 0x3fffffff;  // getsockopt doubles it
-    const auto bytes = std::min(static_cast<std::uint32_t>(std::max(number, 0)), kMostBuffer);
-    if (level == SOL_SOCKET && (name == SO_RCVBUF || name == SO_RCVBUFFORCE))
-        return change_options([&](shm::SocketOptions& options) { options.receive_buffer = std::max(bytes, 2304u); });
-    if (level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_SNDBUFFORCE))
-        return change_options([&](shm::SocketOptions& options) { options.send_buffer = std::max(bytes, 4608u); });
+    if (is_buffer_size(level, name)) {
+        // Twice what is meant, in the kernel's words: the other half is for its book-keeping.
+        const auto bytes = static_cast<std::uint32_t>(std::max(number / 2, 1));
+        const bool receives = buffer_size_of(name) == SO_RCVBUF;
+        return change_options(
+            [&](shm::SocketOptions& options) { (receives ? options.receive_buffer : options.send_buffer) = bytes; });
+    }
     if ((level == IPPROTO_IP && name == IP_TOS) || (level == IPPROTO_IPV6 && name == IPV6_TCLASS))
         return change_options([&](shm::SocketOptions& options) {
             // Of a stream the two bits of ECN are TCP's own. An IPv4 -1 is 255, an IPv6 one the default.
@@ -248,9 +289,14 @@ int Socket::set_shared_option(int level, int name, const void* value, socklen_t 
         if (name == IPV6_V6ONLY && level == IPPROTO_IPV6) return fail(EINVAL);  // only before bind
         if (level == IPPROTO_TCP && (name == TCP_FASTOPEN || name == TCP_FASTOPEN_CONNECT))
             return fail(EINVAL);  // only before the connection
+        if (level == IPPROTO_TCP && name == TCP_WINDOW_CLAMP && number == 0) return fail(EINVAL);  // the same
         if (option->number != nullptr && (number < option->least || number > option->most)) return fail(EINVAL);
-    } else if (level == SOL_SOCKET && (name == SO_RCVBUF || name == SO_SNDBUF)) {
+    } else if (is_buffer_size(level, name)) {
         if (!read_int(value, length, number)) return fail(EINVAL);
+        const int given = size_from_kernel(name, number);
+        if (given < 0) return fail(-given);
+        keep_option(level, name, &given, sizeof given);
+        return 0;
     } else if ((level == IPPROTO_IP && (name == IP_TOS || name == IP_TTL)) ||
                (level == IPPROTO_IPV6 && (name == IPV6_TCLASS || name == IPV6_UNICAST_HOPS))) {
         if (ask_kernel(level, name, value, length) != 0) return -1;
@@ -275,6 +321,10 @@ int Socket::set_option(int fd, int level, int name, const void* value, socklen_t
         return keep.fail(value == nullptr && length >= sizeof(int) ? EFAULT : EINVAL);  // only before the connection
     // As of an accepted connection. Taking options away that are not there is no error.
     if (path() == Path::kConnection && is_header_option(level, name) && length != 0) return keep.fail(ENOPROTOOPT);
+    // The kernel's half was never connected and would take the clamp off.
+    if (int clamp = 1; path() == Path::kConnection && level == IPPROTO_TCP && name == TCP_WINDOW_CLAMP &&
+                       read_int(value, length, clamp) && clamp == 0)
+        return keep.fail(EINVAL);
     int result = 0;
     if (datagram_ != nullptr && set_group_option(fd, level, name, value, length, result)) return keep.pass(result);
     result = libc::setsockopt(fd, level, name, value, length);
@@ -284,6 +334,12 @@ int Socket::set_option(int fd, int level, int name, const void* value, socklen_t
                            (errno == ENOENT || errno == EPERM) &&
                            congestion_number(static_cast<const char*>(value), length) != 0;
     if ((result == 0 || only_ours) && value != nullptr) {
+        int size = 0;
+        socklen_t size_length = sizeof size;
+        if (is_buffer_size(level, name)) {
+            if (libc::getsockopt(fd, level, buffer_size_of(name), &size, &size_length) != 0) return keep.pass(0);
+            value = &size, length = size_length;
+        }
         keep_option(level, name, value, length);
         if (datagram_ != nullptr) keep_datagram_option(fd, level, name, value, length);
         return keep.pass(0);
@@ -326,7 +382,7 @@ int Socket::get_shared_option(int level, int name, void* value, socklen_t* lengt
     const shm::SocketOptions options = shared().options;
     if (const IntOption* option = find_option(level, name)) {
         if (option->number == nullptr) return give_int((options.flags & option->flag) != 0 ? 1 : 0, value, length);
-        const auto number = static_cast<int>(options.*(option->number));
+        const auto number = static_cast<int>(option->number.get(options));
         return give_int(number != 0 ? number : option->default_value, value, length);
     }
     if (level == SOL_SOCKET) {
@@ -341,14 +397,8 @@ int Socket::get_shared_option(int level, int name, void* value, socklen_t* lengt
                     (name == SO_RCVTIMEO ? receive_timeout_ns_ : send_timeout_ns_).load(std::memory_order_relaxed));
                 return give(&out, sizeof out, value, length);
             }
-            case SO_SNDBUF: {
-                // Linux reports twice what was set: the other half is for its own book-keeping.
-                const std::uint32_t limit = shared().daemon.send_limit.load(std::memory_order_relaxed);
-                return give_int(static_cast<int>(options.send_buffer != 0 ? options.send_buffer * 2 : limit), value, length);
-            }
-            case SO_RCVBUF:
-                return give_int(options.receive_buffer != 0 ? static_cast<int>(options.receive_buffer * 2) : 131072,
-                                value, length);
+            case SO_SNDBUF: return give_int(static_cast<int>(options.send_buffer * 2), value, length);
+            case SO_RCVBUF: return give_int(static_cast<int>(options.receive_buffer * 2), value, length);
             case SO_MAX_PACING_RATE: return give_pacing_rate(options.max_pacing_rate, value, length);
             default: return -2;
         }
@@ -385,6 +435,16 @@ int Socket::get_option(int fd, int level, int name, void* value, socklen_t* leng
         if (path == Path::kConnection && level == IPPROTO_TCP && name == TCP_MAXSEG && !record_lost() &&
             operate(*client_, record(), shm::Operation::kRefreshInfo, 0, {}, {}) == 0 && shared().info.mss != 0)
             return keep.pass(give_int(static_cast<int>(shared().info.mss), value, length));
+        // What the program has not fixed is the daemon's to tune.
+        const shm::SocketOptions chosen = path == Path::kConnection ? shared().options : shm::SocketOptions{};
+        if (path == Path::kConnection && level == SOL_SOCKET && name == SO_SNDBUF && chosen.send_buffer == 0)
+            return keep.pass(
+                give_int(static_cast<int>(shared().daemon.send_limit.load(std::memory_order_relaxed)), value, length));
+        const bool asks_buffer = (level == SOL_SOCKET && name == SO_RCVBUF && chosen.receive_buffer == 0) ||
+                                 (level == IPPROTO_TCP && name == TCP_WINDOW_CLAMP && chosen.window_clamp == 0);
+        if (path == Path::kConnection && asks_buffer && !record_lost() &&
+            operate(*client_, record(), shm::Operation::kRefreshInfo, 0, {}, {}) == 0)
+            return keep.pass(give_int(static_cast<int>(shared().info.receive_buffer), value, length));
         if (placeholder_) {
             const int result = get_shared_option(level, name, value, length);
             if (result != -2) return keep.pass(result);

@@ -194,13 +194,13 @@ std::uint64_t Socket::send_room() const noexcept {
     return in_flight < limit ? limit - in_flight : 0;
 }
 
-/// Room worth telling of: a third of the buffer, as sk_stream_is_writeable.
+/// Room worth telling of.
 bool Socket::has_room() const noexcept {
     const shm::SocketRecord& record = shared();
-    const std::uint64_t limit = record.daemon.send_limit.load(std::memory_order_relaxed);
+    const std::uint32_t limit = record.daemon.send_limit.load(std::memory_order_relaxed);
     const shm::SegmentHeader& header = client_->segment().header();
-    const std::uint64_t room = send_room();
-    return room != 0 && room * 3 >= limit && static_cast<std::uint32_t>(header.tx_free.load(std::memory_order_relaxed)) != 0;
+    return shm::worth_writing(send_room(), limit, record.options.notsent_lowat) &&
+           static_cast<std::uint32_t>(header.tx_free.load(std::memory_order_relaxed)) != 0;
 }
 
 /// Asks the daemon to tell when there is room; true if there is some already. The daemon may have looked at the flag just

@@ -72,7 +72,7 @@ struct alignas(kCacheLine) DaemonLine {
     std::atomic<std::int32_t> error;            // errno value, as SO_ERROR
     std::atomic<std::uint32_t> event_sequence;  // futex word: changed whenever anything above changed and somebody waits
     std::atomic<std::uint32_t> generation;      // of the record: changes when it is freed
-    std::atomic<std::uint32_t> send_limit;      // bytes that may be in flight (SO_SNDBUF)
+    std::atomic<std::uint32_t> send_limit;      // bytes that may be queued and in flight: the send buffer; moves with the window
     std::atomic<std::uint32_t> operation_done;  // last operation finished
     std::atomic<std::int32_t> operation_result; // 0 or errno value
     std::atomic<std::uint32_t> error_list;      // of a datagram socket: what went wrong (DatagramErrorHeader), newest first
@@ -150,35 +150,38 @@ enum class PathRule : std::uint8_t { kCut = 0, kObey = 1, kProbe = 2, kLink = 3 
 
 struct SocketOptions {
     std::uint32_t flags;             // kOption*
-    std::uint32_t receive_buffer;    // bytes, 0 = default
-    std::uint32_t send_buffer;       // bytes, 0 = default
+    std::uint32_t receive_buffer;    // bytes of data: half of what getsockopt says; 0: the daemon sees to it (auto-tuning)
+    std::uint32_t send_buffer;
     std::uint32_t keepalive_idle_s;  // 0 = default
-    std::uint32_t keepalive_interval_s;
-    std::uint32_t keepalive_count;
     std::uint32_t linger_s;
     std::uint32_t user_timeout_ms;
     std::uint32_t defer_accept_s;
-    std::uint32_t max_segment;       // TCP_MAXSEG, 0 = from the MTU
     std::uint32_t fast_open_queue;   // TCP_FASTOPEN of a listener: connections that may be accepted with their SYN
+    std::uint32_t notsent_lowat;     // TCP_NOTSENT_LOWAT: bytes that may wait to be sent for the first time, 0 = any
+    std::uint32_t window_clamp;      // TCP_WINDOW_CLAMP, bytes, 0 = none
+    std::uint16_t keepalive_interval_s;
+    std::uint16_t max_segment;       // TCP_MAXSEG, 0 = from the MTU
     std::uint8_t congestion;         // 0 = default, 1 = newreno, 2 = cubic, 3 = bbr, 4 = dctcp
     std::uint8_t tos;
     std::uint8_t ttl;                // 0 = default
-    std::uint8_t reserved;
+    std::uint8_t keepalive_count;
     std::uint64_t max_pacing_rate;   // SO_MAX_PACING_RATE, bytes a second, 0 = none
 };
 static_assert(sizeof(SocketOptions) == 56);
 
 /// What TCP_INFO needs; filled by kRefreshInfo.
 struct SocketInfo {
-    std::uint32_t tcp_state;  // as in <netinet/tcp.h>: TCP_ESTABLISHED = 1 ...
+    std::uint8_t tcp_state;   // as in <netinet/tcp.h>: TCP_ESTABLISHED = 1 ...
+    std::uint8_t options;     // TCPI_OPT_* bits
+    std::uint8_t send_scale, receive_scale;
+    std::uint8_t congestion;  // in use, numbered as in SocketOptions; 0: no connection
+    std::uint8_t ca_state;    // TCP_CA_Open = 0, Disorder, CWR, Recovery, Loss
+    std::uint8_t reserved[2];
     std::uint32_t srtt_us, rttvar_us, rto_us, min_rtt_us;
     std::uint32_t cwnd_segments, ssthresh_segments, mss, peer_mss;
     std::uint32_t unacked_segments, retransmits, total_retransmits;
     std::uint32_t receive_space;
-    std::uint32_t options;  // TCPI_OPT_* bits
-    std::uint8_t send_scale, receive_scale;
-    std::uint8_t congestion;  // in use, numbered as in SocketOptions; 0: no connection
-    std::uint8_t ca_state;    // TCP_CA_Open = 0, Disorder, CWR, Recovery, Loss
+    std::uint32_t receive_buffer;  // bytes that may lie unread
     std::uint32_t path_mtu;     // of a datagram socket, by kRoute: of the way to `remote`
     std::uint64_t pacing_rate;  // bytes a second, 0: not paced
 };
@@ -206,6 +209,13 @@ inline constexpr std::uint32_t kDatagramTtl = 1u << 0;        // `ttl` is meant,
 inline constexpr std::uint32_t kDatagramLoop = 1u << 1;       // to a group: members on this host hear it, too
 inline constexpr std::uint32_t kDatagramBroadcast = 1u << 2;  // SO_BROADCAST was set
 inline constexpr std::uint32_t kDatagramPathRuleShift = 4;    // a PathRule, two bits
+
+/// Room for new data that is worth telling a sender of, or worth his while: a third of the buffer, as sk_stream_is_writeable
+/// of Linux; with TCP_NOTSENT_LOWAT half of that. Both sides must judge alike, or a sender waits for ever.
+constexpr bool worth_writing(std::uint64_t room, std::uint32_t send_limit, std::uint32_t notsent_lowat) {
+    if (notsent_lowat != 0 && notsent_lowat <= send_limit) return room * 2 > notsent_lowat;
+    return room != 0 && room * 3 >= send_limit;
+}
 
 /// Stands at the start of the first block of every datagram, both ways; the payload follows it.
 /// From the daemon: who sent it, to which of our addresses, through which interface. From the application: where to send

@@ -56,6 +56,7 @@ namespace culvert {
     X(tcp_mtu_probes, "TCP probes for a larger path MTU sent") \
     X(tcp_mtu_probes_lost, "TCP probes for a larger path MTU that were lost") \
     X(tcp_no_mtu_search, "TCP connections without a place to search for the path MTU") \
+    X(tcp_memory_pressure, "TCP buffers made smaller for want of a program's blocks") \
     X(tcp_urgent_in, "TCP segments received that point at urgent data")     \
     X(tcp_urgent_refused, "TCP urgent data sent as ordinary data for want of a place") \
     X(tcp_time_wait, "TCP connections in TIME-WAIT now")                \

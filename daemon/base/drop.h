@@ -133,6 +133,11 @@ namespace culvert {
     X(kTenantBadSocket, "application named a socket that does not exist")                     \
     X(kTenantNoBlock, "receive blocks of the application used up")                            \
     X(kTenantNoSocket, "socket records of the application used up")                           \
+    X(kTenantOrphans, "closed connection reset: the application has left too many to end by themselves") \
+    X(kTenantStreamShare, "connection holds more unread blocks than its part")               \
+    X(kTenantConnectionShare, "connection refused: the application has its part of the stack's") \
+    X(kTenantListenerShare, "listener refused: the application has its part of the stack's") \
+    X(kTenantDatagramShare, "UDP socket refused: the application has its part of the stack's") \
     X(kTenantNoGrant, "raw or ping socket of an application that has not shown the kernel's") \
     X(kTenantPolicy, "not allowed by the policy")
 

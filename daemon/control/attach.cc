@@ -181,12 +181,21 @@ void AttachService::hello(Connection& connection, const shm::Hello& message) {
             spdlog::warn("{} (pid {}) refused: {} (said once until one ends)", clean_text(message.program), peer.pid, reason);
         return refuse(connection, shm::AttachStatus::kFull, reason);
     }
+    const shm::Geometry geometry = geometry_of(limits_);
+    const std::uint64_t bytes = shm::Layout(geometry).size_bytes;
+    if (limits_.memory_mb != 0 && (tenants_.size() + 1) * bytes > std::uint64_t{limits_.memory_mb} << 20) {
+        ++statistics_.memory_refused;
+        const std::string reason = fmt::format("{} programs have {} MB of {} (limits.memory_mb)", tenants_.size(),
+                                               tenants_.size() * bytes >> 20, limits_.memory_mb);
+        if (!std::exchange(full_logged_, true))
+            spdlog::warn("{} (pid {}) refused: {} (said once until one ends)", clean_text(message.program), peer.pid, reason);
+        return refuse(connection, shm::AttachStatus::kFull, reason);
+    }
     auto tenant = std::make_shared<TenantRecord>();
     tenant->id = next_id_++;
     tenant->program = clean_text(message.program);
     tenant->uid = peer.uid;
     tenant->engine = least_busy_engine();
-    const shm::Geometry geometry = geometry_of(limits_);
     // Both shared because a std::function must be copyable.
     const auto memfd = std::make_shared<UniqueFd>();
     Result<shm::Segment> segment = shm::Segment::create(geometry, "culvert", *memfd);

@@ -46,6 +46,7 @@ public:
         std::uint64_t processes = 0;        // now
         std::uint64_t version_refused = 0;
         std::uint64_t full_refused = 0;
+        std::uint64_t memory_refused = 0;   // limits.memory_mb
         std::uint64_t malformed = 0;        // messages that closed a connection
     };
 

@@ -336,22 +336,26 @@ void read_tcp(TableReader& reader, const toml::table& table, TcpConfig& tcp) {
     reader.read("congestion", tcp.congestion, {"cubic", "newreno", "reno", "bbr", "dctcp"});
     reader.read("ecn", tcp.ecn, {"off", "passive", "on"});
     reader.read("mtu_probing", tcp.mtu_probing, {"off", "blackhole", "on"});
+    reader.read("receive_buffer_min", tcp.receive_buffer_min_bytes, kLowest, kHighest);
     reader.read("receive_buffer", tcp.receive_buffer_bytes, kLowest, kHighest);
     reader.read("receive_buffer_max", tcp.receive_buffer_max_bytes, kLowest, kHighest);
+    reader.read("send_buffer_min", tcp.send_buffer_min_bytes, kLowest, kHighest);
     reader.read("send_buffer", tcp.send_buffer_bytes, kLowest, kHighest);
     reader.read("send_buffer_max", tcp.send_buffer_max_bytes, kLowest, kHighest);
     reader.read("min_rto_ms", tcp.min_rto, 1, 60000);
     reader.read("time_wait_ms", tcp.time_wait, 0, 240000);
     reader.read("fast_open", tcp.fast_open, {"off", "client", "server", "both"});
     reader.read("syn_cookies", tcp.syn_cookies, {"auto", "off", "always"});
-    const auto at_most = [&](std::string_view name, std::uint32_t value, std::uint32_t most) {
+    const auto at_most = [&](std::string_view name, std::uint32_t value, std::string_view limit, std::uint32_t most) {
         if (value <= most) return;
         const toml::node* node = table.get(name);
-        refuse(node != nullptr ? *node : *table.get(fmt::format("{}_max", name)),
-               fmt::format("tcp.{0} = {1} is more than tcp.{0}_max = {2}", name, value, most));
+        refuse(node != nullptr ? *node : *table.get(limit),
+               fmt::format("tcp.{} = {} is more than tcp.{} = {}", name, value, limit, most));
     };
-    at_most("receive_buffer", tcp.receive_buffer_bytes, tcp.receive_buffer_max_bytes);
-    at_most("send_buffer", tcp.send_buffer_bytes, tcp.send_buffer_max_bytes);
+    at_most("receive_buffer", tcp.receive_buffer_bytes, "receive_buffer_max", tcp.receive_buffer_max_bytes);
+    at_most("send_buffer", tcp.send_buffer_bytes, "send_buffer_max", tcp.send_buffer_max_bytes);
+    at_most("receive_buffer_min", tcp.receive_buffer_min_bytes, "receive_buffer", tcp.receive_buffer_bytes);
+    at_most("send_buffer_min", tcp.send_buffer_min_bytes, "send_buffer", tcp.send_buffer_bytes);
 }
 
 FilterAction filter_action(TableReader& reader, std::string_view key, FilterAction otherwise) {
@@ -420,6 +424,8 @@ Config read_config(const toml::table& file) {
         reader.read("tx_blocks", config.limits.tx_blocks, 64, shm::kMaxBlocks / 2);
         reader.read("rx_blocks", config.limits.rx_blocks, 64, shm::kMaxBlocks / 2);
         reader.read("max_tenants", config.limits.max_tenants, 1, 1024);
+        reader.read("memory_mb", config.limits.memory_mb, 0, 1 << 22);
+        reader.read("max_connections", config.limits.max_connections, 1024, 1 << 22);
         reader.read("max_time_wait", config.limits.max_time_wait, 0, 1 << 20);
     });
     read_table(top, "ip", [&](TableReader& reader, const toml::table&) { reader.read("default_ttl", config.ip.default_ttl, 1, 255); });

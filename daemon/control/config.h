@@ -76,6 +76,8 @@ struct LimitsConfig {
     std::uint32_t tx_blocks = 16384;    // blocks of shm::kBlockSize a tenant for bytes it sends
     std::uint32_t rx_blocks = 16384;    // the same for bytes it receives
     std::uint32_t max_tenants = 64;
+    std::uint32_t memory_mb = 0;  // of all programs' segments, were every block of them touched; 0: no limit but max_tenants
+    std::uint32_t max_connections = 262144;  // TCP connections, all programs
     std::uint32_t max_time_wait = 32768;  // TIME-WAIT records, all tenants
 };
 
@@ -87,8 +89,11 @@ struct TcpConfig {
     std::string congestion = "cubic";  // a name that tcp::parse_algorithm knows
     std::string ecn = "passive";  // stack::tcp::EcnMode
     std::string mtu_probing = "blackhole";  // stack::tcp::MtuProbing
+    // Of a socket: what it keeps when its program's blocks are scarce, begins with, and may grow to.
+    std::uint32_t receive_buffer_min_bytes = 16 * 1024;
     std::uint32_t receive_buffer_bytes = 256 * 1024;
     std::uint32_t receive_buffer_max_bytes = 6 * 1024 * 1024;
+    std::uint32_t send_buffer_min_bytes = 16 * 1024;
     std::uint32_t send_buffer_bytes = 256 * 1024;
     std::uint32_t send_buffer_max_bytes = 4 * 1024 * 1024;
     std::chrono::milliseconds min_rto{200};

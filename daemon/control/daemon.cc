@@ -50,10 +50,12 @@ void read_stable_secret(std::uint64_t (&secret)[2]) {
 engine::EngineConfig engine_config(const Config& config) {
     engine::EngineConfig engine;
     engine.spin = config.engine.spin;
-    engine.send_limits = {config.tcp.send_buffer_bytes, config.tcp.send_buffer_max_bytes};
+    engine.send_limits = {config.tcp.send_buffer_min_bytes, config.tcp.send_buffer_bytes, config.tcp.send_buffer_max_bytes};
     stack::StackConfig& stack = engine.stack;
+    stack.max_connections = (config.limits.max_connections + config.engine.count - 1) / config.engine.count;
     stack.max_time_wait = (config.limits.max_time_wait + config.engine.count - 1) / config.engine.count;
     stack.default_ttl = config.ip.default_ttl;
+    stack.min_receive_buffer = config.tcp.receive_buffer_min_bytes;
     stack.default_receive_buffer = config.tcp.receive_buffer_bytes;
     stack.max_receive_buffer = config.tcp.receive_buffer_max_bytes;
     stack.min_rto = config.tcp.min_rto;

@@ -177,6 +177,7 @@ std::vector<device::Statistic> Server::numbers() const {
             {"denied", denied_},
             {"version_refused", attach.version_refused},
             {"full_refused", attach.full_refused},
+            {"memory_refused", attach.memory_refused},
             {"silent_closed", silent_closed_},
             {"malformed_messages", attach.malformed},
             {"netlink_overruns", parts_.mirror.overruns()},

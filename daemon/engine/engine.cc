@@ -34,6 +34,9 @@ Engine::Engine(const EngineConfig& config, stack::NeighborResolver& resolver, st
       rng_(config.seed),
       peers_(exchange != nullptr ? std::make_unique<EnginePeers>(*exchange, self, counters_) : nullptr),
       stack_(config.stack, resolver, ports, counters_, rng_, peers_.get()) {
+    commons_.connections.limit = config.stack.max_connections;
+    commons_.listeners.limit = config.stack.max_listeners;
+    commons_.datagram_sockets.limit = config.stack.max_udp_sockets;
     now_ = read_clock();
     if (peers_ == nullptr) return;
     peers_->set_own_addresses(stack_);
@@ -65,7 +68,7 @@ TxQueue* Engine::tx_of(std::uint32_t interface) {
 
 tenant::Tenant& Engine::add_tenant(std::uint32_t id, std::string program, shm::Segment segment) {
     tenants_.push_back(
-        std::make_unique<tenant::Tenant>(id, std::move(program), std::move(segment), stack_, counters_, config_.send_limits));
+        std::make_unique<tenant::Tenant>(id, std::move(program), std::move(segment), stack_, counters_, commons_, config_.send_limits));
     return *tenants_.back();
 }
 

@@ -103,6 +103,7 @@ private:
     Sleeper sleeper_;
     std::vector<Port> ports_;
     std::array<RxPacket, kBurst> burst_{};
+    tenant::Commons commons_;
     std::vector<std::unique_ptr<tenant::Tenant>> tenants_;
     Instant now_{};
     bool output_left_ = false;

@@ -10,6 +10,7 @@
 // a whole burst and an answer given in the same turn carries it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -63,8 +64,9 @@ struct Options {
     Duration keep_alive_interval{};
     std::uint32_t keep_alive_count = 0;
     Duration user_timeout{};
-    std::uint32_t receive_buffer = 0;  // bytes
+    std::uint32_t receive_buffer = 0;  // bytes; set: no auto-tuning
     std::uint32_t send_buffer = 0;     // bytes; the owner enforces it, here for reference
+    std::uint32_t window_clamp = 0;    // TCP_WINDOW_CLAMP: the largest window that the peer is told of; 0: any
     std::uint16_t max_segment = 0;
     Congestion congestion = Congestion::kDefault;
     std::uint64_t max_pacing_rate = 0;  // bytes a second, 0: no limit
@@ -96,7 +98,7 @@ struct Info {
     State state = State::kClosed;
     Duration srtt{}, rttvar{}, rto{}, min_rtt{};
     std::uint32_t cwnd_bytes = 0, ssthresh_bytes = 0, mss = 0, in_flight_bytes = 0, unsent_bytes = 0;
-    std::uint32_t total_retransmits = 0, backoffs = 0, receive_window = 0, send_window = 0;
+    std::uint32_t total_retransmits = 0, backoffs = 0, receive_window = 0, send_window = 0, receive_buffer = 0;
     std::uint8_t send_scale = 0, receive_scale = 0;
     bool timestamps = false, sack = false, window_scaling = false;
     Congestion congestion = Congestion::kDefault;  // in use; kDefault: no connection
@@ -117,6 +119,12 @@ class Socket;
 }
 
 struct StackConfig {
+    /// The receive buffer of a connection of which `wanted` bytes were asked for (SO_RCVBUF); 0: nothing was.
+    std::uint32_t receive_buffer(std::uint32_t wanted) const {
+        constexpr std::uint32_t kLeast = 2048;
+        return std::max(std::min(wanted != 0 ? wanted : std::max(default_receive_buffer, min_receive_buffer), max_receive_buffer), kLeast);
+    }
+
     std::uint32_t max_connections = 262144;
     std::uint32_t max_half_open = 8192;
     std::uint32_t max_time_wait = 65536;
@@ -127,7 +135,9 @@ struct StackConfig {
     std::uint8_t default_ttl = 64;                    // of packets whose socket says none; hop limit where no router says one
     std::uint32_t max_ip_reassemblies = 512;          // packets of which some fragments have come
     std::uint32_t ip_reassembly_chunks = 1024;        // 4 KiB each, for fragments of all of them
-    std::uint32_t default_receive_buffer = 256 * 1024;  // bytes
+    // Bytes: what a connection keeps when memory is scarce, begins with, and may grow to.
+    std::uint32_t min_receive_buffer = 2048;
+    std::uint32_t default_receive_buffer = 256 * 1024;
     std::uint32_t max_receive_buffer = 4 * 1024 * 1024;
     Duration min_rto = std::chrono::milliseconds(200);
     Duration delayed_ack = std::chrono::milliseconds(40);

@@ -48,6 +48,18 @@ public:
     std::uint64_t release(stack::SendChunk* first);
     /// Transmit blocks that the daemon holds now.
     std::uint32_t transmitting() const { return transmitting_; }
+    /// Less than a quarter of the blocks is left: buffers that tune themselves shall shrink.
+    bool transmit_scarce() const { return transmitting_ > tx_count_ - tx_count_ / 4; }
+    /// The same of receive blocks, after looking at what the application has returned.
+    bool receive_scarce() {
+        const auto enough = [this] { return rx_free_.size() >= rx_.size() / 4; };
+        if (enough()) return false;
+        collect_returned();
+        return !enough();
+    }
+    bool receive_half_spent() const { return rx_free_.size() < rx_.size() / 2; }
+    /// Less than an eighth is left.
+    bool receive_nearly_spent() const { return rx_free_.size() < rx_.size() / 8; }
 
     /// An empty receive block, lent to `list` from now on; kNoIndex when none is left even after looking at what the
     /// application has returned.

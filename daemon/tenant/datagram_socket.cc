@@ -20,11 +20,14 @@ std::span<const std::byte> bytes_of(const Header& header) {
 }
 }  // namespace
 
-DatagramSocket::DatagramSocket(Tenant& tenant, std::uint32_t index) : tenant_(tenant), index_(index), lane_(tenant, index) {}
+DatagramSocket::DatagramSocket(Tenant& tenant, std::uint32_t index) : tenant_(tenant), index_(index), lane_(tenant, index) {
+    tenant_.datagram_sockets_.take();
+}
 
 DatagramSocket::~DatagramSocket() {
     if (socket != nullptr) tenant_.stack_.close(*socket);
     tenant_.ledger_.reclaim(errors_lent_);
+    tenant_.datagram_sockets_.give();
 }
 
 void DatagramSocket::set_options(const shm::SocketOptions& options) {

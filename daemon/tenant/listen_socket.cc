@@ -3,14 +3,22 @@
 namespace culvert::tenant {
 
 ListenSocket::ListenSocket(Tenant& tenant, std::uint32_t index, std::uint32_t queue, std::uint32_t backlog)
-    : tenant_(tenant), index_(index), queue_index_(queue), queue_(tenant.segment_.accept_queue(queue), backlog) {}
+    : tenant_(tenant), index_(index), queue_index_(queue), queue_(tenant.segment_.accept_queue(queue), backlog) {
+    tenant_.listeners_.take();
+}
 
 ListenSocket::~ListenSocket() {
     if (listener != nullptr) tenant_.stack_.close(*listener);
     tenant_.free_accept_queues_.push_back(queue_index_);
+    tenant_.listeners_.give();
 }
 
-bool ListenSocket::can_accept() { return !queue_.full() && !tenant_.free_records_.empty(); }
+bool ListenSocket::can_accept() {
+    if (queue_.full() || tenant_.free_records_.empty()) return false;
+    if (tenant_.connections_.grants()) return true;
+    tenant_.drop(Drop::kTenantConnectionShare);
+    return false;
+}
 
 stack::tcp::ConnectionOwner* ListenSocket::on_accept(stack::tcp::Connection& connection) {
     if (queue_.full()) {
@@ -22,19 +30,19 @@ stack::tcp::ConnectionOwner* ListenSocket::on_accept(stack::tcp::Connection& con
         tenant_.drop(Drop::kTenantNoSocket);
         return nullptr;
     }
+    tenant_.connections_.take();
     Tenant::Slot& slot = tenant_.slots_[index];
     shm::SocketRecord& record = tenant_.segment_.socket(index);
     const shm::SocketRecord& listening = tenant_.segment_.socket(index_);
     slot.kind = Tenant::Kind::kStream;
     slot.linger_zero = tenant_.slots_[index_].linger_zero;
-    slot.stream.open(connection, shm::kStatusReady);
     const auto family = listening.local.family;
     record.local = to_wire(connection.local(), family);
     record.remote = to_wire(connection.remote(), family);
     record.listener.store(index_, std::memory_order_relaxed);
     record.protocol.store(6, std::memory_order_relaxed);
     record.options = listening.options;
-    record.daemon.send_limit.store(listening.daemon.send_limit.load(std::memory_order_relaxed), std::memory_order_relaxed);
+    slot.stream.open(connection, shm::kStatusReady);
     record.daemon.window_position.store(connection.receive_buffer() / 2, std::memory_order_relaxed);
     record.daemon.status.store(shm::kStatusReady, std::memory_order_release);
     slot.stream.ticket = {index_, queue_.add(index)};

@@ -116,9 +116,14 @@ int Tenant::start_connect(std::uint32_t index, const shm::WireEndpoint& local, c
         drop(Drop::kTenantBadAddress);
         return EADDRNOTAVAIL;
     }
+    if (!connections_.grants()) {
+        drop(Drop::kTenantConnectionShare);
+        return ENOBUFS;
+    }
     apply_options(index);
     auto connection = stack_.connect(from, to, read_options(index), slot.stream, now);
     if (!connection) return connection.error().code;
+    connections_.take();
     shm::SocketRecord& record = segment_.socket(index);
     record.local = local;
     record.remote = remote;
@@ -139,7 +144,10 @@ int Tenant::start_listen(std::uint32_t index, const shm::WireEndpoint& local, st
     const Endpoint at = from_wire(local);
     if (at.port == 0) return EINVAL;
     if (!at.address.is_unspecified() && !stack_.is_local(at.address)) return EADDRNOTAVAIL;
-    if (free_accept_queues_.empty()) return ENOBUFS;
+    if (free_accept_queues_.empty() || !listeners_.grants()) {
+        drop(Drop::kTenantListenerShare);
+        return ENOBUFS;
+    }
     const std::uint32_t queue = free_accept_queues_.back();
     free_accept_queues_.pop_back();
     auto listen = std::make_unique<ListenSocket>(*this, index, queue, backlog);
@@ -164,6 +172,10 @@ int Tenant::start_datagram(std::uint32_t index, const shm::WireEndpoint& local, 
     const Endpoint at = from_wire(local);
     if (at.port == 0) return EINVAL;
     if (!at.address.is_unspecified() && !stack_.is_local(at.address)) return EADDRNOTAVAIL;
+    if (!datagram_sockets_.grants()) {
+        drop(Drop::kTenantDatagramShare);
+        return ENOBUFS;
+    }
     auto datagram = std::make_unique<DatagramSocket>(*this, index);
     shm::SocketRecord& record = segment_.socket(index);
     const bool dual = !at.address.is_v4() && (record.options.flags & shm::kOptionV6Only) == 0;
@@ -275,13 +287,14 @@ stack::tcp::Options Tenant::read_options(std::uint32_t index) {
     options.quick_ack = (raw.flags & shm::kOptionQuickAck) != 0;
     // Bounds as in tcp(7) / net/ipv4/tcp.c: MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL 32767 s, MAX_TCP_KEEPCNT 127.
     options.keep_alive_idle = std::chrono::seconds(std::min(raw.keepalive_idle_s, 32767u));
-    options.keep_alive_interval = std::chrono::seconds(std::min(raw.keepalive_interval_s, 32767u));
-    options.keep_alive_count = std::min(raw.keepalive_count, 127u);
+    options.keep_alive_interval = std::chrono::seconds(std::min<std::uint32_t>(raw.keepalive_interval_s, 32767));
+    options.keep_alive_count = std::min<std::uint32_t>(raw.keepalive_count, 127);
     options.fast_open = (raw.flags & shm::kOptionFastOpen) != 0;
     options.user_timeout = std::chrono::milliseconds(raw.user_timeout_ms);
     options.receive_buffer = raw.receive_buffer;
     options.send_buffer = raw.send_buffer;
-    options.max_segment = static_cast<std::uint16_t>(std::min(raw.max_segment, 65535u));
+    options.window_clamp = raw.window_clamp;
+    options.max_segment = raw.max_segment;
     if (raw.congestion < stack::tcp::kCongestionCount) options.congestion = static_cast<stack::tcp::Congestion>(raw.congestion);
     options.max_pacing_rate = raw.max_pacing_rate;
     options.tos = raw.tos;
@@ -302,7 +315,7 @@ stack::tcp::ListenerOptions Tenant::read_listener_options(std::uint32_t index) {
 void Tenant::refresh_info(std::uint32_t index) {
     const Slot& slot = slots_[index];
     shm::SocketInfo info{};
-    info.tcp_state = static_cast<std::uint32_t>(slot.kind == Kind::kListener ? stack::tcp::State::kListen
+    info.tcp_state = static_cast<std::uint8_t>(slot.kind == Kind::kListener ? stack::tcp::State::kListen
                                                                              : stack::tcp::State::kClosed);
     if (slot.kind == Kind::kStream && slot.stream.connection() != nullptr) {
         const stack::tcp::Info from = slot.stream.connection()->info();
@@ -310,7 +323,7 @@ void Tenant::refresh_info(std::uint32_t index) {
             return static_cast<std::uint32_t>(std::chrono::duration_cast<std::chrono::microseconds>(d).count());
         };
         const std::uint32_t mss = std::max(from.mss, 1u);
-        info.tcp_state = static_cast<std::uint32_t>(from.state);
+        info.tcp_state = static_cast<std::uint8_t>(from.state);
         info.srtt_us = us(from.srtt);
         info.rttvar_us = us(from.rttvar);
         info.rto_us = us(from.rto);
@@ -322,9 +335,10 @@ void Tenant::refresh_info(std::uint32_t index) {
         info.retransmits = from.backoffs;
         info.total_retransmits = from.total_retransmits;
         info.receive_space = from.receive_window;
+        info.receive_buffer = from.receive_buffer;
         // TCPI_OPT_TIMESTAMPS 1, _SACK 2, _WSCALE 4, _ECN 8, _ECN_SEEN 16, _SYN_DATA 32 (linux/tcp.h)
-        info.options = (from.timestamps ? 1u : 0u) | (from.sack ? 2u : 0u) | (from.window_scaling ? 4u : 0u) |
-                       (from.ecn ? 8u : 0u) | (from.ecn_seen ? 16u : 0u) | (from.syn_data ? 32u : 0u);
+        info.options = static_cast<std::uint8_t>((from.timestamps ? 1u : 0u) | (from.sack ? 2u : 0u) | (from.window_scaling ? 4u : 0u) |
+                       (from.ecn ? 8u : 0u) | (from.ecn_seen ? 16u : 0u) | (from.syn_data ? 32u : 0u));
         info.congestion = static_cast<std::uint8_t>(from.congestion);
         info.ca_state = static_cast<std::uint8_t>(from.ca_state);
         info.pacing_rate = from.pacing_rate;

@@ -37,6 +37,8 @@ public:
 
     /// A look at the application's line: options have been applied before.
     void look(std::uint32_t app_flags);
+    /// What is limited by the application's own word: SO_SNDBUF (then nothing is tuned) and TCP_NOTSENT_LOWAT; 0: neither.
+    void limit_sending(std::uint32_t send_buffer, std::uint32_t notsent_lowat);
     /// Writes the daemon's line. Returns true if an application could want to know.
     bool publish(std::uint32_t app_flags);
 
@@ -56,7 +58,9 @@ public:
 private:
     void update_consumed();
     void set_window_position();
+    bool holds_its_share(std::uint32_t buffer);
     void take_output();
+    void publish_send_limit(shm::DaemonLine& line);
     void catch_urgent(stack::Payload payload, std::uint32_t length);
 
     Tenant* tenant_ = nullptr;
@@ -68,6 +72,9 @@ private:
     bool read_shut_ = false;              // shutdown(SHUT_RD) has been seen ...
     bool read_shut_unsaid_ = false;       // ... and the watchers have not been told
     bool urgent_unsaid_ = false;          // urgent_ has changed
+    bool fixed_send_limit_ = false;       // SO_SNDBUF
+    std::uint32_t send_limit_ = 0;        // bytes that may be queued and in flight, as published but for notsent_lowat_
+    std::uint32_t notsent_lowat_ = 0;
     std::uint64_t urgent_ = 0;            // shm/urgent.h; meant while kStatusUrgent, position kept for what comes later
     std::uint64_t delivered_ = 0;         // bytes staged for the application so far
     std::uint64_t consumed_ = 0;          // bytes that it has read, as far as we know

@@ -9,6 +9,11 @@
 
 namespace culvert::tenant {
 
+namespace {
+constexpr std::uint32_t kMinSendLimit = 4096;  // also where SO_SNDBUF says less
+constexpr std::uint32_t kScarceShare = 16;     // receive blocks of a stream while its tenant has next to none
+}
+
 void StreamSocket::open(stack::tcp::Connection& connection, std::uint32_t status) {
     connection_ = &connection;
     status_ = status;
@@ -18,6 +23,47 @@ void StreamSocket::open(stack::tcp::Connection& connection, std::uint32_t status
     delivered_ = consumed_ = taken_ = released_ = published_released_ = urgent_ = 0;
     urgent_unsaid_ = false;
     ticket = {};
+    fixed_send_limit_ = false;
+    send_limit_ = tenant_->send_limits_.standard;
+    const shm::SocketOptions& options = tenant_->segment_.socket(index_).options;
+    const std::uint32_t send_buffer = options.send_buffer;
+    const std::uint32_t notsent_lowat = options.notsent_lowat;
+    limit_sending(send_buffer, notsent_lowat);
+}
+
+void StreamSocket::limit_sending(std::uint32_t send_buffer, std::uint32_t notsent_lowat) {
+    const SendLimits& limits = tenant_->send_limits_;
+    if (send_buffer != 0) {
+        fixed_send_limit_ = true;
+        send_limit_ = std::max(std::min(send_buffer, limits.most), kMinSendLimit);
+    }
+    notsent_lowat_ = notsent_lowat;
+    publish_send_limit(tenant_->segment_.socket(index_).daemon);
+}
+
+/// The send buffer follows the congestion window, twice, as Linux's does: one for what is in flight, one for what comes next.
+/// While the tenant's blocks are scarce it follows what it holds, downwards. With TCP_NOTSENT_LOWAT it is so much more than
+/// what has been sent, if that is less.
+void StreamSocket::publish_send_limit(shm::DaemonLine& line) {
+    const SendLimits& limits = tenant_->send_limits_;
+    const std::uint64_t queued = taken_ - released_;
+    if (!fixed_send_limit_ && connection_ != nullptr) {
+        if (tenant_->ledger_.transmit_scarce()) {
+            const auto least = std::max<std::uint64_t>(limits.least, queued / 2);
+            if (send_limit_ > least) {
+                send_limit_ = static_cast<std::uint32_t>(least);
+                ++tenant_->counters_.tcp_memory_pressure;
+            }
+        } else {
+            const std::uint64_t wanted = std::max<std::uint64_t>(2ull * connection_->congestion_window(), limits.standard);
+            send_limit_ = std::max(send_limit_, static_cast<std::uint32_t>(std::min<std::uint64_t>(wanted, limits.most)));
+        }
+    }
+    std::uint64_t limit = send_limit_;
+    if (notsent_lowat_ != 0 && connection_ != nullptr)
+        limit = std::min(limit, queued - std::min<std::uint64_t>(queued, connection_->unsent_bytes()) + notsent_lowat_);
+    if (limit != line.send_limit.load(std::memory_order_relaxed))
+        line.send_limit.store(static_cast<std::uint32_t>(limit), std::memory_order_release);
 }
 
 void StreamSocket::update_consumed() {
@@ -35,7 +81,7 @@ void StreamSocket::update_consumed() {
         tenant_->mark_changed(index_);
     }
     if (connection_ == nullptr) return;
-    connection_->consumed(static_cast<std::uint32_t>(fresh));
+    connection_->consumed(static_cast<std::uint32_t>(fresh), tenant_->ledger_.receive_scarce());
     set_window_position();  // otherwise a reader beyond the old mark would call us at every read
 }
 
@@ -52,6 +98,8 @@ void StreamSocket::take_output() {
     taken_ += taken.bytes;
     if (connection_ != nullptr && (status_ & shm::kStatusWriteClosed) == 0) {
         connection_->send(taken.first, taken.last);
+        // What the flush sends makes room; what it cannot send while blocks are scarce takes it away, before any ACK.
+        if (notsent_lowat_ != 0 || tenant_->ledger_.transmit_scarce()) tenant_->mark_changed(index_);
         if (taken.urgent) connection_->mark_urgent(taken.behind_urgent);
     } else {
         released_ += tenant_->ledger_.release(taken.first);
@@ -81,6 +129,12 @@ void StreamSocket::close(bool linger_zero) {
     if (connection_ != nullptr) {
         stack::tcp::Connection* connection = connection_;
         connection_ = nullptr;
+        // As tcp_max_orphans of Linux: a program that opens and closes, to a peer that never answers, leaves no more behind
+        // than it may have open.
+        if (tenant_->orphans_ >= tenant_->segment_.geometry().sockets && !linger_zero) {
+            tenant_->drop(Drop::kTenantOrphans);
+            linger_zero = true;
+        }
         ++tenant_->orphans_;
         connection->close(*tenant_->orphan(), unread() != 0, linger_zero);
     }
@@ -112,8 +166,9 @@ bool StreamSocket::hand_to(stack::tcp::ListenerOwner& heir) {
         ++tenant_->orphans_;
         connection.close(*tenant_->orphan(), true, true);
         owner->on_closed(connection, ECONNRESET);
-    } else if ((status_ & shm::kStatusPeerClosed) != 0) {
-        owner->on_end_of_stream(connection);
+    } else {
+        tenant_->connections_.give();  // the heir has taken one; otherwise the orphan gives ours back
+        if ((status_ & shm::kStatusPeerClosed) != 0) owner->on_end_of_stream(connection);
     }
     close(true);  // gives back what is left here
     return true;
@@ -150,10 +205,13 @@ bool StreamSocket::publish(std::uint32_t app_flags) {
         line.status.store(status_, std::memory_order_release);
         news = true;
     }
+    publish_send_limit(line);
     if ((app_flags & shm::kAppWantWrite) != 0) {
-        // Tell a waiting sender when a third of its buffer is free: fewer and larger writes, as Linux does.
-        const std::uint64_t in_flight = taken_ - released_;
-        if (tenant_->has_transmit_blocks() && in_flight * 3 <= std::uint64_t{line.send_limit.load(std::memory_order_relaxed)} * 2) {
+        // Tell a waiting sender when there is much room: fewer and larger writes, as Linux does.
+        const std::uint64_t queued = taken_ - released_;
+        const std::uint32_t limit = line.send_limit.load(std::memory_order_relaxed);
+        const std::uint64_t room = queued < limit ? limit - queued : 0;
+        if (tenant_->has_transmit_blocks() && shm::worth_writing(room, limit, notsent_lowat_)) {
             tenant_->segment_.socket(index_).app.flags.fetch_and(~shm::kAppWantWrite, std::memory_order_seq_cst);
             news = true;
         }
@@ -170,7 +228,25 @@ void StreamSocket::on_established(stack::tcp::Connection& connection) {
     tenant_->mark_changed(index_);
 }
 
-std::uint32_t StreamSocket::on_data(stack::tcp::Connection&, stack::Payload payload, std::uint32_t length) {
+/// A block holds what comes in one turn, however little: a peer that sends byte after byte to a reader that does not read would
+/// have a block for each. So once half of the blocks is lent, a stream gets twice those of its receive buffer at most, and a few
+/// while they are scarce: who holds much gets no more, who holds little goes on.
+bool StreamSocket::holds_its_share(std::uint32_t buffer) {
+    const auto over = [&] {
+        if (lent_.count <= kScarceShare) return false;
+        if (tenant_->ledger_.receive_nearly_spent()) return true;
+        return tenant_->ledger_.receive_half_spent() && lent_.count > kScarceShare + 2 * (buffer / shm::kBlockSize);
+    };
+    if (!over()) return false;
+    tenant_->ledger_.collect_returned();
+    return over();
+}
+
+std::uint32_t StreamSocket::on_data(stack::tcp::Connection& connection, stack::Payload payload, std::uint32_t length) {
+    if (holds_its_share(connection.receive_buffer())) {
+        tenant_->drop(Drop::kTenantStreamShare);
+        return 0;
+    }
     const std::uint32_t taken = stage_.append(tenant_->segment_, tenant_->ledger_, lent_, payload, length);
     if (taken < length) tenant_->drop(Drop::kTenantNoBlock);
     if ((status_ & shm::kStatusUrgent) != 0) [[unlikely]]
@@ -223,6 +299,7 @@ void StreamSocket::on_acknowledged(stack::tcp::Connection&, std::uint32_t bytes)
 
 void StreamSocket::on_closed(stack::tcp::Connection&, int error) {
     connection_ = nullptr;
+    tenant_->connections_.give();
     status_ = (status_ & ~shm::kStatusConnecting) | shm::kStatusDead | shm::kStatusPeerClosed;
     error_ = error;
     tenant_->mark_changed(index_);

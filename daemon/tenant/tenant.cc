@@ -13,8 +13,6 @@ namespace culvert::tenant {
 
 namespace {
 
-constexpr std::uint32_t kMinSendLimit = 4096;
-
 /// How long an accepted connection may be held by nobody, between a worker's accept() and its mark in the bitmap.
 constexpr Duration kSuspicion = std::chrono::seconds(1);
 
@@ -32,14 +30,17 @@ public:
         tenant_.wake_starved();
     }
     void on_acknowledged(stack::tcp::Connection&, std::uint32_t) override {}
-    void on_closed(stack::tcp::Connection&, int) override { --tenant_.orphans_; }
+    void on_closed(stack::tcp::Connection&, int) override {
+        --tenant_.orphans_;
+        tenant_.connections_.give();
+    }
 
 private:
     Tenant& tenant_;
 };
 
 Tenant::Tenant(std::uint32_t id, std::string program, shm::Segment segment, stack::Stack& stack, Counters& counters,
-               SendLimits send_limits)
+               Commons& commons, SendLimits send_limits)
     : id_(id),
       program_(std::move(program)),
       segment_(std::move(segment)),
@@ -49,7 +50,12 @@ Tenant::Tenant(std::uint32_t id, std::string program, shm::Segment segment, stac
       dirty_(segment_.dirty()),
       orphan_(std::make_unique<OrphanOwner>(*this)),
       slots_(std::make_unique<Slot[]>(segment_.geometry().sockets)),
-      send_limits_(send_limits) {
+      send_limits_(send_limits),
+      commons_(commons),
+      connections_(commons, commons.connections),
+      listeners_(commons, commons.listeners),
+      datagram_sockets_(commons, commons.datagram_sockets) {
+    ++commons_.tenants;
     const shm::Geometry& geometry = segment_.geometry();
     for (std::uint32_t index = 0; index < geometry.sockets; ++index) slots_[index].stream.init(*this, index);
     shm::SocketBitmap free = segment_.free_sockets();
@@ -72,6 +78,7 @@ Tenant::Tenant(std::uint32_t id, std::string program, shm::Segment segment, stac
 
 Tenant::~Tenant() {
     for (std::uint32_t index = 0; index < segment_.geometry().sockets; ++index) close_socket(index);
+    --commons_.tenants;
 }
 
 void Tenant::drop(Drop reason) {
@@ -416,11 +423,11 @@ void Tenant::apply_options(std::uint32_t index) {
     const shm::SocketOptions raw = record.options;
     if (record.app.options_version.load(std::memory_order_acquire) != version) return;
     slot.options_version = version;
-    if (options.send_buffer != 0)
-        segment_.socket(index).daemon.send_limit.store(
-            std::clamp(options.send_buffer, kMinSendLimit, std::max(kMinSendLimit, send_limits_.most)), std::memory_order_relaxed);
-    if (slot.kind == Kind::kStream && slot.stream.connection() != nullptr)
+    if (slot.kind == Kind::kStream && slot.stream.connection() != nullptr) {
         slot.stream.connection()->set_options(options);
+        slot.stream.limit_sending(raw.send_buffer, raw.notsent_lowat);
+        mark_changed(index);  // who waits may have room now
+    }
     if (slot.kind == Kind::kDatagram) slot.datagram->set_options(raw);
     if (slot.kind == Kind::kRaw) raw_sockets_.at(index)->set_options(raw);
     if (slot.kind == Kind::kListener) slot.listen->listener->set_options(read_listener_options(index));

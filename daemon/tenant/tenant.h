@@ -19,6 +19,7 @@
 #include "daemon/base/instant.h"
 #include "daemon/stack/stack.h"
 #include "daemon/tenant/block_ledger.h"
+#include "daemon/tenant/commons.h"
 #include "daemon/tenant/event_signal.h"
 #include "shm/base/unique_fd.h"
 #include "shm/segment.h"
@@ -52,17 +53,19 @@ struct TenantSnapshot {
     Counters counters;  // of requests and drops that this tenant caused
 };
 
-/// What may be in flight on one connection, bytes (SO_SNDBUF): the default, and the most that an application may ask for.
+/// What may be queued and in flight on one connection, bytes: while blocks are scarce, to begin with, and the most to which it
+/// grows, or which an application may ask for (SO_SNDBUF).
 struct SendLimits {
+    std::uint32_t least = 16 * 1024;
     std::uint32_t standard = 512 * 1024;
     std::uint32_t most = 16 * 1024 * 1024;
 };
 
 class Tenant {
 public:
-    /// `segment` as created by the control thread. The first process is added by add_process.
+    /// `segment` as created by the control thread. The first process is added by add_process. `commons` is the engine's.
     Tenant(std::uint32_t id, std::string program, shm::Segment segment, stack::Stack& stack, Counters& counters,
-           SendLimits send_limits = {});
+           Commons& commons, SendLimits send_limits = {});
     ~Tenant();
     Tenant(const Tenant&) = delete;
 
@@ -166,6 +169,10 @@ private:
     std::vector<std::uint32_t> queue_process_;   // by queue: the slot that made it
     SendLimits send_limits_;
     EventSignal signal_;
+    Commons& commons_;
+    Part connections_;                           // in the stack: with a socket, or orphans
+    Part listeners_;
+    Part datagram_sockets_;
     std::vector<std::uint32_t> raw_grants_;      // kinds of raw sockets that may be made
     std::unordered_map<std::uint32_t, std::unique_ptr<RawSocket>> raw_sockets_;  // by record: few, so not in the slots
     std::uint32_t queues_used_ = 0;              // highest used + 1
@@ -173,7 +180,7 @@ private:
     std::uint32_t processes_used_ = 0;           // highest used + 1
     std::uint32_t live_processes_ = 0;
     std::uint32_t next_exclusive_ = 0;
-    std::uint32_t orphans_ = 0;                  // closed connections that the stack still works on
+    std::uint32_t orphans_ = 0;                  // closed connections that the stack still works on; no more than sockets
     Instant next_check_ = kNever;                // of the suspects
 };
 

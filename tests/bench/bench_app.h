@@ -130,7 +130,7 @@ private:
         auto segment = shm::Segment::create(kGeometry, "bench", fd);
         auto shared = shm::Segment::open(fd.get(), kGeometry);
         CHECK(segment && shared);
-        host.tenant = std::make_unique<tenant::Tenant>(1, "bench", std::move(*segment), host.stack, host.counters);
+        host.tenant = std::make_unique<tenant::Tenant>(1, "bench", std::move(*segment), host.stack, host.counters, host.commons);
         return std::move(*shared);
     }
     void hold(std::uint32_t socket) { segment_.holders(slot_).set(socket); }

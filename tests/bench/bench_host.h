@@ -80,6 +80,7 @@ public:
     TxQueue tx{pool};
     stack::Stack stack;
     stack::Interface* interface = nullptr;
+    tenant::Commons commons;
     std::unique_ptr<tenant::Tenant> tenant;
 };
 

@@ -140,6 +140,13 @@ TEST_F(ListenSocketTest, OptionsAreInheritedAndLiveInTheRecord) {
     EXPECT_EQ(a.get_int(IPPROTO_TCP, TCP_KEEPIDLE), 7200);
     EXPECT_EQ(a.set_int(SOL_SOCKET, SO_SNDBUF, 50'000), 0);
     EXPECT_EQ(a.get_int(SOL_SOCKET, SO_SNDBUF), 100'000) << "Linux doubles";
+    EXPECT_EQ(daemon.options(a->record()).send_buffer, 50'000u);
+    EXPECT_EQ(a.set_int(IPPROTO_TCP, TCP_NOTSENT_LOWAT, 16384), 0);
+    EXPECT_EQ(a.get_int(IPPROTO_TCP, TCP_NOTSENT_LOWAT), 16384);
+    EXPECT_EQ(daemon.options(a->record()).notsent_lowat, 16384u);
+    EXPECT_EQ(a.set_int(IPPROTO_TCP, TCP_WINDOW_CLAMP, 0), -EINVAL) << "it is connected";
+    EXPECT_EQ(a.set_int(IPPROTO_TCP, TCP_WINDOW_CLAMP, 500), 0);
+    EXPECT_EQ(a.get_int(IPPROTO_TCP, TCP_WINDOW_CLAMP), 1152) << "the kernel's least";
     EXPECT_EQ(a.get_int(SOL_SOCKET, SO_TYPE), SOCK_STREAM);
     EXPECT_EQ(a.get_int(SOL_SOCKET, SO_DOMAIN), AF_INET);
     EXPECT_EQ(a.get_int(SOL_SOCKET, SO_ACCEPTCONN), 0);

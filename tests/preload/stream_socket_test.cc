@@ -567,6 +567,54 @@ TEST_F(StreamSocketTest, OptionsReachTheRecord) {
     EXPECT_EQ(info.tcpi_rtt, 777u);
 }
 
+/// What the kernel makes of the size of a buffer is what the program reads back and, halved, what the daemon is told.
+TEST_F(StreamSocketTest, BufferSizesAreTheKernels) {
+    const UniqueFd kernel(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const auto kernel_says = [&](int set, int get, int bytes) {
+        if (::setsockopt(kernel.get(), SOL_SOCKET, set, &bytes, sizeof bytes) != 0) return -errno;
+        socklen_t length = sizeof bytes;
+        EXPECT_EQ(::getsockopt(kernel.get(), SOL_SOCKET, get, &bytes, &length), 0);
+        return bytes;
+    };
+    Fd own = connected();
+    Fd listener = open(SOCK_STREAM);
+    const sockaddr_in any = ipv4("0.0.0.0", 0);
+    ASSERT_EQ(listener->bind(listener.number(), as_sockaddr(any), sizeof any), 0);
+    ASSERT_EQ(listener->listen(listener.number(), 5), 0);
+    daemon.arrive(listener->record(), 1);
+    Fd taken = accept(listener);
+    struct Case {
+        int set, get;
+        std::uint32_t shm::SocketOptions::*field;
+    };
+    for (const Fd* fd : {&own, &taken}) {
+        EXPECT_EQ(fd->get_int(SOL_SOCKET, SO_RCVBUF), 123456) << "not fixed: the daemon's";
+        EXPECT_EQ(fd->get_int(IPPROTO_TCP, TCP_WINDOW_CLAMP), 123456);
+        for (const Case& option : {Case{SO_RCVBUF, SO_RCVBUF, &shm::SocketOptions::receive_buffer},
+                                   Case{SO_RCVBUFFORCE, SO_RCVBUF, &shm::SocketOptions::receive_buffer},
+                                   Case{SO_SNDBUF, SO_SNDBUF, &shm::SocketOptions::send_buffer},
+                                   Case{SO_SNDBUFFORCE, SO_SNDBUF, &shm::SocketOptions::send_buffer}})
+            for (const int bytes : {30'000, 0, -5, 1 << 29}) {  // the last: beyond rmem_max, unless privileged and forced
+                const int expected = kernel_says(option.set, option.get, bytes);
+                const int result = fd->set_int(SOL_SOCKET, option.set, bytes);
+                if (expected < 0) {
+                    EXPECT_EQ(result, expected);
+                    continue;
+                }
+                EXPECT_EQ(result, 0);
+                EXPECT_EQ(fd->get_int(SOL_SOCKET, option.get), expected) << option.set << " " << bytes;
+                EXPECT_EQ(daemon.options((*fd)->record()).*option.field, static_cast<std::uint32_t>(expected / 2));
+            }
+    }
+    EXPECT_EQ(own.set_int(IPPROTO_TCP, TCP_WINDOW_CLAMP, 20000), 0);
+    EXPECT_EQ(own.get_int(IPPROTO_TCP, TCP_WINDOW_CLAMP), 20000);
+    EXPECT_EQ(daemon.options(own->record()).window_clamp, 20000u);
+    EXPECT_EQ(own.set_int(IPPROTO_TCP, TCP_WINDOW_CLAMP, 0), -EINVAL);
+    EXPECT_EQ(own.set_int(IPPROTO_TCP, TCP_NOTSENT_LOWAT, 20000), 0);
+    EXPECT_EQ(daemon.options(own->record()).notsent_lowat, 20000u);
+    EXPECT_EQ(own.get_int(IPPROTO_TCP, TCP_NOTSENT_LOWAT), 20000);
+}
+
 TEST_F(StreamSocketTest, FastOpenOptionsReachTheRecord) {
     Fd fd = open(SOCK_STREAM);
     EXPECT_EQ(fd.set_int(IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1), 0);

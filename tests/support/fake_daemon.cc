@@ -317,7 +317,7 @@ void FakeDaemon::operation(std::uint32_t record) {
                 group_calls_.push_back({code, shared.operation.argument.load(), remote, shared.operation.local});
                 result = group_answer;
                 break;
-            case shm::Operation::kRefreshInfo: shared.info.tcp_state = 1, shared.info.srtt_us = 777; break;
+            case shm::Operation::kRefreshInfo: shared.info.tcp_state = 1, shared.info.srtt_us = 777, shared.info.receive_buffer = 123456; break;
             default: result = EINVAL; break;
         }
     shared.daemon.operation_result.store(result);

@@ -60,9 +60,7 @@ Connection::Connection(Shared& shared, const Endpoint& local, const Endpoint& re
       hash_(flow_hash),
       options_(shared.options.take(options)) {
     fixed_buffer_ = options.receive_buffer != 0;
-    receive_buffer_ = std::min(fixed_buffer_ ? options.receive_buffer : shared.config.default_receive_buffer,
-                               shared.config.max_receive_buffer);
-    receive_buffer_ = std::max(receive_buffer_, 2048u);
+    receive_buffer_ = shared.config.receive_buffer(options.receive_buffer);
     ts_offset_ = shared.timestamp_offset(local, remote);
     last_received_ = shared.now;
     if (congestion_->algorithm() != algorithm_of(options.congestion, shared.config.congestion))
@@ -133,17 +131,18 @@ void Connection::shutdown_write() {
     mark();
 }
 
-void Connection::consumed(std::uint32_t bytes) {
+void Connection::consumed(std::uint32_t bytes, bool memory_scarce) {
     unread_ -= std::min(bytes, unread_);
     if (!can_receive()) return;
     if (has_undelivered()) mark();  // at the next flush: the owner may be in the middle of on_data
-    tune_receive_buffer(bytes, shared_.now);
+    tune_receive_buffer(bytes, memory_scarce, shared_.now);
     // [RFC9293 3.8.6.2.2] The peer must be told only when it has next to nothing left to send into, and the window has
     // become much larger; otherwise the next ACK tells it for nothing.
     const std::uint64_t left = rcv_edge_ > rcv_nxt_ ? rcv_edge_ - rcv_nxt_ : 0;
-    const std::uint64_t space = std::min<std::uint64_t>(free_space(), std::uint64_t{0xffff} << rcv_scale_);
-    if (left < std::max<std::uint64_t>(2 * mss_, receive_buffer_ / 8) && space >= 2 * left &&
-        space - left >= std::min<std::uint64_t>(mss_, receive_buffer_ / 2))
+    const std::uint64_t space = std::min<std::uint64_t>(window_space(), std::uint64_t{0xffff} << rcv_scale_);
+    const std::uint32_t most = std::min(receive_buffer_, window_clamp());
+    if (left < std::max<std::uint64_t>(2 * mss_, most / 8) && space >= 2 * left &&
+        space - left >= std::min<std::uint64_t>(mss_, most / 2))
         owe_ack();
 }
 
@@ -181,13 +180,21 @@ void Connection::set_options(const Options& options) {
         ++shared_.counters.tcp_bbr_refused;
     if (options.receive_buffer != before.receive_buffer && options.receive_buffer != 0) {
         fixed_buffer_ = true;
-        receive_buffer_ = std::clamp(options.receive_buffer, 2048u, shared_.config.max_receive_buffer);
+        receive_buffer_ = shared_.config.receive_buffer(options.receive_buffer);
     }
     if (options.quick_ack != before.quick_ack)
         options.quick_ack ? delayed_ack_.enter_quick_mode() : delayed_ack_.leave_quick_mode();
     if (established_once_ && options.max_segment != before.max_segment) update_mss();
     if (established_once_) start_idle_timer(shared_.now);
     mark();  // Nagle or the cork may no longer hold data back
+}
+
+std::uint32_t Connection::window_clamp() const {
+    return options_->window_clamp != 0 ? options_->window_clamp : UINT32_MAX;
+}
+
+std::uint32_t Connection::unsent_bytes() const {
+    return queue_end() > snd_nxt_ ? static_cast<std::uint32_t>(queue_end() - snd_nxt_) : 0;
 }
 
 std::uint32_t Connection::unacknowledged_bytes() const {
@@ -205,7 +212,8 @@ Info Connection::info() const {
     info.ssthresh_bytes = congestion_->ssthresh();
     info.mss = mss_;
     info.in_flight_bytes = static_cast<std::uint32_t>(in_flight());
-    info.unsent_bytes = queue_end() > snd_nxt_ ? static_cast<std::uint32_t>(queue_end() - snd_nxt_) : 0;
+    info.unsent_bytes = unsent_bytes();
+    info.receive_buffer = receive_buffer_;
     info.total_retransmits = total_retransmits_;
     info.backoffs = rtt_.backoffs();
     info.receive_window = rcv_edge_ > rcv_nxt_ ? static_cast<std::uint32_t>(rcv_edge_ - rcv_nxt_) : 0;

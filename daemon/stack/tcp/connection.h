@@ -22,6 +22,7 @@
 //   (simultaneous open only; passive opens are HalfOpen records until the handshake is done)
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -71,7 +72,8 @@ public:
     /// FIN after everything appended so far. Idempotent.
     void shutdown_write();
     /// The application has taken `bytes` of delivered data: the window may open. Marks for output if the peer should know.
-    void consumed(std::uint32_t bytes);
+    /// `memory_scarce`: the buffer does not grow, but shrinks towards its least, unless the application has fixed it.
+    void consumed(std::uint32_t bytes, bool memory_scarce = false);
     /// Sends RST and ends; on_closed(ECONNABORTED) is called before it returns.
     void abort();
     /// The application has closed its socket: `orphan` becomes the owner (it only gets on_released, on_acknowledged and
@@ -84,6 +86,9 @@ public:
     bool awaits_first_data() const { return syn_waits_; }
     /// Bytes appended and not yet acknowledged.
     std::uint32_t unacknowledged_bytes() const;
+    /// Bytes appended that have never been sent.
+    std::uint32_t unsent_bytes() const;
+    std::uint32_t congestion_window() const { return congestion_->cwnd(); }
     /// What may stand in the owner's receive queue (delivered, not consumed) at most.
     std::uint32_t receive_buffer() const { return receive_buffer_; }
 
@@ -175,11 +180,14 @@ private:
     std::uint32_t deliver(const Segment& segment, std::uint32_t skip, std::uint32_t length);
     std::uint32_t deliver(Payload payload, std::uint32_t length);
     void input_fin(Instant now);
-    void tune_receive_buffer(std::uint32_t consumed_bytes, Instant now);
+    void tune_receive_buffer(std::uint32_t consumed_bytes, bool memory_scarce, Instant now);
     std::uint16_t window_to_advertise();
     std::uint32_t free_space() const {
         return unread_ >= receive_buffer_ ? 0 : receive_buffer_ - unread_;
     }
+    std::uint32_t window_clamp() const;
+    /// How much the peer may be allowed to send.
+    std::uint32_t window_space() const { return std::min(free_space(), window_clamp()); }
 
     // ecn.cc
     void note_marks(const Segment& segment, Instant now);

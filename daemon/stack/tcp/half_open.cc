@@ -30,10 +30,9 @@ void SynQueue::fill(HalfOpen& half_open, const Segment& segment, std::uint32_t h
     half_open.peer_window = segment.window;
     if ((half_open.timestamps = segment.options.timestamps.has_value()))
         half_open.ts_recent = segment.options.timestamps->value;
-    const std::uint32_t buffer = listener.options().receive_buffer != 0 ? listener.options().receive_buffer
-                                                                        : shared_.config.default_receive_buffer;
-    half_open.advertised_window = static_cast<std::uint16_t>(
-        std::min(std::clamp(buffer, 2048u, std::max(shared_.config.max_receive_buffer, 2048u)), 0xffffu));
+    const std::uint32_t buffer = shared_.config.receive_buffer(listener.options().receive_buffer);
+    const std::uint32_t clamp = listener.options().window_clamp;
+    half_open.advertised_window = static_cast<std::uint16_t>(std::min({buffer, clamp != 0 ? clamp : 0xffffu, 0xffffu}));
 }
 
 void SynQueue::on_syn(const Segment& segment, std::uint32_t hash, Listener& listener,

@@ -39,7 +39,7 @@ void Connection::open_with_syn(const Segment& syn, const Path& path, std::uint32
     snd_una_ = snd_nxt_ = initial_position(iss);
     sending().queue.start(snd_una_ + 1);
     rcv_nxt_ = initial_position(syn.sequence) + 1;
-    rcv_edge_ = rcv_nxt_ + std::min(free_space(), 0xffffu);
+    rcv_edge_ = rcv_nxt_ + std::min(window_space(), 0xffffu);
     last_ack_sent_ = rcv_nxt_;
     snd_wl1_ = to_wire(rcv_nxt_ - 1);
     snd_wl2_ = to_wire(snd_una_);
@@ -175,7 +175,7 @@ void Connection::input_syn_sent(const Segment& segment, Instant now) {
     // Fourth: the SYN.
     const Position irs = initial_position(segment.sequence);
     rcv_nxt_ = irs + 1;
-    rcv_edge_ = rcv_nxt_ + std::min(free_space(), 0xffffu);
+    rcv_edge_ = rcv_nxt_ + std::min(window_space(), 0xffffu);
     last_ack_sent_ = rcv_nxt_;
     negotiate(segment.options);
     // [RFC3168 6.1.1] Only what both ends have said. In a simultaneous open each one asks.
@@ -219,7 +219,7 @@ void Connection::send_syn(Instant now) {
                            .destination = remote_.port,
                            .sequence = to_wire(snd_una_),
                            .flags = wire::kSyn,
-                           .window = static_cast<std::uint16_t>(std::min(free_space(), 0xffffu))};
+                           .window = static_cast<std::uint16_t>(std::min(window_space(), 0xffffu))};
     std::uint32_t length = 0;
     FastOpenCookies::Cookie cookie;
     if (answer) {

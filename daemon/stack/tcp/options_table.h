@@ -67,7 +67,7 @@ private:
               count(o.user_timeout), std::uint64_t{o.receive_buffer} << 32 | o.send_buffer,
               std::uint64_t{o.max_segment} << 32 | std::uint64_t{static_cast<std::uint8_t>(o.congestion)} << 16 |
                   std::uint64_t{o.tos} << 8 | o.ttl,
-              o.max_pacing_rate})
+              o.max_pacing_rate, std::uint64_t{o.window_clamp}})
             h = (std::rotl(h, 5) ^ part) * 0x9e3779b97f4a7c15u;
         return static_cast<std::uint32_t>(h >> 52);
     }

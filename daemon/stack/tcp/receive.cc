@@ -54,7 +54,7 @@ void Connection::receive_in_order(const Segment& segment, std::uint32_t skip, st
     }
     // With a small buffer and large segments a quarter of the buffer counts as a segment's worth two times over: the
     // sender must not run into the window before the first ACK.
-    const std::uint32_t worth_an_ack = std::min(mss_, receive_buffer_ / 8);
+    const std::uint32_t worth_an_ack = std::min(mss_, std::min(receive_buffer_, window_clamp()) / 8);
     if (delayed_ack_.on_data(length, worth_an_ack, nothing_waits, segment.flags.fin(), now, shared_.config.delayed_ack) ==
         DelayedAck::Urgency::kNow)
         owe_ack();
@@ -162,22 +162,27 @@ void Connection::input_fin(Instant now) {
 /// The window to write into a segment, and what it promises. [RFC9293 3.8.6.2.2 MUST-39] The right edge never moves left
 /// [RFC9293 3.8.6 SHLD-14, MAY-8], and right only by enough to be worth a segment.
 std::uint16_t Connection::window_to_advertise() {
-    const Position possible = rcv_nxt_ + std::min<std::uint64_t>(free_space(), std::uint64_t{0xffff} << rcv_scale_);
-    const std::uint64_t step = std::min<std::uint64_t>(mss_, receive_buffer_ / 2);
+    const Position possible = rcv_nxt_ + std::min<std::uint64_t>(window_space(), std::uint64_t{0xffff} << rcv_scale_);
+    const std::uint64_t step = std::min<std::uint64_t>(mss_, std::min(receive_buffer_, window_clamp()) / 2);
     if (possible >= rcv_edge_ + step) rcv_edge_ = possible;
     const std::uint64_t window = rcv_edge_ > rcv_nxt_ ? rcv_edge_ - rcv_nxt_ : 0;
     return static_cast<std::uint16_t>(std::min<std::uint64_t>(window >> rcv_scale_, 0xffff));
 }
 
 /// Dynamic right-sizing: who reads more than half a buffer in a round trip could read faster with a larger one.
-void Connection::tune_receive_buffer(std::uint32_t consumed_bytes, Instant now) {
+/// While memory is scarce it shrinks instead, by half each round trip: the window closes as data comes in, its edge stays.
+void Connection::tune_receive_buffer(std::uint32_t consumed_bytes, bool memory_scarce, Instant now) {
     if (fixed_buffer_) return;
     tune_bytes_ += consumed_bytes;
     const Duration round = std::max<Duration>(rtt_.srtt(), std::chrono::milliseconds(1));
     if (now - tune_start_ < round) return;
-    if (now - tune_start_ < 2 * round && tune_bytes_ > receive_buffer_ / 2)
+    if (memory_scarce) {
+        ++shared_.counters.tcp_memory_pressure;
+        receive_buffer_ = std::max(receive_buffer_ / 2, std::min(receive_buffer_, shared_.config.min_receive_buffer));
+    } else if (now - tune_start_ < 2 * round && tune_bytes_ > receive_buffer_ / 2) {
         receive_buffer_ = static_cast<std::uint32_t>(
-            std::min<std::uint64_t>(std::uint64_t{receive_buffer_} * 2, shared_.config.max_receive_buffer));
+            std::min<std::uint64_t>(std::uint64_t{receive_buffer_} * 2, std::max(shared_.config.max_receive_buffer, receive_buffer_)));
+    }
     tune_start_ = now;
     tune_bytes_ = 0;
 }

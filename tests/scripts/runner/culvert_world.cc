@@ -68,6 +68,7 @@ void obey(const std::string& name, const std::string& value, stack::StackConfig&
     } else if (name == "net.ipv4.tcp_rmem") {
         const std::size_t second = value.find_first_of(" \t"), third = value.find_last_of(" \t");
         if (second == std::string::npos || third == second) throw Unsupported("tcp_rmem: expected three numbers");
+        config.min_receive_buffer = static_cast<std::uint32_t>(number(std::string_view(value).substr(0, second)));
         config.default_receive_buffer = static_cast<std::uint32_t>(number(std::string_view(value).substr(second + 1)));
         config.max_receive_buffer = static_cast<std::uint32_t>(number(std::string_view(value).substr(third + 1)));
     } else {

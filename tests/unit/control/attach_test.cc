@@ -375,6 +375,22 @@ TEST_F(AttachTest, WhoSaysNothingIsNotKept) {
     EXPECT_EQ(speaks.hear_message<shm::Answer>().error, 0);  // who has spoken may be silent
 }
 
+TEST_F(AttachTest, SegmentsFitIntoTheMemoryThatThereIs) {
+    const std::uint64_t each = shm::Layout(geometry_of(config.limits)).size_bytes;
+    config.limits.memory_mb = static_cast<std::uint32_t>((2 * each >> 20) + 1);
+    ASSERT_GT(3 * each, std::uint64_t{config.limits.memory_mb} << 20);
+    start();
+    std::vector<Client> clients;
+    for (int i = 0; i < 2; ++i) clients.push_back(attached("redis"));
+    Client one = client();
+    one.say(hello("redis"));
+    EXPECT_EQ(one.hear_message<shm::Welcome>().status, shm::AttachStatus::kFull);
+    EXPECT_EQ(stat()["control"]["memory_refused"], 1);
+    clients.pop_back();
+    EXPECT_TRUE(eventually([](const auto& now) { return now["tenants"] == 1; }));
+    attached("redis");
+}
+
 TEST_F(AttachTest, TenantsAreBounded) {
     start();
     std::vector<Client> clients;

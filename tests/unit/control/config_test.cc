@@ -153,7 +153,9 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{"[socket]\npath = \"run.sock\"\n",
                 "c.toml:2:8: socket.path must be an absolute path of at most 107 bytes"},
         Refused{"[tcp]\nsend_buffer = 8000000\nsend_buffer_max = 4000000\n",
-                "c.toml:2:15: tcp.send_buffer = 8000000 is more than tcp.send_buffer_max = 4000000"}));
+                "c.toml:2:15: tcp.send_buffer = 8000000 is more than tcp.send_buffer_max = 4000000"},
+        Refused{"[tcp]\nreceive_buffer_min = 300000\n",
+                "c.toml:2:22: tcp.receive_buffer_min = 300000 is more than tcp.receive_buffer = 262144"}));
 
 TEST(ConfigRefuses, BrokenTomlNamesThePlace) {
     EXPECT_TRUE(refusal("[tcp\n").starts_with("c.toml:1:5: ")) << refusal("[tcp\n");
@@ -273,6 +275,8 @@ TEST(Config, ExampleIsValidAndHoldsTheDefaults) {
     EXPECT_EQ(example->tcp.ecn, defaults.tcp.ecn);
     EXPECT_EQ(example->tcp.mtu_probing, defaults.tcp.mtu_probing);
     EXPECT_EQ(example->ip.default_ttl, defaults.ip.default_ttl);
+    EXPECT_EQ(example->tcp.receive_buffer_min_bytes, defaults.tcp.receive_buffer_min_bytes);
+    EXPECT_EQ(example->tcp.send_buffer_min_bytes, defaults.tcp.send_buffer_min_bytes);
     EXPECT_EQ(example->tcp.receive_buffer_bytes, defaults.tcp.receive_buffer_bytes);
     EXPECT_EQ(example->tcp.receive_buffer_max_bytes, defaults.tcp.receive_buffer_max_bytes);
     EXPECT_EQ(example->tcp.send_buffer_bytes, defaults.tcp.send_buffer_bytes);

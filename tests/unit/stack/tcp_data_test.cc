@@ -176,6 +176,47 @@ TEST(TcpData, WindowClosesAsTheApplicationDoesNotRead) {  // [RFC9293 3.8.6.1 MA
     t.consumed(6092).expect(ack().ack(8193).window(8192));
 }
 
+TEST(TcpData, AWindowClampBoundsWhatThePeerIsTold) {
+    StackTest t;
+    t.accepted_connection({.window_clamp = 5000});
+    t.inject(ack().seq(1).ack(1).len(1460));
+    t.expect(ack().ack(1461).window(5000));
+    t.inject(ack().seq(1461).ack(1).len(1460));
+    t.expect(ack().ack(2921).window(5000));
+    t.connection->set_options({.window_clamp = 2000});  // the edge stays until it is reached
+    t.inject(ack().seq(2921).ack(1).len(1460));
+    t.expect(ack().ack(4381).window(3540));
+    t.inject(ack().seq(4381).ack(1).len(1460));
+    t.expect(ack().ack(5841).window(2080));
+    t.inject(ack().seq(5841).ack(1).len(1460));
+    t.expect(ack().ack(7301).window(2000));
+    t.connection->set_options({});
+    t.inject(ack().seq(7301).ack(1).len(1460));
+    t.expect(ack().ack(8761).window(65535));
+}
+
+TEST(TcpData, ScarceMemoryShrinksABufferThatTunesItself) {
+    StackTest t;
+    t.app.reads = false;
+    t.accepted_connection();
+    const std::uint32_t before = t.connection->receive_buffer();
+    const auto read = [&](bool scarce) {
+        t.after(20ms);
+        t.connection->consumed(1, scarce);
+        t.skip_output();
+    };
+    read(true);
+    EXPECT_EQ(t.connection->receive_buffer(), before / 2);
+    EXPECT_EQ(t.host.counters.tcp_memory_pressure, 1u);
+    for (int i = 0; i < 20; ++i) read(true);
+    EXPECT_EQ(t.connection->receive_buffer(), 2048u);  // StackConfig::min_receive_buffer
+    read(false);
+    EXPECT_EQ(t.connection->receive_buffer(), 2048u);  // grows when it is needed
+    t.connection->set_options({.receive_buffer = 30000});
+    read(true);
+    EXPECT_EQ(t.connection->receive_buffer(), 30000u);
+}
+
 TEST(TcpData, WindowNeverShrinks) {  // [RFC9293 3.8.6 SHLD-14]
     StackTest t;
     t.app.reads = false;

@@ -42,7 +42,7 @@ protected:
         UniqueFd fd;
         auto segment = shm::Segment::create(kGeometry, "tenant", fd);
         auto shared = shm::Segment::open(fd.get(), kGeometry);
-        tenant = std::make_unique<Tenant>(1, "test", std::move(*segment), stack, counters);
+        tenant = std::make_unique<Tenant>(1, "test", std::move(*segment), stack, counters, commons);
         const std::uint32_t slot = *tenant->add_process(100);
         return {std::move(*shared), slot};
     }
@@ -116,6 +116,7 @@ protected:
     Instant now{std::chrono::hours(1)};
     stack::MulticastGroups groups;
     stack::Stack stack{{}, *this, *this, counters, rng};
+    Commons commons;
     std::unique_ptr<Tenant> tenant;
     stack::Interface* interface = nullptr;
     AppSide app;

@@ -47,7 +47,7 @@ protected:
         UniqueFd fd;
         auto segment = shm::Segment::create(kGeometry, "tenant", fd);
         auto shared = shm::Segment::open(fd.get(), kGeometry);
-        tenant = std::make_unique<Tenant>(1, "test", std::move(*segment), stack, counters);
+        tenant = std::make_unique<Tenant>(1, "test", std::move(*segment), stack, counters, commons);
         const std::uint32_t slot = *tenant->add_process(100);
         return {std::move(*shared), slot};
     }
@@ -152,6 +152,7 @@ protected:
     Instant now{std::chrono::hours(1)};
     stack::Stack stack{{}, *this, *this, counters, rng};
     std::vector<stack::Interface*> interfaces;
+    Commons commons;
     std::unique_ptr<Tenant> tenant;
     AppSide app;
 };
