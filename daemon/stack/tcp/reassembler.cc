@@ -64,7 +64,7 @@ std::byte* Reassembler::piece_for(Position position, ReassemblyPool& pool) {
         if (index != LazyPool::kNone) return pool.pool_.at(index);
     }
     const std::uint32_t needed = leaf == LazyPool::kNone ? 2 : 1;
-    if (store_->pieces + needed > pool.per_connection_) return nullptr;
+    if (!pool.grants(store_->pieces, needed)) return nullptr;
     const std::uint32_t index = pool.pool_.allocate();
     if (index == LazyPool::kNone) return nullptr;
     if (leaf == LazyPool::kNone) {
@@ -115,7 +115,7 @@ Reassembler::Inserted Reassembler::insert(Position position, std::span<const std
     }
     if (store_ != nullptr && store_->runs[0].range.first < rcv_nxt) discard_below(rcv_nxt, pool);
     if (store_ == nullptr) {
-        const std::uint32_t index = pool.per_connection_ < 3 ? LazyPool::kNone : pool.pool_.allocate();
+        const std::uint32_t index = pool.grants(0, 3) ? pool.pool_.allocate() : LazyPool::kNone;
         if (index == LazyPool::kNone) {
             result.truncated = true;
             return result;

@@ -9,10 +9,11 @@
 // first copy of a byte wins), tiny segments cannot use more memory than the window they lie in, and finding a byte
 // takes two array look-ups. A connection with nothing out of order is a null pointer.
 //
-// Bounds: pieces per engine and per connection, kMaxRanges ranges, kMaxReach bytes ahead. What goes beyond is refused;
+// Bounds: pieces per engine and per connection (fewer the fewer are free), kMaxRanges ranges, kMaxReach bytes ahead. What goes beyond is refused;
 // the peer sends it again.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -28,6 +29,7 @@ namespace culvert::stack::tcp {
 class ReassemblyPool {
 public:
     static constexpr std::size_t kPieceBytes = 2048;
+    static constexpr std::uint32_t kLeastShare = 16;
 
     /// At most `pieces` in all, at most `pieces_per_connection` for one (bookkeeping included).
     ReassemblyPool(std::uint32_t pieces, std::uint32_t pieces_per_connection)
@@ -35,6 +37,15 @@ public:
 
     std::uint32_t used() const { return pool_.used(); }
     std::uint32_t per_connection() const { return per_connection_; }
+    /// May a connection that holds `held` pieces take `more`? The fewer are free, the fewer one may hold: half the pool times the
+    /// square of the part that is free. Four greedy ones leave three eighths, twenty a tenth; from there on each may have
+    /// kLeastShare until nothing is left, which takes forty.
+    bool grants(std::uint32_t held, std::uint32_t more) const {
+        const std::uint64_t free = pool_.capacity() - pool_.used();
+        if (more > free) return false;
+        const std::uint64_t share = (free - more) * (free - more) / (2 * std::uint64_t{pool_.capacity()});
+        return held + more <= std::min<std::uint64_t>(per_connection_, std::max<std::uint64_t>(share, kLeastShare));
+    }
 
 private:
     friend class Reassembler;

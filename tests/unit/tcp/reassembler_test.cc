@@ -43,7 +43,7 @@ protected:
         return out;
     }
 
-    ReassemblyPool pool{200, 100};
+    ReassemblyPool pool{1000, 100};
     Reassembler r;
 };
 
@@ -144,6 +144,37 @@ TEST_F(ReassemblerTest, AnEmptyPoolRefusesAndChangesNothing) {
     EXPECT_EQ(result.stored, 0u);
     EXPECT_TRUE(other.empty());
     EXPECT_EQ(none.used(), 0u);
+}
+
+/// Peers that leave gaps and fill windows do not keep the next connection that loses a packet from keeping what comes behind it.
+TEST(Reassembler, GreedyConnectionsLeaveRoomForTheNext) {
+    struct Case {
+        std::uint32_t greedy;
+        std::uint64_t left;  // bytes for the next
+    };
+    for (const auto& [greedy, left] : {Case{0, 1020 * 2048}, Case{4, 400'000}, Case{20, 24'000}, Case{36, 24'000}}) {
+        SCOPED_TRACE(greedy);
+        ReassemblyPool pool(4096, 1024);
+        const std::vector<std::byte> data(2048);
+        const std::span<const std::byte> fragment(data);
+        const auto fill = [&](Reassembler& r) {
+            std::uint64_t stored = 0;
+            for (Position at = kBase + 2048; at < kBase + (4u << 20); at += 2048) {
+                const auto result = r.insert(at, std::span(&fragment, 1), kBase, pool);
+                stored += result.stored;
+                if (result.truncated) break;
+            }
+            return stored;
+        };
+        std::vector<Reassembler> hostile(greedy);
+        for (int round = 0; round < 3; ++round)
+            for (Reassembler& r : hostile) fill(r);
+        Reassembler next;
+        EXPECT_GE(fill(next), left - 2 * 2048);  // its first and its last block are partly used
+        next.clear(pool);
+        for (Reassembler& r : hostile) r.clear(pool);
+        EXPECT_EQ(pool.used(), 0u);
+    }
 }
 
 TEST_F(ReassemblerTest, RefusesWhatLiesTooFarAhead) {
