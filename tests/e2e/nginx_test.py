@@ -132,7 +132,7 @@ class NginxStory(Story):
             self.assertEqual(fetch(self.lab.ip4()), (200, SMALL_BYTES))
 
     def test_a_worker_that_is_killed_is_replaced(self):
-        victim = self.nginx.workers()[0]
+        victim = until(lambda: len(self.nginx.workers()) == 2 and self.nginx.workers(), "nginx to have its workers")[0]
         os.kill(victim, signal.SIGKILL)
         until(lambda: len(self.nginx.workers()) == 2 and victim not in self.nginx.workers(), "nginx to start a new worker")
         for _ in range(50):
