@@ -122,9 +122,6 @@ int main(int count, char** words) {
     using namespace differential;
     Cases all;
     add_stream_cases(all);
-    add_readiness_cases(all);
-    add_descriptor_cases(all);
-    add_datagram_cases(all);
     add_option_cases(all);
     const std::string verb = count > 1 ? words[1] : "";
     if (verb == "list") {
