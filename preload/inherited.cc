@@ -12,7 +12,7 @@
 
 namespace culvert::preload {
 
-constinit std::atomic<bool> any_inherited{false};
+constinit std::atomic<int> inherited_left{0};
 
 namespace {
 
@@ -32,12 +32,10 @@ bool is_tcp_listener(int fd) noexcept {
 }
 
 void remember(int fd) noexcept {
-    for (std::atomic<int>& place : listeners) {
-        if (place.load(std::memory_order_relaxed) != 0) continue;
-        place.store(fd + 1, std::memory_order_relaxed);
-        any_inherited.store(true, std::memory_order_relaxed);
-        return;
-    }
+    const int found = inherited_left.load(std::memory_order_relaxed);
+    if (found == kMost) return;
+    listeners[found].store(fd + 1, std::memory_order_relaxed);
+    inherited_left.store(found + 1, std::memory_order_relaxed);
 }
 
 /// The number that `name` is; -1: none ("." and "..").
@@ -69,10 +67,11 @@ void find_inherited() noexcept {
 }
 
 void meet_inherited(int fd) noexcept {
-    if (in_borrowed_memory()) return;
     for (std::atomic<int>& place : listeners) {
         int expected = fd + 1;
-        if (!place.compare_exchange_strong(expected, 0, std::memory_order_relaxed)) continue;
+        if (place.load(std::memory_order_relaxed) != expected) continue;
+        if (in_borrowed_memory() || !place.compare_exchange_strong(expected, 0, std::memory_order_relaxed)) return;
+        inherited_left.fetch_sub(1, std::memory_order_relaxed);
         const KeepErrno keep;
         // Closed since, and the number is another's; or replaced by a socket that we have seen.
         if (!FdTable::instance().contains(fd) && is_tcp_listener(fd)) Socket::inherit(fd);

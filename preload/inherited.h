@@ -16,12 +16,14 @@ namespace culvert::preload {
 /// Looks through the process's descriptors. Once, when the library is loaded; allocates nothing.
 void find_inherited() noexcept;
 
-extern constinit std::atomic<bool> any_inherited;
+extern constinit std::atomic<int> inherited_left;  // remembered, and not used yet
 void meet_inherited(int fd) noexcept;
 
-/// Before a call that shows that the program serves `fd`. One load where nothing was inherited.
+inline bool any_inherited() noexcept { return inherited_left.load(std::memory_order_relaxed) != 0; }
+
+/// Before a call that shows that the program serves `fd`. One load where nothing was inherited, or all of it is in use.
 inline void meet(int fd) noexcept {
-    if (any_inherited.load(std::memory_order_relaxed)) [[unlikely]]
+    if (any_inherited()) [[unlikely]]
         meet_inherited(fd);
 }
 

@@ -306,9 +306,8 @@ int poll_wait(pollfd* fds, nfds_t count, const timespec* timeout, const sigset_t
 
 bool select_concerns_us(int count, const fd_set* readable, const fd_set* writable, const fd_set* exceptional) noexcept {
     bool any = false;
-    const bool inherited = any_inherited.load(std::memory_order_relaxed);
-    for (int fd = 0; inherited && fd < count; ++fd)
-        if (raw_in(readable, fd)) meet(fd);
+    for (int fd = 0; any_inherited() && fd < count; ++fd)
+        if (raw_in(readable, fd)) meet_inherited(fd);
     for (int fd = 0; fd < count; ++fd)
         if (FdTable::instance().contains(fd) && (raw_in(readable, fd) || raw_in(writable, fd) || raw_in(exceptional, fd)))
             any |= concerns_us(fd);

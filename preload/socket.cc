@@ -17,6 +17,7 @@
 #include "preload/epoll_set.h"
 #include "preload/fail.h"
 #include "preload/fd_table.h"
+#include "preload/kernel_probe.h"
 #include "preload/libc.h"
 #include "preload/socket_lock.h"
 #include "preload/startup.h"
@@ -204,11 +205,9 @@ int Socket::refuse_bind(const sockaddr* address, socklen_t length) const noexcep
     std::memcpy(&name, address, length);
     if (family_ == AF_INET6) return fail(length >= 24 && name.ss_family != AF_INET6 ? EAFNOSUPPORT : EINVAL);  // state first
     reinterpret_cast<sockaddr_in&>(name).sin_port = 0;
-    const int probe = libc::socket(family_, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (probe < 0) return fail(EINVAL);
-    const int error = libc::bind(probe, reinterpret_cast<const sockaddr*>(&name), length) != 0 ? errno : EINVAL;
-    libc::close.get()(probe);
-    return fail(error);
+    const KernelProbe probe(family_);
+    const bool wrong = probe && libc::bind(probe.fd(), reinterpret_cast<const sockaddr*>(&name), length) != 0;
+    return fail(wrong ? errno : EINVAL);
 }
 
 int Socket::bind(int fd, const sockaddr* address, socklen_t length) noexcept {

@@ -17,6 +17,7 @@
 
 #include "preload/fail.h"
 #include "preload/header_options.h"
+#include "preload/kernel_probe.h"
 #include "preload/libc.h"
 #include "preload/socket.h"
 #include "preload/socket_inline.h"
@@ -111,16 +112,13 @@ int buffer_size_of(int name) noexcept { return name == SO_RCVBUF || name == SO_R
 
 /// What a socket of the kernel makes of a buffer size: its limits, its doubling, what it lets this program do. -errno: it refuses.
 int size_from_kernel(int name, int bytes) noexcept {
-    const int fd = libc::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0) return -ENOBUFS;
+    const KernelProbe probe(AF_INET);
+    if (!probe) return -ENOBUFS;
     int result = 0;
-    if (libc::setsockopt(fd, SOL_SOCKET, name, &bytes, socklen_t{sizeof bytes}) == 0) {
-        socklen_t length = sizeof result;
-        if (libc::getsockopt(fd, SOL_SOCKET, buffer_size_of(name), &result, &length) != 0) result = -errno;
-    } else {
-        result = -errno;
-    }
-    libc::close(fd);
+    socklen_t length = sizeof result;
+    if (libc::setsockopt(probe.fd(), SOL_SOCKET, name, &bytes, socklen_t{sizeof bytes}) != 0 ||
+        libc::getsockopt(probe.fd(), SOL_SOCKET, buffer_size_of(name), &result, &length) != 0)
+        return -errno;
     return result;
 }
 
@@ -258,11 +256,9 @@ void Socket::keep_option(int level, int name, const void* value, socklen_t lengt
 /// What the kernel says to an option that the table does not have: a socket of the moment is asked, since nothing may be set
 /// on the placeholder. So a wrong length or value gets its own errno, and only what the kernel would take is refused as unknown.
 int Socket::ask_kernel(int level, int name, const void* value, socklen_t length) const noexcept {
-    const int probe = libc::socket(family_, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (probe < 0) return fail(ENOPROTOOPT);
-    const int error = libc::setsockopt(probe, level, name, value, length) != 0 ? errno : 0;
-    libc::close.get()(probe);
-    return error != 0 ? fail(error) : 0;
+    const KernelProbe probe(family_);
+    if (!probe) return fail(ENOPROTOOPT);
+    return libc::setsockopt(probe.fd(), level, name, value, length);
 }
 
 /// An accepted connection: checks as the kernel would, then keeps.
