@@ -172,24 +172,24 @@ std::uint32_t AttachService::least_busy_engine() {
     return last_engine_ = best;
 }
 
+void AttachService::refuse_full(Connection& connection, const shm::Hello& message, const std::string& reason) {
+    if (!std::exchange(full_logged_, true))
+        spdlog::warn("{} (pid {}) refused: {} (said once until one ends)", clean_text(message.program), connection.peer().pid, reason);
+    refuse(connection, shm::AttachStatus::kFull, reason);
+}
+
 void AttachService::hello(Connection& connection, const shm::Hello& message) {
     const Peer& peer = connection.peer();
     if (tenants_.size() >= limits_.max_tenants) {
         ++statistics_.full_refused;
-        const std::string reason = fmt::format("{} programs attached already (limits.max_tenants)", tenants_.size());
-        if (!std::exchange(full_logged_, true))
-            spdlog::warn("{} (pid {}) refused: {} (said once until one ends)", clean_text(message.program), peer.pid, reason);
-        return refuse(connection, shm::AttachStatus::kFull, reason);
+        return refuse_full(connection, message, fmt::format("{} programs attached already (limits.max_tenants)", tenants_.size()));
     }
     const shm::Geometry geometry = geometry_of(limits_);
     const std::uint64_t bytes = shm::Layout(geometry).size_bytes;
     if (limits_.memory_mb != 0 && (tenants_.size() + 1) * bytes > std::uint64_t{limits_.memory_mb} << 20) {
         ++statistics_.memory_refused;
-        const std::string reason = fmt::format("{} programs have {} MB of {} (limits.memory_mb)", tenants_.size(),
-                                               tenants_.size() * bytes >> 20, limits_.memory_mb);
-        if (!std::exchange(full_logged_, true))
-            spdlog::warn("{} (pid {}) refused: {} (said once until one ends)", clean_text(message.program), peer.pid, reason);
-        return refuse(connection, shm::AttachStatus::kFull, reason);
+        return refuse_full(connection, message, fmt::format("{} programs have {} MB of {} (limits.memory_mb)", tenants_.size(),
+                                                            tenants_.size() * bytes >> 20, limits_.memory_mb));
     }
     auto tenant = std::make_shared<TenantRecord>();
     tenant->id = next_id_++;

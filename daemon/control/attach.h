@@ -70,6 +70,7 @@ private:
     };
 
     void hello(Connection& connection, const shm::Hello& message);
+    void refuse_full(Connection& connection, const shm::Hello& message, const std::string& reason);
     void serve(const std::shared_ptr<Connection>& connection, const Process& process);
     void packet(Connection& connection, const Process& process, Packet packet);
     void add_queue(Connection& connection, const Process& process, ForeignFd eventfd);
