@@ -29,33 +29,6 @@
 
 namespace culvert::stack {
 
-namespace {
-
-/// ARP, IGMP, neighbour discovery and MLD, in a frame of which nothing has been proved. What only looks so is dropped by whoever
-/// reads it.
-[[gnu::cold]] bool is_link_business(std::span<const std::byte> head) {
-    const auto byte = [&](std::size_t at) { return at < head.size() ? std::to_integer<unsigned>(head[at]) : 0u; };
-    std::size_t at = wire::kEthernetHeaderLength;
-    const auto type = [&] { return static_cast<wire::EtherType>(byte(at - 2) << 8 | byte(at - 1)); };
-    if (type() == wire::EtherType::kVlan || type() == wire::EtherType::kServiceVlan) at += wire::kVlanTagLength;
-    switch (type()) {
-        case wire::EtherType::kArp: return true;
-        case wire::EtherType::kIpv4: return byte(at + 9) == static_cast<unsigned>(wire::IpProtocol::kIgmp);
-        case wire::EtherType::kIpv6: break;
-        default: return false;
-    }
-    unsigned next = byte(at + 6);
-    at += wire::kIpv6HeaderLength;
-    if (next == 0) {  // hop-by-hop options: MLD has a router alert
-        next = byte(at);
-        at += (byte(at + 1) + 1) * 8;
-    }
-    if (next != static_cast<unsigned>(wire::IpProtocol::kIcmpv6)) return false;
-    return (byte(at) >= 130 && byte(at) <= 137) || byte(at) == 143;  // as IcmpView::is_link_control()
-}
-
-}  // namespace
-
 /// The modules and how they are joined. Members are made in the order in which they need each other.
 class StackImpl final : public UnresolvedObserver, public Reassembly::Observer, public AddressUser {
 public:

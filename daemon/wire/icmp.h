@@ -64,6 +64,9 @@ inline constexpr std::uint8_t kHeaderField = 0;
 inline constexpr std::uint8_t kUnknownNextHeader = 1;
 inline constexpr std::uint8_t kUnknownOption = 2;
 inline constexpr std::uint8_t kIncompleteFirstFragment = 3;  // RFC 7112
+
+/// Multicast listener discovery (130 to 132, 143) or neighbour discovery (133 to 137): the link's own protocols.
+constexpr bool is_link_control(std::uint8_t type) { return (type >= 130 && type <= 137) || type == 143; }
 }  // namespace icmp_v6
 
 class IcmpView {
@@ -85,10 +88,7 @@ public:
     std::uint16_t checksum() const { return load_be16(head_.data() + 2); }
     /// One of the types that carry the packet that caused them.
     bool is_error() const;
-    /// Multicast listener discovery (130 to 132, 143) or neighbour discovery (133 to 137): the link's own protocols.
-    bool is_link_control() const {
-        return family_ == Family::kIpv6 && ((type() >= 130 && type() <= 137) || type() == 143);
-    }
+    bool is_link_control() const { return family_ == Family::kIpv6 && icmp_v6::is_link_control(type()); }
     bool is_echo_request() const {
         return type() == (family_ == Family::kIpv4 ? icmp_v4::kEchoRequest : icmp_v6::kEchoRequest);
     }

@@ -5,6 +5,10 @@
 #include <cstring>
 #include <type_traits>
 
+#include "daemon/wire/ethernet.h"
+#include "daemon/wire/icmp.h"
+#include "daemon/wire/ip_protocol.h"
+#include "daemon/wire/ipv6.h"
 #include "shm/base/check.h"
 
 namespace culvert::stack {
@@ -21,6 +25,27 @@ std::vector<Item> read_items(std::span<const std::byte> list, std::size_t count)
 }
 
 }  // namespace
+
+bool is_link_business(std::span<const std::byte> head) {
+    const auto byte = [&](std::size_t at) { return at < head.size() ? std::to_integer<unsigned>(head[at]) : 0u; };
+    std::size_t at = wire::kEthernetHeaderLength;
+    const auto type = [&] { return static_cast<wire::EtherType>(byte(at - 2) << 8 | byte(at - 1)); };
+    if (type() == wire::EtherType::kVlan || type() == wire::EtherType::kServiceVlan) at += wire::kVlanTagLength;
+    switch (type()) {
+        case wire::EtherType::kArp: return true;
+        case wire::EtherType::kIpv4: return byte(at + 9) == static_cast<unsigned>(wire::IpProtocol::kIgmp);
+        case wire::EtherType::kIpv6: break;
+        default: return false;
+    }
+    unsigned next = byte(at + 6);
+    at += wire::kIpv6HeaderLength;
+    if (next == 0) {  // hop-by-hop options: MLD has a router alert
+        next = byte(at);
+        at += (byte(at + 1) + 1) * 8;
+    }
+    if (next != static_cast<unsigned>(wire::IpProtocol::kIcmpv6)) return false;
+    return wire::icmp_v6::is_link_control(static_cast<std::uint8_t>(byte(at)));
+}
 
 void LinkSync::attach(NeighborTable& table, LinkLayer& link, AddressUser& user) {
     table_ = &table;

@@ -32,6 +32,10 @@
 
 namespace culvert::stack {
 
+/// ARP, IGMP, neighbour discovery and MLD, in a frame of which nothing has been proved; `head` is its first fragment. What only
+/// looks so is dropped by whoever reads it.
+[[gnu::cold]] bool is_link_business(std::span<const std::byte> head);
+
 class LinkSync final : public NeighborResolver, public NeighborAudience, public GroupAudience {
 public:
     /// `kernel` resolves on shared links. `peers` null: the only engine, which leads everywhere and tells nobody.
