@@ -74,12 +74,16 @@ void EnginePeers::copy_to_all(const stack::Interface& interface, const RxPacket&
 bool EnginePeers::pass_to_reassembly(std::uint32_t hash, const stack::Interface& interface, const RxPacket& packet) {
     const std::uint32_t engine = hash % exchange_.count();
     if (engine == self_) return false;
-    pass_to_link(engine, interface, packet);
+    give_alone(engine, interface, packet);
     return true;
 }
 
-/// For one engine, whichever that is: all have had it then.
 void EnginePeers::pass_to_link(std::uint32_t engine, const stack::Interface& interface, const RxPacket& packet) {
+    give_alone(engine, interface, packet);
+}
+
+/// For one engine, whichever that is: all have had it then.
+void EnginePeers::give_alone(std::uint32_t engine, const stack::Interface& interface, const RxPacket& packet) {
     give(engine,
          {.tried = all(),
           .interface = interface.vlan != 0 ? interface.parent : interface.index,

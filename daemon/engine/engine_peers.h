@@ -80,6 +80,7 @@ private:
     EngineSet self_set() const { return EngineSet{1} << self_; }
     EngineSet all() const { return (EngineSet{2} << (exchange_.count() - 1)) - 1; }
     void give(std::uint32_t engine, const HandOverNote& note, const RxPacket& packet);
+    void give_alone(std::uint32_t engine, const stack::Interface& interface, const RxPacket& packet);
     bool pass(const stack::IpPacket& packet, EngineSet candidates, EngineSet had, bool verified);
 
     Exchange& exchange_;
