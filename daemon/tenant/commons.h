@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "daemon/tenant/event_signal.h"
+
 namespace culvert::tenant {
 
 /// A table of the stack, as the tenants use it.
@@ -29,6 +31,7 @@ struct Commons {
     SharedTable connections;  // also those whose sockets are closed
     SharedTable listeners;
     SharedTable datagram_sockets;
+    EventSignal signal;
 };
 
 /// One tenant's part of a SharedTable.

@@ -326,7 +326,7 @@ void Tenant::deliver_events() {
     for (const std::uint32_t queue : queues_to_wake_) {
         if (!queue_fds_[queue] || !shm::must_wake(segment_.queue(queue).asleep)) continue;
         ++counters_.app_wakeups;
-        signal_.signal(queue_fds_[queue].get());
+        commons_.signal.signal(queue_fds_[queue].get());
     }
     queues_to_wake_.clear();
 }

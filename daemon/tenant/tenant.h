@@ -20,7 +20,6 @@
 #include "daemon/stack/stack.h"
 #include "daemon/tenant/block_ledger.h"
 #include "daemon/tenant/commons.h"
-#include "daemon/tenant/event_signal.h"
 #include "shm/base/unique_fd.h"
 #include "shm/segment.h"
 
@@ -168,7 +167,6 @@ private:
     std::vector<std::uint32_t> records_to_wake_;
     std::vector<std::uint32_t> queue_process_;   // by queue: the slot that made it
     SendLimits send_limits_;
-    EventSignal signal_;
     Commons& commons_;
     Part connections_;                           // in the stack: with a socket, or orphans
     Part listeners_;
