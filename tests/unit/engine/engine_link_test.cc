@@ -2,144 +2,50 @@
 // ARP and ND of its own is the peer. Virtual time, one thread.
 #include <gtest/gtest.h>
 
-#include <functional>
 #include <string>
 
-#include "daemon/engine/engine_peers.h"
 #include "daemon/stack/link/multicast_groups.h"
-#include "daemon/stack/stack.h"
-#include "daemon/stack/tcp/connection.h"
 #include "daemon/wire/arp.h"
 #include "daemon/wire/ethernet.h"
-#include "tests/support/tcp_host.h"
+#include "tests/unit/engine/two_engines.h"
 
 namespace culvert::test {
 namespace {
 
 using std::chrono::seconds;
 
-constexpr std::uint32_t kEth0 = 1;
-constexpr MacAddress kOurMac{{2, 0, 0, 0, 0, 1}};
-constexpr MacAddress kPeerMac{{2, 0, 0, 0, 0, 2}};
 constexpr MacAddress kOtherMac{{2, 0, 0, 0, 0, 3}};
 
-struct Addresses {
-    Address ours;
-    Address peers;
-    Address group;
-};
-const Addresses kV4{Address::v4(10, 0, 0, 1), Address::v4(10, 0, 0, 2), Address::v4(239, 1, 1, 1)};
-const Addresses kV6{*Address::parse("fd00::1"), *Address::parse("fd00::2"), *Address::parse("ff05::1234")};
-
-class Node final : public stack::tcp::ListenerOwner, public stack::udp::SocketOwner {
+class Node final : public StackNode {
 public:
     /// `own`: the addresses it is to have; none for one that follows engine 0.
     Node(engine::Exchange* exchange, std::uint32_t self, const MacAddress& mac, std::vector<stack::InterfaceAddress> own)
-        : rng(self + 1),
-          peers(exchange != nullptr ? std::make_unique<engine::EnginePeers>(*exchange, self, counters) : nullptr),
-          stack(config_for(mac), resolver, ports, counters, rng, peers.get()) {
-        if (peers) peers->set_own_addresses(stack);
-        stack::Interface interface;
-        interface.index = kEth0;
-        interface.name = "eth0";
-        interface.mac = mac;
-        interface.up = true;
-        interface.tx = &tx;
-        interface.resolves_itself = true;
-        if (own.empty()) interface.link_engine = 0;
-        eth0 = &stack.add_interface(std::move(interface));
+        : StackNode(exchange, self, config_for(mac)) {
+        stack::Interface added = interface(mac);
+        added.resolves_itself = true;
+        if (own.empty()) added.link_engine = 0;
+        eth0 = &stack.add_interface(std::move(added));
         stack.set_addresses(kEth0, own.empty() ? std::vector<stack::InterfaceAddress>{{kV4.ours, 24}} : std::move(own));
         stack.routes().replace({{.destination = Address::v4(10, 0, 0, 0), .prefix_length = 24, .interface = kEth0},
                                 {.destination = *Address::parse("fd00::"), .prefix_length = 64, .interface = kEth0},
                                 {.destination = kV4.group, .prefix_length = 32, .interface = kEth0},
                                 {.destination = kV6.group, .prefix_length = 128, .interface = kEth0}});
     }
+
+private:
     /// Hosts of one secret would choose the same link-local address.
     static stack::StackConfig config_for(const MacAddress& mac) {
         stack::StackConfig config = small_stack_config();
         config.stable_secret[0] = mac.bytes[5];
         return config;
     }
-    bool can_accept() override { return true; }
-    stack::tcp::ConnectionOwner* on_accept(stack::tcp::Connection& connection) override {
-        accepted.push_back({&connection, std::make_unique<App>()});
-        return accepted.back().app.get();
-    }
-    bool on_datagram(stack::udp::Socket&, const stack::udp::DatagramInfo&, stack::Payload payload, std::uint32_t) override {
-        std::string text;
-        for (const auto piece : payload) text.append(reinterpret_cast<const char*>(piece.data()), piece.size());
-        datagrams.push_back(text);
-        return true;
-    }
-    void on_error(stack::udp::Socket&, const stack::udp::DatagramError& error) override { errors.push_back(error.error); }
-
-    std::vector<Bytes> take_sent() {
-        std::vector<Bytes> packets;
-        Bytes packet;
-        for (const TxQueue::Descriptor& part : tx.pending()) {
-            const std::byte* data = pool.data(part.chunk);
-            packet.insert(packet.end(), data, data + part.length);
-            if (!part.more) packets.push_back(std::exchange(packet, {}));
-            pool.release(part.chunk);
-        }
-        tx.consume(tx.pending().size());
-        return packets;
-    }
-    void input(const Bytes& frame, Instant now) {
-        stack.input(*eth0, {.head = frame, .rest = {}, .length = static_cast<std::uint32_t>(frame.size())}, now);
-    }
-    struct Accepted {
-        stack::tcp::Connection* connection;
-        std::unique_ptr<App> app;
-    };
-
-    Counters counters;
-    Rng rng;
-    NoResolver resolver;
-    struct NoPorts final : stack::PortOwner {
-        void take_port(Protocol, const Address&, Port) override {}
-        void release_port(Protocol, const Address&, Port) override {}
-    } ports;
-    FramePool pool{8192};
-    TxQueue tx{pool};
-    std::unique_ptr<engine::EnginePeers> peers;
-    stack::Stack stack;
-    stack::Interface* eth0 = nullptr;
-    std::vector<Accepted> accepted;
-    std::vector<std::string> datagrams;
-    std::vector<int> errors;
 };
 
-class EngineLink : public ::testing::TestWithParam<Addresses> {
+class EngineLink : public TwoEngines {
 protected:
     EngineLink() {
-        for (std::uint32_t i = 0; i < 2; ++i) exchange.set_sleeper(i, sleepers_[i]);
-    }
-    void turn(Duration step = 1ms) {
-        now += step;
-        for (const Bytes& frame : std::exchange(to_us_, {})) engines[queue(frame)]->input(frame, now);
-        for (Node* engine : engines) {
-            if (engine == deaf) continue;
-            engine->peers->receive([&](const engine::HandedOver& handed) {
-                using Kind = engine::HandOverNote::Kind;
-                if (handed.note.kind == Kind::kLinkMessage)
-                    return engine->stack.link_message(*engine->eth0, handed.packet.head, now);
-                engine->stack.input_passed(*engine->eth0, handed.packet, handed.note.kind == Kind::kOwn, now);
-            });
-            engine->stack.advance(now);
-            engine->stack.flush(now);
-            engine->peers->ring_bells();
-        }
-        for (const Bytes& frame : std::exchange(to_peer_, {})) peer.input(frame, now);
-        peer.stack.advance(now);
-        peer.stack.flush(now);
-        for (Node* engine : engines)
-            for (Bytes& frame : engine->take_sent()) to_peer_.push_back(std::move(frame));
-        for (Bytes& frame : peer.take_sent()) to_us_.push_back(std::move(frame));
-    }
-    bool turns_until(const std::function<bool()>& done, int limit = 5000) {
-        for (int i = 0; i < limit && !done(); ++i) turn();
-        return done();
+        engines = {&one, &two};
+        other_end = &peer;
     }
     /// Probing takes some seconds.
     void come_up() {
@@ -151,8 +57,6 @@ protected:
         }, 20000));
         for (int i = 0; i < 8000; ++i) turn();  // announcements
     }
-    Endpoint ours(Port port) const { return {GetParam().ours, port}; }
-    Endpoint peers_end(Port port) const { return {GetParam().peers, port}; }
     std::uint64_t questions(const Node& node) const { return node.counters.arp_out + node.counters.ndp_out; }
 
     void say(Node& from, stack::udp::Socket& socket, const Endpoint& to, const std::string& text) {
@@ -161,23 +65,13 @@ protected:
         ASSERT_TRUE(from.stack.send_datagram(socket, to, pieces, static_cast<std::uint32_t>(bytes.size()), {}, now));
     }
 
-    Rng dice{42};
-    std::function<std::size_t(const Bytes&)> queue = [this](const Bytes&) { return dice.below(2); };
-    Instant now = Instant{} + 1h;
-    engine::Exchange exchange{2, 4096};
-    engine::Sleeper sleepers_[2];
     Node one{&exchange, 0, kOurMac, {{kV4.ours, 24}, {kV6.ours, 64}}};
     Node two{&exchange, 1, kOurMac, {}};
     Node peer{nullptr, 7, kPeerMac, {{kV4.peers, 24}, {kV6.peers, 64}}};
-    std::array<Node*, 2> engines{&one, &two};
-    Node* deaf = nullptr;  // does not get round to its turn
-
-    std::vector<Bytes> to_us_;
-    std::vector<Bytes> to_peer_;
 };
 
 INSTANTIATE_TEST_SUITE_P(BothFamilies, EngineLink, ::testing::Values(kV4, kV6),
-                         [](const auto& instance) { return instance.param.ours.is_v4() ? "IPv4" : "IPv6"; });
+                         family_name);
 
 TEST_P(EngineLink, AnAddressIsProvedOnceAndThenEverybodys) {
     EXPECT_FALSE(two.stack.is_local(GetParam().ours)) << "what the configuration wishes is not proved";

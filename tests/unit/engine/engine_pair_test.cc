@@ -6,138 +6,39 @@
 //        ^------------------------------- both -----------------------------------+
 #include <gtest/gtest.h>
 
-#include <functional>
 #include <string>
 
-#include "daemon/engine/engine_peers.h"
-#include "daemon/stack/stack.h"
-#include "daemon/stack/tcp/connection.h"
 #include "daemon/stack/tcp/flow_table.h"
 #include "daemon/wire/ethernet.h"
 #include "daemon/wire/icmp.h"
 #include "daemon/wire/ipv4.h"
 #include "daemon/wire/ipv6.h"
-#include "tests/support/tcp_host.h"
+#include "tests/unit/engine/two_engines.h"
 
 namespace culvert::test {
 namespace {
 
-constexpr std::uint32_t kEth0 = 1;
-constexpr MacAddress kOurMac{{2, 0, 0, 0, 0, 1}};
-constexpr MacAddress kPeerMac{{2, 0, 0, 0, 0, 2}};
-
-struct Addresses {
-    Address ours;
-    Address peers;
-};
-const Addresses kV4{Address::v4(10, 0, 0, 1), Address::v4(10, 0, 0, 2)};
-const Addresses kV6{*Address::parse("fd00::1"), *Address::parse("fd00::2")};
-
-/// A stack with one interface, and what its owner keeps.
-class Node final : public stack::tcp::ListenerOwner, public stack::udp::SocketOwner {
+class Node final : public StackNode {
 public:
     Node(engine::Exchange* exchange, std::uint32_t self, const MacAddress& mac, const MacAddress& peer_mac, bool is_peer)
-        : rng(self + 1),
-          peers(exchange != nullptr ? std::make_unique<engine::EnginePeers>(*exchange, self, counters) : nullptr),
-          stack(small_stack_config(), resolver, ports, counters, rng, peers.get()) {
-        if (peers) peers->set_own_addresses(stack);
-        stack::Interface interface;
-        interface.index = kEth0;
-        interface.name = "eth0";
-        interface.mac = mac;
-        interface.up = true;
-        interface.tx = &tx;
+        : StackNode(exchange, self, small_stack_config()) {
+        stack::Interface added = interface(mac);
         for (const Addresses& each : {kV4, kV6})
-            interface.addresses.push_back({is_peer ? each.peers : each.ours, each.ours.is_v4() ? 24u : 64u});
-        eth0 = &stack.add_interface(std::move(interface));
+            added.addresses.push_back({is_peer ? each.peers : each.ours, each.ours.is_v4() ? 24u : 64u});
+        eth0 = &stack.add_interface(std::move(added));
         stack.routes().replace({{.destination = Address::v4(10, 0, 0, 0), .prefix_length = 24, .interface = kEth0},
                                 {.destination = *Address::parse("fd00::"), .prefix_length = 64, .interface = kEth0}});
         for (const Addresses& each : {kV4, kV6})
             stack.neighbors().update(kEth0, is_peer ? each.ours : each.peers, peer_mac, stack::NeighborState::kReachable, tx);
     }
-
-    bool can_accept() override { return true; }
-    stack::tcp::ConnectionOwner* on_accept(stack::tcp::Connection& connection) override {
-        accepted.push_back({&connection, std::make_unique<App>()});
-        return accepted.back().app.get();
-    }
-    bool on_datagram(stack::udp::Socket&, const stack::udp::DatagramInfo&, stack::Payload payload, std::uint32_t) override {
-        std::string text;
-        for (const auto piece : payload) text.append(reinterpret_cast<const char*>(piece.data()), piece.size());
-        datagrams.push_back(text);
-        return true;
-    }
-    void on_error(stack::udp::Socket&, const stack::udp::DatagramError& error) override { errors.push_back(error.error); }
-
-    /// Everything committed so far, each packet in one piece.
-    std::vector<Bytes> take_sent() {
-        std::vector<Bytes> packets;
-        Bytes packet;
-        for (const TxQueue::Descriptor& part : tx.pending()) {
-            const std::byte* data = pool.data(part.chunk);
-            packet.insert(packet.end(), data, data + part.length);
-            if (!part.more) packets.push_back(std::exchange(packet, {}));
-        }
-        for (const TxQueue::Descriptor& part : tx.pending()) pool.release(part.chunk);
-        tx.consume(tx.pending().size());
-        return packets;
-    }
-    void input(const Bytes& frame, Instant now) {
-        stack.input(*eth0, {.head = frame, .rest = {}, .length = static_cast<std::uint32_t>(frame.size())}, now);
-    }
-
-    struct Accepted {
-        stack::tcp::Connection* connection;
-        std::unique_ptr<App> app;
-    };
-
-    Counters counters;
-    Rng rng;
-    NoResolver resolver;
-    struct CountingPorts final : stack::PortOwner {
-        void take_port(Protocol, const Address&, Port) override { ++held; }
-        void release_port(Protocol, const Address&, Port) override { --held; }
-        int held = 0;
-    } ports;
-    FramePool pool{8192};
-    TxQueue tx{pool};
-    std::unique_ptr<engine::EnginePeers> peers;
-    stack::Stack stack;
-    stack::Interface* eth0 = nullptr;
-    std::vector<Accepted> accepted;
-    std::vector<std::string> datagrams;
-    std::vector<int> errors;
 };
 
-class EnginePair : public ::testing::TestWithParam<Addresses> {
+class EnginePair : public TwoEngines {
 protected:
-    /// One millisecond: everybody takes in what was sent, and sends.
-    void turn() {
-        now += 1ms;
-        for (const Bytes& frame : std::exchange(to_us_, {})) engines[queue(frame)]->input(frame, now);
-        for (Node* engine : engines) {
-            engine->peers->receive([&](const engine::HandedOver& handed) {
-                ASSERT_NE(handed.note.kind, engine::HandOverNote::Kind::kToTransmit);
-                engine->stack.input_passed(*engine->eth0, handed.packet, handed.note.kind == engine::HandOverNote::Kind::kOwn,
-                                           now);
-            });
-            engine->stack.advance(now);
-            engine->stack.flush(now);
-            engine->peers->ring_bells();
-        }
-        for (const Bytes& frame : std::exchange(to_peer_, {})) peer.input(frame, now);
-        peer.stack.advance(now);
-        peer.stack.flush(now);
-        for (Node* engine : engines)
-            for (Bytes& frame : engine->take_sent()) to_peer_.push_back(std::move(frame));
-        for (Bytes& frame : peer.take_sent()) to_us_.push_back(std::move(frame));
+    EnginePair() {
+        engines = {&one, &two};
+        other_end = &peer;
     }
-    bool turns_until(const std::function<bool()>& done, int limit = 20000) {
-        for (int i = 0; i < limit && !done(); ++i) turn();
-        return done();
-    }
-    Endpoint ours(Port port) const { return {GetParam().ours, port}; }
-    Endpoint peers_end(Port port) const { return {GetParam().peers, port}; }
 
     /// `bytes` both ways over an open connection, then both close.
     void talk(stack::tcp::Connection& a, App& a_app, stack::tcp::Connection& b, App& b_app, std::size_t bytes) {
@@ -164,7 +65,7 @@ protected:
         now += 61s;
         for (int i = 0; i < 5; ++i) turn();
         EXPECT_EQ(exchange.directory().overflows(), 0u);
-        for (Node* engine : engines) {
+        for (StackNode* engine : engines) {
             EXPECT_EQ(engine->ports.held, 0);
             EXPECT_EQ(engine->pool.available(), engine->pool.count());
             EXPECT_EQ(engine->stack.next_deadline(), kNever);
@@ -176,28 +77,16 @@ protected:
         return one.counters.tcp_resets_out + two.counters.tcp_resets_out + one.counters.tcp_resets_in + two.counters.tcp_resets_in;
     }
 
-    Rng dice{42};
-    std::function<std::size_t(const Bytes&)> queue = [this](const Bytes&) { return dice.below(2); };
-    Instant now = Instant{} + 1h;
-    engine::Exchange exchange{2, 4096};
-    engine::Sleeper sleepers_[2];
     Node one{&exchange, 0, kOurMac, kPeerMac, false};
     Node two{&exchange, 1, kOurMac, kPeerMac, false};
     Node peer{nullptr, 7, kPeerMac, kOurMac, true};
-    std::array<Node*, 2> engines{&one, &two};
-
-    void SetUp() override {
-        for (std::uint32_t i = 0; i < 2; ++i) exchange.set_sleeper(i, sleepers_[i]);
-    }
 
 private:
-    std::vector<Bytes> to_us_;
-    std::vector<Bytes> to_peer_;
     std::size_t seen_one_ = 0;
 };
 
 INSTANTIATE_TEST_SUITE_P(BothFamilies, EnginePair, ::testing::Values(kV4, kV6),
-                         [](const auto& instance) { return instance.param.ours.is_v4() ? "IPv4" : "IPv6"; });
+                         family_name);
 
 TEST_P(EnginePair, AConnectionLivesOnTheListenersEngineWhereverItsPacketsFall) {
     auto listener = two.stack.listen(ours(80), false, {}, two);
@@ -255,13 +144,13 @@ TEST_P(EnginePair, ListenersOnBothEnginesShareAPort) {
         clients[i]->shutdown_write();
     }
     const auto all_heard = [&] {
-        for (Node* engine : engines)
+        for (StackNode* engine : engines)
             for (const auto& server : engine->accepted)
                 if (!server.app->end_of_stream) return false;
         return true;
     };
     ASSERT_TRUE(turns_until(all_heard));
-    for (Node* engine : engines)
+    for (StackNode* engine : engines)
         for (const auto& server : engine->accepted) {
             EXPECT_EQ(server.app->received.rfind("hello ", 0), 0u);
             server.connection->shutdown_write();
@@ -458,7 +347,7 @@ TEST_P(EnginePair, AnErrorReachesTheFlowItIsAbout) {
     Bytes frame(headers + wire::kIcmpHeaderLength + syn.size());
     wire::emit(wire::EthernetHeader{kOurMac, kPeerMac, v4 ? wire::EtherType::kIpv4 : wire::EtherType::kIpv6}, frame);
     const auto at_ip = std::span(frame).subspan(wire::kEthernetHeaderLength);
-    const auto [ours, peers] = GetParam();
+    const auto [ours, peers, group] = GetParam();
     if (v4) {
         wire::emit(wire::Ipv4Header{.source = peers, .destination = ours, .protocol = wire::IpProtocol::kIcmp},
                    frame.size() - headers, at_ip);
