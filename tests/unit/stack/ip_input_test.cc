@@ -232,13 +232,6 @@ TEST_F(IpInputTest, AnInterfaceThatIsAVlanTakesNothingElse) {
         eth0.service_tag = service;
         Interface* all[] = {&eth0};
         input.set_interfaces(all);
-        const auto tagged = [](Bytes frame, std::uint16_t tag, std::uint16_t control) {
-            Bytes inserted(4);
-            wire::store_be16(inserted.data(), tag);
-            wire::store_be16(inserted.data() + 2, control);
-            frame.insert(frame.begin() + 12, inserted.begin(), inserted.end());
-            return frame;
-        };
         const std::uint16_t ours = service ? 0x88a8 : 0x8100, other = service ? 0x8100 : 0x88a8;
         for (const Bytes& frame : {frame4(), frame6()}) {
             EXPECT_EQ(verdict(tagged(frame, ours, 100)), Drop::kNone);
@@ -261,13 +254,6 @@ TEST_F(IpInputTest, ATaggedFrameBelongsToItsVlanAlone) {
     Interface* all[] = {&eth0, &vlan};
     output.set_interfaces(all);
     input.set_interfaces(all);
-    const auto tagged = [](Bytes frame, std::uint16_t tag, std::uint16_t control) {
-        Bytes inserted(4);
-        wire::store_be16(inserted.data(), tag);
-        wire::store_be16(inserted.data() + 2, control);
-        frame.insert(frame.begin() + 12, inserted.begin(), inserted.end());
-        return frame;
-    };
     const Bytes to_vlan = ip_frame(ip("10.1.0.2"), ip("10.1.0.1"), wire::IpProtocol::kUdp, pattern(40));
     const Bytes whole = tagged(to_vlan, 0x8100, 0xe064);  // priority 7, VLAN 100
     const auto packet = received(whole);

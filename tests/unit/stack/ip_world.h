@@ -32,6 +32,15 @@ inline constexpr MacAddress kOurMac{{2, 0, 0, 0, 0, 1}};
 inline constexpr MacAddress kPeerMac{{2, 0, 0, 0, 0, 2}};
 inline constexpr MacAddress kRouterMac{{2, 0, 0, 0, 0, 0xfe}};
 
+/// The frame with a tag of the type `tag` behind its addresses.
+inline Bytes tagged(Bytes frame, std::uint16_t tag, std::uint16_t control) {
+    Bytes inserted(4);
+    wire::store_be16(inserted.data(), tag);
+    wire::store_be16(inserted.data() + 2, control);
+    frame.insert(frame.begin() + 12, inserted.begin(), inserted.end());
+    return frame;
+}
+
 /// The kernel's part: only writes down who was asked for.
 class RecordingResolver final : public NeighborResolver {
 public:

@@ -90,13 +90,7 @@ TEST_P(ReassemblyTest, OfAVlanItComesOutAsItsInterfaceWantsIt) {
         for (const std::size_t size : {5000u, v4 ? 65515u : 65535u}) {
             const Bytes message = pattern(size);
             Result last;
-            for (Bytes frame : cut(from, to, wire::IpProtocol::kUdp, 77, message, 1480)) {
-                Bytes tag(4);
-                wire::store_be16(tag.data(), 0x8100);
-                wire::store_be16(tag.data() + 2, 100);
-                frame.insert(frame.begin() + 12, tag.begin(), tag.end());
-                last = add(frame);
-            }
+            for (const Bytes& frame : cut(from, to, wire::IpProtocol::kUdp, 77, message, 1480)) last = add(tagged(frame, 0x8100, 100));
             EXPECT_EQ(last.message, message) << alone;
         }
     }
