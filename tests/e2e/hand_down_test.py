@@ -1,25 +1,12 @@
 """Listeners that come from somebody else: systemd's socket activation, and nginx's binary upgrade under load."""
-import concurrent.futures
-import http.client
 import os
 import signal
-import threading
 
 from story import Story, run
-from netns import ON_KERNEL, PYTHON, Failure, until
-from servers import SMALL_BYTES, Nginx
+from netns import ON_KERNEL, PYTHON, until
+from servers import SMALL_BYTES, Clients, Nginx, fetch
 
 ACTIVATED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "activated.py")
-
-
-def fetch(address, port=80):
-    connection = http.client.HTTPConnection(address, port, timeout=30)
-    try:
-        connection.request("GET", "/small", headers={"Connection": "close"})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
 
 
 class SocketActivation(Story):
@@ -32,12 +19,12 @@ class SocketActivation(Story):
         until(lambda: "serving" in program.output(), f"the server to start: {program.output()}")
         # Its first call shows that it serves; from then on the port is Culvert's.
         if how == "accept":
-            self.assertEqual(fetch(self.lab.ip4(), port)[0], 200)
+            self.assertEqual(fetch(self.lab.ip4(), port=port)[0], 200)
         self.culvert.wait_for_listener(port)
         for address in (self.lab.ip4(), self.lab.ip6()):
             with self.carried(5):
                 for _ in range(5):
-                    self.assertEqual(fetch(address, port), (200, b"  1"), "and its options came along")
+                    self.assertEqual(fetch(address, port=port), (200, b"  1"), "and its options came along")
 
     def test_accept(self):
         self.serve("accept", 8101)
@@ -65,7 +52,7 @@ class SocketActivation(Story):
             self.assertEqual(len(listening), 1, listening)
         with self.carried(20):
             for _ in range(20):
-                self.assertEqual(fetch(self.lab.ip4(), 8105), (200, b"  1"))
+                self.assertEqual(fetch(self.lab.ip4(), port=8105), (200, b"  1"))
 
 
 class BinaryUpgrade(Story):
@@ -78,29 +65,15 @@ class BinaryUpgrade(Story):
     def test_upgrade_under_load(self):
         nginx = Nginx(self.lab, under=self.culvert, daemonize=True)
         old = nginx.master()
-        stop = threading.Event()
-
-        def client(_):
-            served = 0
-            while not stop.is_set():
-                if fetch(self.lab.ip4()) != (200, SMALL_BYTES):
-                    raise Failure("wrong reply during the upgrade")
-                served += 1
-            return served
-
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            clients = [pool.submit(client, number) for number in range(4)]
-            try:
-                os.kill(old, signal.SIGUSR2)
-                new = until(lambda: nginx.master() not in (0, old) and nginx.master(), "the new master to write its pid", 20)
-                until(lambda: len(nginx.workers()) == 2, "the new master's workers", 20)
-                # They serve once they wait for connections; then nobody needs the old one.
-                until(lambda: ON_KERNEL or set(nginx.workers()) <= self.listening(), "the new workers to listen", 20)
-                os.kill(old, signal.SIGQUIT)
-                until(lambda: not os.path.exists(f"/proc/{old}"), "the old nginx to end", 30)
-            finally:
-                stop.set()
-            self.assertGreater(sum(future.result(60) for future in clients), 20)
+        with Clients(4, self.lab.ip4()) as clients:
+            os.kill(old, signal.SIGUSR2)
+            new = until(lambda: nginx.master() not in (0, old) and nginx.master(), "the new master to write its pid", 20)
+            until(lambda: len(nginx.workers()) == 2, "the new master's workers", 20)
+            # They serve once they wait for connections; then nobody needs the old one.
+            until(lambda: ON_KERNEL or set(nginx.workers()) <= self.listening(), "the new workers to listen", 20)
+            os.kill(old, signal.SIGQUIT)
+            until(lambda: not os.path.exists(f"/proc/{old}"), "the old nginx to end", 30)
+        self.assertGreater(clients.served, 20)
         self.addCleanup(lambda: os.path.exists(f"/proc/{new}") and os.kill(new, signal.SIGTERM))
         with self.carried(20):
             for _ in range(20):

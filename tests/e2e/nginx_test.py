@@ -4,21 +4,10 @@ import http.client
 import os
 import signal
 import subprocess
-import threading
 
 from story import ON_KERNEL, Story, run, until
-from netns import Failure, sha256
-from servers import SMALL_BYTES, Nginx
-
-
-def fetch(address, path="/small", port=80, headers=None):
-    connection = http.client.HTTPConnection(address, port, timeout=20)
-    try:
-        connection.request("GET", path, headers=headers or {})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
+from netns import sha256
+from servers import SMALL_BYTES, Clients, Nginx, fetch
 
 
 class NginxStory(Story):
@@ -107,27 +96,13 @@ class NginxStory(Story):
 
     def test_reload_under_load_loses_no_connection_attempt(self):
         """nginx -s reload while clients connect: old workers finish, new ones take over, every reply is right."""
-        stop = threading.Event()
-
-        def client(_):
-            served = 0
-            while not stop.is_set():
-                if fetch(self.lab.ip4(), headers={"Connection": "close"}) != (200, SMALL_BYTES):
-                    raise Failure("wrong reply during the reload")
-                served += 1
-            return served
-
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            clients = [pool.submit(client, number) for number in range(4)]
-            try:
-                for _ in range(3):
-                    old = self.nginx.workers()
-                    self.lab.call(*self.nginx.words, "-s", "reload", host="server", under=self.culvert)
-                    until(lambda: len(self.nginx.workers()) == 2 and not set(old) & set(self.nginx.workers()),
-                          "nginx to have two new workers and no old one", 20)
-            finally:
-                stop.set()
-            self.assertGreater(sum(future.result(30) for future in clients), 20)
+        with Clients(4, self.lab.ip4()) as clients:
+            for _ in range(3):
+                old = self.nginx.workers()
+                self.lab.call(*self.nginx.words, "-s", "reload", host="server", under=self.culvert)
+                until(lambda: len(self.nginx.workers()) == 2 and not set(old) & set(self.nginx.workers()),
+                      "nginx to have two new workers and no old one", 20)
+        self.assertGreater(clients.served, 20)
         with self.carried(1):
             self.assertEqual(fetch(self.lab.ip4()), (200, SMALL_BYTES))
 

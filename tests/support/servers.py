@@ -1,8 +1,11 @@
 """How the tests and benchmarks start the stock servers of Debian: configuration, command line, waiting until they serve."""
+import concurrent.futures
+import http.client
 import os
 import random
 import shutil
 import socket
+import threading
 
 from netns import Failure, sha256, until
 
@@ -39,6 +42,47 @@ SMALL_BYTES = b"culvert carries the stream under the road\n"
 def pseudo_random(size, seed):
     """The same bytes every time; they do not compress and do not repeat."""
     return random.Random(seed).randbytes(size)
+
+
+def fetch(address, path="/small", port=80, headers=None):
+    """(status, body) of one GET over a connection of its own."""
+    connection = http.client.HTTPConnection(address, port, timeout=30)
+    try:
+        connection.request("GET", path, headers=headers or {})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+class Clients:
+    """`with Clients(4, address) as clients:` - threads that fetch /small until the block ends; a wrong or failed reply fails it.
+
+    `clients.served` is then how many replies were right.
+    """
+
+    def __init__(self, count, address, port=80):
+        self.count, self.address, self.port = count, address, port
+        self.stop = threading.Event()
+
+    def one(self):
+        served = 0
+        while not self.stop.is_set():
+            if fetch(self.address, port=self.port, headers={"Connection": "close"}) != (200, SMALL_BYTES):
+                raise Failure("wrong reply under load")
+            served += 1
+        return served
+
+    def __enter__(self):
+        self.pool = concurrent.futures.ThreadPoolExecutor(self.count)
+        self.futures = [self.pool.submit(self.one) for _ in range(self.count)]
+        return self
+
+    def __exit__(self, kind, *_):
+        self.stop.set()
+        self.pool.shutdown()
+        if kind is None:
+            self.served = sum(future.result() for future in self.futures)
 
 
 class Nginx:
