@@ -23,12 +23,22 @@ public:
         kEpoll,
     };
 
-    explicit Description(Kind kind) : kind_(kind) {}
+    /// Calls that interposed functions may hand to libc at once, without counting themselves in: a descriptor that is merely
+    /// watched costs a load more than one that we do not know. As seen at some moment of the call, like everything between threads.
+    enum Passes : std::uint8_t {
+        kPassesNothing = 0,
+        kPassesReceives = 1,  // whatever only asks or takes: read, recv, getsockopt, getsockname ...
+        kPassesSends = 2,
+        kPassesPolls = 4,
+    };
+
+    explicit Description(Kind kind, std::uint8_t passes) : passes_(passes), kind_(kind) {}
     virtual ~Description() = default;
     Description(const Description&) = delete;
     Description& operator=(const Description&) = delete;
 
     Kind kind() const { return kind_; }
+    bool passes(Passes calls) const noexcept { return (passes_.load(std::memory_order_relaxed) & calls) != 0; }
 
     /// Last descriptor of this process closed (or overwritten by dup2). The kernel descriptor is closed by the caller.
     virtual void on_last_close() noexcept = 0;
@@ -52,7 +62,11 @@ public:
     /// Epoll sets of this process that hold a descriptor of this description; lets close() skip the search.
     std::atomic<std::uint32_t> epoll_registrations{0};
 
+protected:
+    void let_pass(std::uint8_t passes) noexcept { passes_.store(passes, std::memory_order_relaxed); }
+
 private:
+    std::atomic<std::uint8_t> passes_;
     Kind kind_;
 };
 

@@ -51,6 +51,13 @@ int fail_with(int error) noexcept {
 
 std::int64_t to_ns(const timespec& time) { return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec; }
 
+/// For a rare case that must know what a wait has taken: for a few nanoseconds, a tick late at most.
+std::int64_t coarse_ns() noexcept {
+    timespec now{};
+    ::clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return to_ns(now);
+}
+
 /// epoll_pwait2 through libc (a cancellation point), or with milliseconds where kernel or libc lack it.
 int kernel_wait(int epoll_fd, epoll_event* events, int max_events, std::int64_t timeout_ns, const sigset_t* mask) {
     static std::atomic<bool> lacks_pwait2{false};
@@ -659,6 +666,49 @@ int EpollSet::wait(int epoll_fd, epoll_event* events, int max_events, const time
         if (count == 0) continue;
         return count;
     }
+}
+
+// While `count` events were waited for, the set got something of Culvert's: what came is put into the application's terms, and if
+// nothing is left of it, the wait goes on properly.
+int EpollSet::wait_on(int epoll_fd, epoll_event* events, int count, int max_events, std::int64_t left_ns, const sigset_t* mask) {
+    const DescriptionRef ref = FdTable::instance().find(epoll_fd);
+    if (!ref || ref->kind() != Kind::kEpoll) return fail_with(EBADF);  // closed meanwhile
+    auto& set = static_cast<EpollSet&>(*ref.get());
+    if (count > 0) {
+        Lock lock(set);
+        Seen seen;
+        count = set.translate(events, count, seen);
+        if (count > 0) set.pass_on(seen);
+    }
+    if (count > 0) return count;
+    const timespec left{left_ns / 1'000'000'000, left_ns % 1'000'000'000};
+    return set.wait(epoll_fd, events, max_events, left_ns < 0 ? nullptr : &left, mask);
+}
+
+std::optional<int> EpollSet::wait_in_kernel(int epoll_fd, epoll_event* events, int max_events, int timeout_ms,
+                                            const sigset_t* mask) {
+    const Description* const description = FdTable::instance().peek(epoll_fd);
+    if (description == nullptr || description->kind() != Kind::kEpoll) return std::nullopt;
+    auto& set = const_cast<EpollSet&>(static_cast<const EpollSet&>(*description));
+    if (!set.kernel_alone()) return std::nullopt;
+    if (timeout_ms == 0 && mask == nullptr) return libc::epoll_wait.get()(epoll_fd, events, max_events, 0);  // nobody sleeps
+    const std::int64_t started = timeout_ms > 0 ? coarse_ns() : 0;
+    int count = 0;
+    {
+        Sleeping sleeping(set);
+        if (!set.kernel_alone() || FdTable::instance().peek(epoll_fd) != description) return std::nullopt;
+        set.last_fd_.store(epoll_fd, std::memory_order_relaxed);
+        count = mask == nullptr ? libc::epoll_wait.get()(epoll_fd, events, max_events, timeout_ms)
+                                : libc::epoll_pwait.get()(epoll_fd, events, max_events, timeout_ms, mask);
+    }
+    if (count < 0 || (count == 0 && set.kernel_alone())) return count;
+    const std::uint64_t base = private_base();
+    const bool any_private =
+        std::any_of(events, events + count, [base](const epoll_event& event) { return event.data.u64 - base < kPrivateRange; });
+    if (count > 0 && !any_private) return count;
+    std::int64_t left = timeout_ms * 1'000'000ll;
+    if (timeout_ms > 0) left = std::max<std::int64_t>(0, left - (coarse_ns() - started));
+    return wait_on(epoll_fd, events, count, max_events, left, mask);
 }
 
 }  // namespace culvert::preload

@@ -40,6 +40,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <optional>
 
 #include "preload/client.h"
 #include "preload/description.h"
@@ -63,6 +64,10 @@ public:
     /// epoll_pwait2; `timeout` null waits for ever. A cancellation point like the original.
     int wait(int epoll_fd, epoll_event* events, int max_events, const timespec* timeout, const sigset_t* mask);
 
+    /// epoll_wait on a set in which nothing is Culvert's, for two atomic additions: no reference, since sets are never freed and
+    /// a sleeper only counts itself. Nothing: `epoll_fd` is no such set. A cancellation point, too.
+    static std::optional<int> wait_in_kernel(int epoll_fd, epoll_event* events, int max_events, int timeout_ms, const sigset_t* mask);
+
     /// Makes the kernel's instance tell the truth to whoever polls it. Cannot be undone.
     void make_pollable(int epoll_fd) noexcept;
 
@@ -84,7 +89,7 @@ private:
     /// on every fourth call is noise, and a kernel descriptor waits for three short calls at most.
     static constexpr std::uint32_t kHarvestEvery = 4;
 
-    EpollSet() : Description(Kind::kEpoll) {}
+    EpollSet() : Description(Kind::kEpoll, kPassesReceives | kPassesSends) {}
 
     class Lock;
     struct Sleeping;
@@ -109,6 +114,10 @@ private:
     int any_descriptor() noexcept;
 
     void collect() noexcept;
+    bool kernel_alone() const noexcept {
+        return ours_.load(std::memory_order_relaxed) == 0 && !has_queue_.load(std::memory_order_seq_cst);
+    }
+    static int wait_on(int epoll_fd, epoll_event* events, int count, int max_events, std::int64_t left_ns, const sigset_t* mask);
     int walk(epoll_event* events, int count, int max_events) noexcept;
     void wake_others() noexcept;
     void pass_on(const Seen& seen) noexcept;

@@ -34,7 +34,16 @@ public:
 
     /// True if the descriptor is not the kernel's alone. The hot path of every interposed call.
     bool contains(int fd) const noexcept {
-        return static_cast<unsigned>(fd) < size_ && slots_[fd].load(std::memory_order_acquire) != nullptr;
+        return peek(fd) != nullptr;
+    }
+    /// What is behind `fd` at this moment, without a reference: type-stable, but perhaps closed already and another's. Or null.
+    const Description* peek(int fd) const noexcept {
+        return static_cast<unsigned>(fd) < size_ ? slots_[fd].load(std::memory_order_acquire) : nullptr;
+    }
+    /// True if `calls` on the descriptor are not simply libc's.
+    bool concerns(int fd, Description::Passes calls) const noexcept {
+        const Description* const description = peek(fd);
+        return description != nullptr && !description->passes(calls);
     }
     /// The description behind `fd`, kept alive until the reference goes.
     DescriptionRef find(int fd) noexcept;

@@ -48,12 +48,14 @@ inline SocketRef any_socket(int fd) noexcept {
 
 /// The socket behind `fd` if it is in Culvert now. For calls that the kernel answers otherwise.
 inline SocketRef our_socket(int fd) noexcept {
+    if (!FdTable::instance().concerns(fd, Description::kPassesReceives)) return {};
     SocketRef socket = any_socket(fd);
     return socket && socket->is_ours() ? std::move(socket) : SocketRef();
 }
 
 /// The socket behind `fd` if a send must pass through us: datagrams choose their path packet by packet.
 inline SocketRef sending_socket(int fd) noexcept {
+    if (!FdTable::instance().concerns(fd, Description::kPassesSends)) return {};
     SocketRef socket = any_socket(fd);
     return socket && (socket->is_ours() || socket->type() != SOCK_STREAM) ? std::move(socket) : SocketRef();
 }

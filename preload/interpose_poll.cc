@@ -72,6 +72,7 @@ CULVERT_EXPORT int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event* e
 }
 
 CULVERT_EXPORT int epoll_wait(int fd, epoll_event* events, int max_events, int timeout_ms) {
+    if (const auto count = EpollSet::wait_in_kernel(fd, events, max_events, timeout_ms, nullptr)) return *count;
     const SetRef set = set_behind(fd);
     if (!set) return libc::epoll_wait.get()(fd, events, max_events, timeout_ms);
     const timespec timeout = from_ms(timeout_ms);
@@ -79,6 +80,7 @@ CULVERT_EXPORT int epoll_wait(int fd, epoll_event* events, int max_events, int t
 }
 
 CULVERT_EXPORT int epoll_pwait(int fd, epoll_event* events, int max_events, int timeout_ms, const sigset_t* mask) {
+    if (const auto count = EpollSet::wait_in_kernel(fd, events, max_events, timeout_ms, mask)) return *count;
     const SetRef set = set_behind(fd);
     if (!set) return libc::epoll_pwait.get()(fd, events, max_events, timeout_ms, mask);
     const timespec timeout = from_ms(timeout_ms);

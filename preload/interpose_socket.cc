@@ -79,7 +79,8 @@ CULVERT_EXPORT int ioctl(int fd, unsigned long request, ...) noexcept {
     va_start(arguments, request);
     void* const argument = va_arg(arguments, void*);
     va_end(arguments);
-    if (const SocketRef socket = any_socket(fd)) return socket->ioctl(fd, request, argument);
+    if (const SocketRef socket = request == FIONBIO ? any_socket(fd) : our_socket(fd))
+        return socket->ioctl(fd, request, argument);
     return libc::ioctl(fd, request, argument);
 }
 

@@ -132,7 +132,7 @@ int Socket::accept_culvert(sockaddr* address, socklen_t* length, int flags) noex
         socket->receive_timeout_ns_.store(receive_timeout_ns_.load(std::memory_order_relaxed), std::memory_order_relaxed);
         socket->send_timeout_ns_.store(send_timeout_ns_.load(std::memory_order_relaxed), std::memory_order_relaxed);
         socket->record_.store(*record, std::memory_order_relaxed);
-        socket->path_.store(Path::kConnection, std::memory_order_release);
+        socket->set_path(Path::kConnection);
         const shm::WireEndpoint remote = socket->shared().remote;
         FdTable::instance().insert(fd, *socket);
         if (address != nullptr) from_wire(remote, family_, address, length);

@@ -56,7 +56,7 @@ struct Ours {
 /// Is `fd` ours to answer for? Sets that are polled from outside are told so on the way.
 bool concerns_us(int fd) noexcept {
     FdTable& table = FdTable::instance();
-    if (!table.contains(fd)) return false;
+    if (!table.concerns(fd, Description::kPassesPolls)) return false;
     const DescriptionRef ref = table.find(fd);
     if (!ref) return false;
     if (ref->kind() == Description::Kind::kEpoll) {

@@ -119,13 +119,13 @@ void Socket::adopt(Client& client, std::uint32_t record, Path path) noexcept {
     generation_ = client.segment().socket(record).daemon.generation.load(std::memory_order_acquire);
     error_reported_.store(false, std::memory_order_relaxed);
     record_.store(record, std::memory_order_relaxed);
-    path_.store(path, std::memory_order_release);
+    set_path(path);
     notify_became_ours(*this);
 }
 
 void Socket::abandon() noexcept {
     if (path() == Path::kKernel) return;
-    path_.store(Path::kKernel, std::memory_order_release);
+    set_path(Path::kKernel);
     // Or rather: is so no longer; a thread asleep in epoll_wait must hear of it. While the hold stands: afterwards the
     // record may be another socket's, whose watch must not be taken away.
     notify_became_ours(*this);

@@ -99,12 +99,22 @@ public:
     std::uint32_t record() const noexcept override { return record_.load(std::memory_order_relaxed); }
 
     Socket(int family, int type, bool nonblocking) noexcept
-        : Description(Kind::kSocket), nonblocking_(nonblocking), family_(family), type_(type) {}
+        : Description(Kind::kSocket, passes_of(Path::kKernel, type)), nonblocking_(nonblocking), family_(family), type_(type) {}
 
 private:
     friend class DescriptionPool<Socket>;
     enum class Connecting : std::uint8_t { kNo, kCulvert, kKernel };
     struct Look;
+
+    /// Datagrams choose their path one by one.
+    static std::uint8_t passes_of(Path path, int type) noexcept {
+        if (path != Path::kKernel) return kPassesNothing;
+        return kPassesReceives | kPassesPolls | (type == SOCK_STREAM ? kPassesSends : kPassesNothing);
+    }
+    void set_path(Path path) noexcept {
+        let_pass(passes_of(path, type_));
+        path_.store(path, std::memory_order_release);
+    }
 
     // socket.cc
     shm::SocketRecord& shared() const noexcept { return client_->segment().socket(record()); }

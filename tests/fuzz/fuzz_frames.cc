@@ -508,7 +508,7 @@ private:
             CHECK(segment->payload_in_head().size() > segment_size);
             CHECK(transport + segment->header_length() - wire::kEthernetHeaderLength + segment_size <= 1500);
             const auto sum = wire::pseudo_header_sum(view->source(), view->destination(), view->protocol(),
-                                                     view->payload_length());
+                                                     static_cast<std::uint32_t>(view->payload_length()));
             CHECK(wire::load_be16(frame.data() + transport + 16) == static_cast<std::uint16_t>(~wire::checksum(sum)));
         }
         for (Flow& flow : flows_)

@@ -141,7 +141,7 @@ bool ReadinessDaemon::wait_until_asleep() {
 }
 
 FakeSocket::FakeSocket(ReadinessDaemon& daemon, bool ours, bool kernel_too)
-    : Description(Kind::kSocket), daemon_(&daemon), ours_(ours), kernel_too_(kernel_too), record_(daemon.take_record()) {
+    : Description(Kind::kSocket, kPassesNothing), daemon_(&daemon), ours_(ours), kernel_too_(kernel_too), record_(daemon.take_record()) {
     CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends_) == 0);
     FdTable::instance().insert(ends_[0], *this);
 }

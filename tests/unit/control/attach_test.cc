@@ -432,7 +432,9 @@ TEST_F(AttachTest, RawSocketsAreGrantedToThoseWhomTheKernelLets) {
     EXPECT_EQ(grant(make(AF_PACKET, SOCK_RAW, 0)), EPERM);
     EXPECT_EQ(grant(UniqueFd(::open("/dev/null", O_RDWR | O_CLOEXEC))), EPERM);
     const UniqueFd elsewhere = raw_socket_of_elsewhere();
-    if (elsewhere) EXPECT_EQ(grant(elsewhere), EPERM) << "privileged in its own network namespace only";
+    if (elsewhere) {
+        EXPECT_EQ(grant(elsewhere), EPERM) << "privileged in its own network namespace only";
+    }
     // Bounded; and the connection goes on.
     std::uint32_t granted = 2;
     while (granted < 1000 && grant(raw4) == 0) ++granted;

@@ -465,7 +465,9 @@ TEST(TcpOpen, AHandshakeGoesOnWithWhoeverElseListens) {  // as with the kernel's
         t.local.port = 80;
         t.inject(syn().seq(0).mss(1460));
         t.expect(syn_ack().seq(0).ack(1));
-        if (heir) ASSERT_TRUE(t.host.tcp.listen({t.local.address, 80}, false, {}, second).has_value());
+        if (heir) {
+            ASSERT_TRUE(t.host.tcp.listen({t.local.address, 80}, false, {}, second).has_value());
+        }
         EXPECT_EQ(t.host.tcp.heir_of(**closing), heir ? &second : nullptr);
         t.host.tcp.close(**closing);
         t.inject(ack().seq(1).ack(1));
