@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "preload/environment.h"
 #include "preload/fd_table.h"
@@ -19,6 +20,7 @@
 #include "preload/own_fd.h"
 #include "preload/socket_lock.h"
 #include "shm/attach_protocol.h"
+#include "shm/base/unique_fd.h"
 
 namespace culvert::preload {
 
@@ -32,7 +34,13 @@ constexpr std::int64_t kAnswerTimeoutNs = 5'000'000'000;
 constinit std::atomic<Client*> installed{nullptr};
 constinit std::atomic<std::int64_t> next_attempt_ns{0};
 constinit std::atomic<std::int64_t> refusal_pause_ns{kRetryNs};  // grows with every refusal in a row
+constinit std::atomic<std::uint32_t> orphans{0};
+constinit char program_name[sizeof(shm::Hello::program)] = {};
 constinit pthread_mutex_t attach_mutex = PTHREAD_MUTEX_INITIALIZER;
+
+/// Room for every record number that a real segment may have for a listener or a UDP socket: a thread that looks while another
+/// one revives the socket may see the client of before and the record of now. Address space, nothing of it in memory.
+constexpr shm::Geometry kNobodysGeometry{16384, 64, 1, 1, 1, 1, 1};
 
 class MutexGuard {
 public:
@@ -152,6 +160,62 @@ void Client::install(Client* client) noexcept {
 void Client::lock_attaching() noexcept { ::pthread_mutex_lock(&attach_mutex); }
 void Client::unlock_attaching() noexcept { ::pthread_mutex_unlock(&attach_mutex); }
 
+Client* Client::nobody() noexcept {
+    static constinit std::atomic<Client*> made{nullptr};
+    Client* known = made.load(std::memory_order_acquire);
+    if (known != nullptr) return known;
+    const KeepErrno keep;
+    void* const memory = ::mmap(nullptr, sizeof(Client), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return nullptr;
+    try {
+        UniqueFd unused;
+        if (auto segment = shm::Segment::create(kNobodysGeometry, "culvert-none", unused)) {
+            auto* const fresh = ::new (memory) Client(std::move(*segment), 0, 0, -1, -1);
+            fresh->gone_.store(true, std::memory_order_relaxed);
+            if (made.compare_exchange_strong(known, fresh, std::memory_order_acq_rel)) return fresh;
+            fresh->~Client();
+        }
+    } catch (...) {  // out of memory while describing an error
+    }
+    ::munmap(memory, sizeof(Client));
+    return known;
+}
+
+bool Client::attempt_is_due() noexcept {
+    const Client* const client = current();
+    return (client != nullptr && !client->daemon_gone()) || now_ns() >= next_attempt_ns.load(std::memory_order_relaxed);
+}
+
+std::int64_t Client::until_next_attempt_ns() noexcept {
+    constexpr std::int64_t kLeastNs = 1'000'000;
+    const Client* const client = current();
+    if (client != nullptr && !client->daemon_gone()) return kLeastNs;
+    return std::max(next_attempt_ns.load(std::memory_order_relaxed) - now_ns(), kLeastNs);
+}
+
+std::uint32_t Client::orphan_epoch() noexcept { return orphans.load(std::memory_order_acquire); }
+void Client::note_orphan() noexcept { orphans.fetch_add(1, std::memory_order_acq_rel); }
+
+void Client::mark_gone() noexcept {
+    if (!gone_.exchange(true, std::memory_order_acq_rel)) note_orphan();
+}
+
+/// Gives back what a client holds whose daemon has gone, all but the addresses: sockets may still refer to its memory, and read
+/// zeroes there. Called when its successor's successor comes, so nobody is in the middle of a call that began when it lived.
+void Client::retire() noexcept {
+    close_own(control_.exchange(-1, std::memory_order_relaxed));
+    close_own(std::exchange(doorbell_, -1));
+    for (; pooled_count_ != 0; --pooled_count_) close_own(pooled_[pooled_count_ - 1].eventfd);
+    const std::size_t bytes = segment_.layout().size_bytes;
+    // In one step: there is no moment without memory.
+    ::mmap(&segment_.header(), bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+}
+
+void Client::remember_name() noexcept {
+    if (program_name[0] == '\0' && program_invocation_short_name != nullptr)
+        std::strncpy(program_name, program_invocation_short_name, sizeof program_name - 1);
+}
+
 bool Client::strict() noexcept {
     const char* value = environment(shm::kStrictVariable);
     return value != nullptr && std::strcmp(value, "1") == 0;
@@ -183,6 +247,8 @@ Client* Client::attached() noexcept {
         refusal_pause_ns.store(std::min(pause * 4, kLongestPauseNs), std::memory_order_relaxed);
         return nullptr;
     }
+    fresh->predecessor_ = client;
+    if (client != nullptr && client->predecessor_ != nullptr) std::exchange(client->predecessor_, nullptr)->retire();
     install(fresh);
     return fresh;
 }
@@ -194,8 +260,8 @@ Client* Client::attach_over(int control) noexcept {
     int fds[2] = {-1, -1};
     shm::Hello hello;
     hello.pid = static_cast<std::uint32_t>(::syscall(SYS_getpid));
-    if (program_invocation_short_name != nullptr)
-        std::strncpy(hello.program, program_invocation_short_name, sizeof hello.program - 1);
+    remember_name();
+    std::memcpy(hello.program, program_name, sizeof hello.program);
     std::strncpy(hello.version, CULVERT_VERSION, sizeof hello.version - 1);
     shm::Welcome welcome;
     void* memory = MAP_FAILED;
@@ -245,7 +311,7 @@ bool Client::check_daemon() noexcept {
     // An answer under way is looked at, not taken.
     const long got = ::syscall(SYS_recvmsg, control_fd(), &message, MSG_PEEK | MSG_DONTWAIT);
     if (got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR))) return false;
-    gone_.store(true, std::memory_order_release);
+    mark_gone();
     return true;
 }
 
@@ -305,12 +371,14 @@ bool Client::held_by_others(std::uint32_t record) noexcept {
 }
 
 void Client::let_go(std::uint32_t record, bool may_be_shared) noexcept {
+    if (daemon_gone()) return;
     let_go_of(record, segment_.socket(record).daemon.generation.load(std::memory_order_acquire), may_be_shared);
 }
 
 void Client::let_go_of(std::uint32_t record, std::uint32_t generation, bool may_be_shared) noexcept {
+    if (daemon_gone()) return;
     shm::SocketRecord& shared = segment_.socket(record);
-    if (daemon_gone() || shared.daemon.generation.load(std::memory_order_acquire) != generation) return;
+    if (shared.daemon.generation.load(std::memory_order_acquire) != generation) return;
     bool last = true;
     if (may_be_shared) {
         // Of several processes that let go at once, exactly one must find nobody else: the lock orders them, and as long
@@ -358,7 +426,7 @@ bool Client::ask(const void* request, std::size_t size, int fd, std::uint32_t& v
         answer.kind != shm::MessageKind::kAnswer) {
         // No answer, or not one: what comes later could not be told from the next answer. The daemon must hear of it, or
         // it would serve for ever a process that has turned away.
-        gone_.store(true, std::memory_order_release);
+        mark_gone();
         ::syscall(SYS_shutdown, control_fd(), SHUT_RDWR);
         return false;
     }
@@ -375,6 +443,7 @@ bool Client::grant_raw(int fd) noexcept {
 }
 
 std::optional<EventQueue> Client::add_queue() noexcept {
+    if (daemon_gone()) return std::nullopt;
     const KeepErrno keep;
     EventQueue queue;
     queue.eventfd = move_away(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));

@@ -33,6 +33,17 @@ public:
     static Client* attached() noexcept;
     /// Null when not attached *yet*; never attaches. For calls on existing descriptors.
     static Client* current() noexcept;
+    /// The client of sockets that would be Culvert's if there were a daemon: always gone, its segment a private one that no
+    /// daemon sees. So they are what they would be if their daemon had just died, and are revived in the same way. Null: no memory.
+    static Client* nobody() noexcept;
+
+    /// Whether attached() would try now, or need not. Between attempts there are pauses.
+    static bool attempt_is_due() noexcept;
+    /// How long a sleep may be that ends with the next attempt; at least a millisecond.
+    static std::int64_t until_next_attempt_ns() noexcept;
+    /// Changes whenever a daemon has gone, or a socket has come that waits for one (Description::wants_daemon).
+    static std::uint32_t orphan_epoch() noexcept;
+    static void note_orphan() noexcept;
 
     shm::Segment& segment() noexcept;
     std::uint32_t process_slot() const noexcept;
@@ -94,6 +105,8 @@ public:
     static void after_fork_in_child() noexcept;
     /// How many forks lie between the first process and this one; per-process objects (queues) remember it.
     static std::uint32_t fork_generation() noexcept;
+    /// The program's name as it is when the library is loaded; servers write over it later (setproctitle).
+    static void remember_name() noexcept;
     /// True if CULVERT_STRICT asks to fail rather than to use kernel sockets.
     static bool strict() noexcept;
 
@@ -111,6 +124,8 @@ private:
     bool send_message(const void* request, std::size_t size, int fd) noexcept;
     static void lock_attaching() noexcept;
     static void unlock_attaching() noexcept;
+    void mark_gone() noexcept;
+    void retire() noexcept;
     void prepare_child() noexcept;
     void become_child() noexcept;
     bool held_by_others(std::uint32_t record) noexcept;
@@ -121,6 +136,7 @@ private:
     std::atomic<int> control_;
     int doorbell_;
     std::atomic<bool> gone_{false};
+    Client* predecessor_ = nullptr;  // until it is retired
     pthread_mutex_t control_mutex_ = PTHREAD_MUTEX_INITIALIZER;  // one request at a time
     SpinLock holds_lock_;   // this process's holder bitmap against fork and against itself
     SpinLock queues_lock_;

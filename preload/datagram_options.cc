@@ -228,13 +228,12 @@ bool Socket::set_group_option(int fd, int level, int name, const void* value, so
     const int kernel_error = result == 0 ? 0 : errno;
     GroupRequest request;
     if (value == nullptr || !read_membership(fd, family_, *what, value, length, request)) return true;
-    if (path() != Path::kDatagram) {
-        if (kernel_error != 0) return true;
-        if (datagram_->early_count == DatagramState::kMaxEarlyGroups) leave_to_kernel(fd);
-        else datagram_->early[datagram_->early_count++] = request;
+    if (path() != Path::kDatagram || wants_daemon()) {
+        if (kernel_error == 0) remember_group(fd, request);
         return true;
     }
     const int ours = tell_group(request);
+    if (ours == 0 || kernel_error == 0) remember_group(fd, request);
     // The kernel does not know an interface whose addresses are all Culvert's, or it knows nothing of the group there.
     if (ours == 0) {
         result = 0;
@@ -244,6 +243,35 @@ bool Socket::set_group_option(int fd, int level, int name, const void* value, so
         result = fail(kernel_error);
     }
     return true;
+}
+
+/// Kept for the daemon that takes the socket over, the first or a later one. What ends a membership takes it out again.
+void Socket::remember_group(int fd, const GroupRequest& request) noexcept {
+    using shm::Operation;
+    GroupRequest* const begin = datagram_->groups;
+    GroupRequest* const end = begin + datagram_->group_count;
+    const auto same = [](const shm::WireEndpoint& a, const shm::WireEndpoint& b) { return std::memcmp(a.address, b.address, sizeof a.address) == 0; };
+    const Operation ends = request.operation == Operation::kLeaveSource     ? Operation::kJoinSource
+                           : request.operation == Operation::kUnblockSource ? Operation::kBlockSource
+                                                                            : Operation::kNone;
+    const auto is_over = [&](const GroupRequest& each) {
+        if (each.interface != request.interface || !same(each.group, request.group)) return false;
+        return request.operation == Operation::kLeaveGroup || (each.operation == ends && same(each.source, request.source));
+    };
+    if (ends != Operation::kNone || request.operation == Operation::kLeaveGroup) {
+        datagram_->group_count = static_cast<std::uint32_t>(std::remove_if(begin, end, is_over) - begin);
+    } else if (datagram_->group_count < DatagramState::kMaxGroups) {
+        datagram_->groups[datagram_->group_count++] = request;
+    } else if (path() == Path::kDatagram && !wants_daemon()) {
+        datagram_->groups_lost = true;  // this daemon knows them all; the next one would not
+    } else {
+        leave_to_kernel(fd);
+    }
+}
+
+/// Where a group is the kernel's (EOPNOTSUPP) its socket has it already.
+void Socket::tell_groups() noexcept {
+    for (std::uint32_t i = 0; i < datagram_->group_count; ++i) tell_group(datagram_->groups[i]);
 }
 
 int Socket::tell_group(const GroupRequest& request) noexcept {

@@ -169,6 +169,7 @@ ssize_t Socket::receive_datagram(int fd, msghdr& message, int flags) noexcept {
     const std::int64_t timeout = receive_timeout_ns_.load(std::memory_order_relaxed);
     const std::int64_t deadline = timeout >= 0 ? now_ns() + timeout : -1;
     for (;;) {
+        revive_if_due(fd);
         if (!record_lost()) {
             if (const int error = take_error()) return keep.fail(error);
             const SocketLock lock(*client_, shared().app.rx_lock);

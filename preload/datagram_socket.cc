@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "preload/address.h"
@@ -66,25 +67,49 @@ int check_length(std::size_t length, const shm::DatagramHeader& header, bool v4,
 /// Tells the daemon of a bound socket. What cannot be Culvert's stays the kernel's.
 void Socket::try_bind_datagram(int fd) noexcept {
     Client* client = Client::attached();
-    if (client == nullptr) return;
-    if (datagram_->kernel_only) return client->note_reason(fd, shm::KernelReason::kOption);
+    const auto leave = [&](shm::KernelReason reason) {
+        if (client == nullptr || client->daemon_gone()) return;  // gone again: it waits for the next one
+        abandon();                                               // if it was another daemon's
+        datagram_connected_ = false;
+        client->note_reason(fd, reason);
+    };
+    if (datagram_->kernel_only) return leave(shm::KernelReason::kOption);
     sockaddr_storage name{};
     socklen_t length = sizeof name;
     if (libc::getsockname(fd, reinterpret_cast<sockaddr*>(&name), &length) != 0) return;
     const auto local = to_wire(reinterpret_cast<sockaddr*>(&name), length, family_);
     if (!local || local->port == 0) return;
-    if (is_loopback(*local)) return client->note_reason(fd, shm::KernelReason::kLoopback);
+    if (is_loopback(*local)) return leave(shm::KernelReason::kLoopback);
+    if (client == nullptr) {
+        if (path() != Path::kDatagram) adopt_nobody(Path::kDatagram);
+        return;
+    }
     const std::uint32_t record = prepare_record(*client);
-    if (record == shm::kNoIndex) return client->note_reason(fd, shm::KernelReason::kTableFull);
+    if (record == shm::kNoIndex) return leave(shm::KernelReason::kTableFull);
     if (const int error = operate(*client, record, shm::Operation::kBindDatagram, 0, *local, {}); error != 0) {
         client->let_go(record, false);
-        return client->note_reason(
-            fd, error == EADDRNOTAVAIL ? shm::KernelReason::kNotLocal : shm::KernelReason::kRefused);
+        return leave(error == EADDRNOTAVAIL ? shm::KernelReason::kNotLocal : shm::KernelReason::kRefused);
     }
     adopt(*client, record, Path::kDatagram);
-    // Groups joined before: where they are the kernel's (EOPNOTSUPP) its socket has them already.
-    for (std::uint32_t i = 0; i < datagram_->early_count; ++i) tell_group(datagram_->early[i]);
-    datagram_->early_count = 0;
+    tell_groups();
+}
+
+/// Its daemon has gone, and there is another one: bound, connected and in its groups as before.
+void Socket::revive_datagram(int fd) noexcept {
+    sockaddr_storage name{};
+    socklen_t length = sizeof name;
+    std::optional<shm::WireEndpoint> remote;
+    if (datagram_connected_) remote = shm::WireEndpoint(shared().remote);
+    else if (libc::getpeername(fd, reinterpret_cast<sockaddr*>(&name), &length) == 0)
+        remote = to_wire(reinterpret_cast<sockaddr*>(&name), length, family_);
+    datagram_connected_ = false;
+    if (datagram_->groups_lost) return leave_to_kernel(fd);
+    try_bind_datagram(fd);
+    if (wants_daemon() || path() != Path::kDatagram || !remote) return;
+    if (ask_route({.remote = *remote}).error != 0) return;
+    if (operate(*client_, record(), shm::Operation::kConnectDatagram, 0, {}, *remote) != 0) return;
+    datagram_connected_ = true;
+    connected_kernel_ = false;
 }
 
 void Socket::leave_to_kernel(int fd) noexcept {
@@ -168,6 +193,7 @@ ssize_t Socket::send_datagram(int fd, const msghdr& message, int flags) noexcept
     constexpr int kKernelsFlags = MSG_OOB | MSG_MORE | MSG_DONTROUTE | MSG_ZEROCOPY;
     if (datagram_->kernel_only || datagram_->corked || (flags & kKernelsFlags) != 0)
         return send_by_kernel(fd, message, flags);
+    revive_if_due(fd);
     DatagramSend send;
     if (message.msg_controllen != 0) {
         const int refused = read_control(message, family_, send);
@@ -180,6 +206,7 @@ ssize_t Socket::send_datagram(int fd, const msghdr& message, int flags) noexcept
         if (!remote || remote->port == 0) return send_by_kernel(fd, message, flags);  // its errno
         to = *remote;
     } else if (!datagram_connected_ || path() != Path::kDatagram || client_->daemon_gone()) {
+        if (datagram_connected_ && Client::strict()) return fail(ENETDOWN);
         return send_by_kernel(fd, message, flags);  // EDESTADDRREQ, or a peer on its side
     }
     const shm::WireEndpoint peer = address != nullptr ? to : shm::WireEndpoint(shared().remote);
@@ -193,6 +220,7 @@ ssize_t Socket::send_datagram(int fd, const msghdr& message, int flags) noexcept
         if (!v4 && is_link_local6(peer) && key.remote.interface == 0) return send_by_kernel(fd, message, flags);
         const RouteAnswer route = ask_route(key);
         if (route.error == EACCES) return fail(EACCES);
+        if (route.error == ENETDOWN && Client::strict()) return fail(ENETDOWN);
         if (route.error != 0) return send_by_kernel(fd, message, flags);
         mtu = route.mtu;
         if (path() == Path::kKernel) {

@@ -17,14 +17,15 @@ struct GroupRequest {
 };
 
 struct DatagramState {
-    static constexpr std::uint32_t kMaxEarlyGroups = 20;  // Linux's igmp_max_memberships
+    static constexpr std::uint32_t kMaxGroups = 20;  // Linux's igmp_max_memberships
 
     std::atomic<std::uint32_t> wants{0};  // ControlWants
     SendDefaults defaults;
     bool kernel_only = false;    // an option was set that only the kernel knows
     bool corked = false;         // MSG_MORE: the kernel holds the beginning of a datagram
-    std::uint32_t early_count = 0;
-    GroupRequest early[kMaxEarlyGroups];  // joined before there was a record
+    bool groups_lost = false;    // more groups than are remembered
+    std::uint32_t group_count = 0;
+    GroupRequest groups[kMaxGroups];  // joined, for the daemon that comes first, or next
     // Of a raw or ping socket (raw_socket.cc):
     std::uint32_t raw_kind = 0;                      // shm::raw_kind; 0: a UDP socket
     std::int64_t try_again_ns = 0;                   // not before: the daemon has just refused it

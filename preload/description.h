@@ -16,6 +16,8 @@
 
 namespace culvert::preload {
 
+class Client;
+
 class Description {
 public:
     enum class Kind : std::uint8_t {
@@ -56,6 +58,14 @@ public:
     virtual bool polls_kernel_too() const noexcept = 0;
     /// Number of the shared socket record; valid while is_ours().
     virtual std::uint32_t record() const noexcept = 0;
+    /// Whose segment that is. Null: nobody's.
+    virtual Client* home() const noexcept { return nullptr; }
+    /// True for a listener or datagram socket whose daemon has gone, or that has never had one: it would be Culvert's again if
+    /// a daemon took it. Until then the kernel's half does everything.
+    virtual bool wants_daemon() const noexcept { return false; }
+    /// Gives it to the daemon that this process is attached to now. Called by those who wait for it or use it, never for a
+    /// process that merely holds it. Afterwards it is Culvert's or the kernel's for good, unless that daemon has gone too.
+    virtual void revive(int /*fd*/) noexcept {}
 
     std::atomic<std::uint32_t> references{0};   // descriptors + calls in progress
     std::atomic<std::uint32_t> descriptors{0};  // descriptors of this process

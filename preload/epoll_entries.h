@@ -19,6 +19,7 @@ struct EpollEntry {
     std::uint32_t events = 0;       // the application's, flags included
     std::int32_t fd = -1;
     std::uint32_t record = 0;
+    const Client* home = nullptr;   // whose segment `record` is in
     bool ours = false;              // watched by our queue
     bool in_kernel = false;         // registered in the kernel's instance
     bool armed = true;              // false: one-shot and spent

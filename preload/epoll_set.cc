@@ -228,6 +228,7 @@ int EpollSet::add(int epoll_fd, int fd, Description& target, const epoll_event& 
         return fail_with(error);
     }
     target.epoll_registrations.fetch_add(1, std::memory_order_seq_cst);
+    if (ours && target.wants_daemon()) Client::note_orphan();
     if (ours)
         watch(*entry);
     else if (target.is_ours())
@@ -249,10 +250,11 @@ int EpollSet::kernel_add(int epoll_fd, EpollEntry& entry, bool half) noexcept {
 // Makes the entry Culvert's: news about its record come to our queue from now on, and it is looked at once.
 void EpollSet::watch(EpollEntry& entry) noexcept {
     entry.record = entry.target->record();
+    entry.home = entry.target->home();
     entry.ours = true;
     entries_.link_record(entry);
     ++ours_;
-    if (has_queue_) {
+    if (has_queue_ && entry.home == client_) {
         if ((entry.events & EPOLLEXCLUSIVE) != 0 && entry.record < client_->segment().geometry().sockets)
             client_->segment().socket(entry.record).app.flags.fetch_or(shm::kAppExclusive, std::memory_order_seq_cst);
         client_->watch(queue_.index, entry.record);
@@ -266,7 +268,7 @@ void EpollSet::unwatch(EpollEntry& entry) noexcept {
     entries_.unlink_record(entry);
     entry.ours = false;
     --ours_;
-    const bool own_queue = has_queue_ && generation_ == Client::fork_generation();
+    const bool own_queue = has_queue_ && generation_ == Client::fork_generation() && entry.home == client_;
     if (own_queue && !entries_.has_record(entry.record)) client_->unwatch(queue_.index, entry.record);
 }
 
@@ -351,7 +353,8 @@ void notify_became_ours(Description& target) noexcept {
 void EpollSet::reconsider(int epoll_fd, EpollEntry& entry) noexcept {
     const bool ours = entry.target->is_ours();
     if (!ours && !entry.ours) return;
-    if (ours && entry.ours && entry.record == entry.target->record() && client_ == Client::current()) {
+    const bool same = entry.record == entry.target->record() && entry.home == entry.target->home();
+    if (ours && entry.ours && same && (!has_queue_ || client_ == Client::current())) {
         entries_.nominate(entry);
         return;
     }
@@ -371,6 +374,7 @@ void EpollSet::on_last_close() noexcept {
     entries_.clear();
     release_queue();
     pollable_ = daemon_gone_seen_ = false;
+    orphans_.store(0, std::memory_order_relaxed);
     calls_since_harvest_ = 0;
     last_fd_.store(-1, std::memory_order_relaxed);
 }
@@ -432,9 +436,47 @@ void EpollSet::own_after_fork(int epoll_fd) noexcept {
     ensure_queue(epoll_fd);
     entries_.for_each([this](EpollEntry& entry) {
         if (!entry.ours) return;
-        if (has_queue_) client_->watch(queue_.index, entry.record);
+        if (has_queue_ && entry.home == client_) client_->watch(queue_.index, entry.record);
         entries_.nominate(entry);
     });
+}
+
+bool EpollSet::needs_tending() noexcept {
+    if (orphan_epoch_.load(std::memory_order_relaxed) != Client::orphan_epoch()) return true;
+    return orphans_.load(std::memory_order_relaxed) != 0 && Client::attempt_is_due();
+}
+
+// Counts the orphans; if a daemon is to be had, it gets them. Not under the lock: revive() changes our entries.
+void EpollSet::tend() noexcept {
+    constexpr std::uint32_t kAtOnce = 16;
+    const KeepErrno keep;
+    for (;;) {
+        int fds[kAtOnce];
+        Description* targets[kAtOnce];
+        std::uint32_t count = 0;
+        {
+            const Lock lock(*this);
+            orphan_epoch_.store(Client::orphan_epoch(), std::memory_order_relaxed);
+            std::uint32_t found = 0;
+            entries_.for_each([&](EpollEntry& entry) {
+                if (!entry.ours || !entry.target->wants_daemon()) return;
+                ++found;
+                if (count == kAtOnce) return;
+                fds[count] = entry.fd;
+                targets[count++] = entry.target;
+            });
+            orphans_.store(found, std::memory_order_relaxed);
+        }
+        if (count == 0 || Client::attached() == nullptr) return;
+        bool helped = false;
+        for (std::uint32_t i = 0; i < count; ++i) {
+            const DescriptionRef ref = FdTable::instance().find(fds[i]);
+            if (ref.get() != targets[i]) continue;  // closed meanwhile
+            ref->revive(fds[i]);
+            helped |= !ref->wants_daemon();
+        }
+        if (!helped) return;
+    }
 }
 
 int EpollSet::any_descriptor() noexcept {
@@ -630,6 +672,8 @@ int EpollSet::wait(int epoll_fd, epoll_event* events, int max_events, const time
     const std::int64_t timeout_ns = timeout != nullptr ? to_ns(*timeout) : -1;
     const std::int64_t deadline = timeout_ns > 0 ? monotonic_ns() + timeout_ns : 0;
     for (bool first = true;; first = false) {
+        if (needs_tending()) [[unlikely]]
+            tend();
         Seen seen;
         const bool has_ours = ours_.load(std::memory_order_relaxed) > 0;
         if (has_ours || has_queue_.load(std::memory_order_relaxed)) {
@@ -649,12 +693,14 @@ int EpollSet::wait(int epoll_fd, epoll_event* events, int max_events, const time
         }
         std::int64_t left = timeout_ns;
         if (timeout_ns > 0) left = std::max<std::int64_t>(0, deadline - monotonic_ns());
-        const bool sliced = blind() && (left < 0 || left > kWithoutQueueNs);
+        std::int64_t slice = blind() ? kWithoutQueueNs : INT64_MAX;
+        if (orphans_.load(std::memory_order_relaxed) != 0) slice = std::min(slice, Client::until_next_attempt_ns());
+        const bool sliced = slice != INT64_MAX && (left < 0 || left > slice);
         int count = 0;
         {
             Sleeping sleeping(*this);
             if (sleeping.work || news()) continue;
-            count = kernel_wait(epoll_fd, events, max_events, sliced ? kWithoutQueueNs : left, mask);
+            count = kernel_wait(epoll_fd, events, max_events, sliced ? slice : left, mask);
         }
         if (count < 0) return -1;
         if (count == 0 && !sliced) return ours_ > 0 ? look(epoll_fd, events, max_events, seen) : 0;

@@ -29,6 +29,10 @@
 // something comes. Then the set is `pollable`: its queue always says asleep, the eventfd is level-triggered and stays
 // signalled as long as there are candidates; the kernel's instance is then readable whenever the set may have news.
 //
+// Without a daemon. Listeners and UDP sockets whose daemon has gone are orphans: the kernel's half serves them. Nobody says
+// when there is a daemon again, so whoever waits here looks once a second (Client::until_next_attempt_ns) and gives it the
+// orphans of this set. A set without orphans sleeps as long as ever.
+//
 // fork. The kernel's instance is shared with the child, our tables are copied. The child leaves everything alone until
 // it uses the set; then it gets a queue of its own and watches all entries from there.
 #pragma once
@@ -112,6 +116,8 @@ private:
     void own_after_fork(int epoll_fd) noexcept;
     void release_queue() noexcept;
     int any_descriptor() noexcept;
+    bool needs_tending() noexcept;
+    void tend() noexcept;
 
     void collect() noexcept;
     bool kernel_alone() const noexcept {
@@ -143,6 +149,8 @@ private:
     std::uint32_t calls_since_harvest_ = 0;
     std::uint32_t round_ = 0;             // numbers the looks
     std::atomic<std::uint32_t> ours_{0};  // entries that are Culvert's
+    std::atomic<std::uint32_t> orphans_{0};       // of them, those that wait for a daemon; as counted at
+    std::atomic<std::uint32_t> orphan_epoch_{0};  // this time (Client::orphan_epoch)
     SpinHistory spin_history_;
     EpollEntries entries_;
 

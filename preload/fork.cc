@@ -111,7 +111,7 @@ void Client::become_child() noexcept {
     child_control_ = -1;
     if (child_slot_ == shm::kNoIndex) {
         // The daemon had no slot for us: our copies of the sockets are dead, new ones are the kernel's or attach anew.
-        gone_.store(true, std::memory_order_release);
+        mark_gone();
         return;
     }
     slot_.store(child_slot_, std::memory_order_relaxed);

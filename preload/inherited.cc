@@ -80,8 +80,7 @@ void meet_inherited(int fd) noexcept {
 }
 
 void Socket::inherit(int fd) noexcept {
-    Client* const client = Client::attached();
-    if (client == nullptr) return;
+    Client::attached();
     const int flags = raw::fcntl(fd, F_GETFL, 0);
     Socket* const socket = make(option(fd, SO_DOMAIN), SOCK_STREAM, flags >= 0 && (flags & O_NONBLOCK) != 0);
     if (socket == nullptr) return;

@@ -38,12 +38,25 @@ int placeholder_for(int family) noexcept {
     return fd;
 }
 
+void never_block(int fd) noexcept {
+    const int flags = libc::fcntl(fd, F_GETFL);
+    if (flags >= 0) libc::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+/// A --strict program gets no connection of the kernel's: its client hears of it at once.
+void reset_and_close(int fd) noexcept {
+    const linger at_once{1, 0};
+    libc::setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, socklen_t{sizeof at_once});
+    raw::close(fd);
+}
+
 }  // namespace
 
 int Socket::listen(int fd, int backlog) noexcept {
     if (path() == Path::kConnection) return fail(EINVAL);  // the placeholder, which others share, must not listen
+    if (type_ == SOCK_STREAM && Client::strict() && Client::attached() == nullptr) return fail(ENETDOWN);
     if (libc::listen(fd, backlog) != 0) return -1;
-    if (type_ == SOCK_STREAM && path() != Path::kConnection) {
+    if (type_ == SOCK_STREAM) {
         const KeepErrno keep;
         start_listening(fd, backlog);
     }
@@ -55,33 +68,49 @@ void Socket::start_listening(int fd, int backlog) noexcept {
     // listen() takes its backlog as unsigned: a negative one is the greatest.
     const std::uint32_t clipped = std::clamp<std::uint32_t>(static_cast<std::uint32_t>(backlog), 1, kMaxBacklog);
     Client* client = Client::attached();
-    if (client == nullptr) return;
     sockaddr_storage name{};
     socklen_t length = sizeof name;
     if (libc::getsockname(fd, reinterpret_cast<sockaddr*>(&name), &length) != 0) return;
     const auto local = to_wire(reinterpret_cast<sockaddr*>(&name), length, family_);
     if (!local) return;
-    if (is_loopback(*local)) return client->note_reason(fd, shm::KernelReason::kLoopback);
-    if (has_extension_headers(fd, family_)) return client->note_reason(fd, shm::KernelReason::kOption);
+    const auto leave = [&](shm::KernelReason reason) {
+        if (client == nullptr || client->daemon_gone()) return;  // gone again: it waits for the next one
+        if (path() == Path::kListener) stop_listening(fd);        // was another daemon's, and this one does not take it
+        client->note_reason(fd, reason);
+    };
+    if (is_loopback(*local)) return leave(shm::KernelReason::kLoopback);
+    if (has_extension_headers(fd, family_)) return leave(shm::KernelReason::kOption);
+    if (client == nullptr) {
+        if (path() != Path::kListener) wait_for_daemon(fd);
+        return;
+    }
     if (path() == Path::kListener && !client_->daemon_gone()) {  // a second listen() changes the backlog
         operate(*client_, record(), shm::Operation::kListen, clipped, *local, {});
         return;
     }
     const std::uint32_t record = prepare_record(*client);
-    if (record == shm::kNoIndex) return client->note_reason(fd, shm::KernelReason::kTableFull);
-    if (const int error = operate(*client, record, shm::Operation::kListen, clipped, *local, {}); error != 0) {
+    if (record == shm::kNoIndex) return leave(shm::KernelReason::kTableFull);
+    const int error = operate(*client, record, shm::Operation::kListen, clipped, *local, {});
+    if (error != 0) {
         client->let_go(record, false);
-        return client->note_reason(fd, error == EADDRNOTAVAIL ? shm::KernelReason::kNotLocal
-                                       : error == ENOBUFS     ? shm::KernelReason::kTableFull
-                                                              : shm::KernelReason::kRefused);
+        return leave(error == EADDRNOTAVAIL ? shm::KernelReason::kNotLocal
+                     : error == ENOBUFS     ? shm::KernelReason::kTableFull
+                                            : shm::KernelReason::kRefused);
     }
     const shm::SocketRecord& shared = client->segment().socket(record);
-    if (shared.accept_queue.load(std::memory_order_relaxed) >= client->segment().geometry().accept_queues)
-        return client->let_go(record, false);
-    const int flags = libc::fcntl(fd, F_GETFL);
-    if (flags >= 0) libc::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+    if (shared.accept_queue.load(std::memory_order_relaxed) >= client->segment().geometry().accept_queues) {
+        client->let_go(record, false);
+        return leave(shm::KernelReason::kRefused);
+    }
+    never_block(fd);
     adopt(*client, record, Path::kListener);
     client->note_reason(fd, shm::KernelReason::kListenerPair);
+}
+
+/// A listener without a daemon is what one is whose daemon has just died: the kernel's half, and the hope for more.
+void Socket::wait_for_daemon(int fd) noexcept {
+    never_block(fd);
+    adopt_nobody(Path::kListener);
 }
 
 /// Both halves: the kernel's socket is an ordinary one again, and waits if the program wants it to.
@@ -126,7 +155,7 @@ int Socket::accept_culvert(sockaddr* address, socklen_t* length, int flags) noex
             if (fresh) client_->unhold(*record);
             continue;
         }
-        socket->client_ = client_;
+        socket->client_ = client_.get();
         socket->placeholder_ = true;
         socket->generation_ = generation;
         socket->receive_timeout_ns_.store(receive_timeout_ns_.load(std::memory_order_relaxed), std::memory_order_relaxed);
@@ -148,7 +177,7 @@ int Socket::accept(int fd, sockaddr* address, socklen_t* length, int flags) noex
     const std::int64_t timeout = receive_timeout_ns_.load(std::memory_order_relaxed);
     const std::int64_t deadline = timeout >= 0 ? now_ns() + timeout : -1;
     for (;;) {
-        if (client_->daemon_gone() && Client::attached() != nullptr) start_listening(fd, backlog_);
+        revive_if_due(fd);
         const int ours = accept_culvert(wrong_room != 0 ? nullptr : address, length, flags);
         if (ours >= 0 && wrong_room != 0) {  // as in the kernel: the connection is lost
             FdTable::instance().remove(ours);
@@ -158,6 +187,10 @@ int Socket::accept(int fd, sockaddr* address, socklen_t* length, int flags) noex
         if (ours >= 0) return ours;
         if (ours == -1) return keep.pass(ours);
         const int kernel = libc::accept4(fd, address, length, flags);
+        if (kernel >= 0 && Client::strict() && client_->check_daemon()) {
+            reset_and_close(kernel);
+            return keep.fail(ENETDOWN);
+        }
         if (kernel >= 0) {
             client_->note_reason(kernel, shm::KernelReason::kAcceptedByKernel);
             return kernel;

@@ -76,7 +76,7 @@ public:
     ~Poll() {
         const int saved = errno;
         stop_watching();
-        for (nfds_t i = 0; i < ours_count_; ++i) ours_.get()[i].~Ours();
+        drop_ours();
         errno = saved;
     }
     Poll(const Poll&) = delete;
@@ -93,6 +93,10 @@ private:
     void stop_watching() noexcept;
     bool news() noexcept;
     bool spin(std::int64_t timeout_ns) noexcept;
+    bool orphaned() noexcept;
+    bool revive() noexcept;
+    void start_over() noexcept;
+    void drop_ours() noexcept;
 
     pollfd* fds_;
     nfds_t count_;
@@ -181,7 +185,7 @@ void Poll::start_watching() noexcept {
     has_queue_ = true;
     for (nfds_t i = 0; i < ours_count_; ++i) {
         Ours& ours = ours_.get()[i];
-        if (!ours.ref->is_ours()) continue;
+        if (!ours.ref->is_ours() || ours.ref->home() != client_) continue;
         ours.record = ours.ref->record();
         client_->watch(queue_.index, ours.record);
         ours.watched = true;
@@ -200,6 +204,41 @@ void Poll::stop_watching() noexcept {
     std::uint64_t signals = 0;
     ::syscall(SYS_read, queue_.eventfd, &signals, sizeof signals);  // non-blocking: empties it for the next borrower
     client_->give_back_poll_queue(queue_);
+}
+
+/// A listener or UDP socket whose daemon has gone: the kernel's half serves it, and nobody says when there is a daemon again.
+bool Poll::orphaned() noexcept {
+    for (nfds_t i = 0; i < ours_count_; ++i)
+        if (ours_.get()[i].ref->wants_daemon()) return true;
+    return false;
+}
+
+/// True: some of these have a daemon now, or are the kernel's for good.
+bool Poll::revive() noexcept {
+    if (!Client::attempt_is_due()) return false;
+    bool any = false;
+    for (nfds_t i = 0; i < count_; ++i) {
+        if (fds_[i].fd < 0 || !FdTable::instance().contains(fds_[i].fd)) continue;
+        const DescriptionRef ref = FdTable::instance().find(fds_[i].fd);
+        if (!ref || !ref->wants_daemon()) continue;
+        if (Client::attached() == nullptr) return any;
+        ref->revive(fds_[i].fd);
+        any |= !ref->wants_daemon();
+    }
+    return any;
+}
+
+void Poll::drop_ours() noexcept {
+    for (nfds_t i = 0; i < ours_count_; ++i) ours_.get()[i].~Ours();
+    ours_count_ = 0;
+}
+
+void Poll::start_over() noexcept {
+    stop_watching();
+    drop_ours();
+    kernel_count_ = 0;
+    sort_out();
+    start_watching();
 }
 
 bool Poll::news() noexcept { return has_queue_ && client_->segment().ready(queue_.index).any(); }
@@ -224,6 +263,7 @@ int Poll::run(const timespec* timeout, const sigset_t* mask) {
     }
     const std::int64_t timeout_ns = timeout != nullptr ? to_ns(*timeout) : -1;
     const std::int64_t deadline = timeout_ns > 0 ? monotonic_ns() + timeout_ns : 0;
+    revive();
     sort_out();
     int ready = look_at_ours();
     if (kernel_count_ > 0) {
@@ -246,9 +286,15 @@ int Poll::run(const timespec* timeout, const sigset_t* mask) {
         }
         std::int64_t left = timeout_ns;
         if (timeout_ns > 0) left = std::max<std::int64_t>(0, deadline - monotonic_ns());
-        const bool blind = !has_queue_ && (left < 0 || left > kWithoutQueueNs);
-        const int result = look_at_kernel(blind ? kWithoutQueueNs : left, mask);
+        std::int64_t slice = has_queue_ || client_ == nullptr || client_->daemon_gone() ? INT64_MAX : kWithoutQueueNs;
+        if (orphaned()) slice = std::min(slice, Client::until_next_attempt_ns());
+        const bool blind = slice != INT64_MAX && (left < 0 || left > slice);
+        const int result = look_at_kernel(blind ? slice : left, mask);
         if (result < 0) return -1;
+        if (result == 0 && blind && revive()) {
+            start_over();
+            continue;
+        }
         if (has_queue_) {
             shm::cancel_sleep(client_->segment().queue(queue_.index).asleep);
             std::uint64_t signals = 0;

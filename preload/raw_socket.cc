@@ -60,7 +60,8 @@ void Socket::start_raw(int fd, int protocol) noexcept {
 
 /// Offers the socket, as the kernel has bound it, to the daemon. What cannot be Culvert's stays the kernel's.
 void Socket::try_bind_raw(int fd) noexcept {
-    Client* client = path() == Path::kDatagram ? client_ : Client::attached();
+    const bool again = path() == Path::kDatagram && !client_->daemon_gone();
+    Client* client = again ? client_.get() : Client::attached();
     if (client == nullptr || client->daemon_gone()) return;
     if (datagram_->kernel_only) return client->note_reason(fd, shm::KernelReason::kOption);
     sockaddr_storage name{};
@@ -77,7 +78,7 @@ void Socket::try_bind_raw(int fd) noexcept {
         client->note_reason(fd, reason);
     };
     if (is_loopback(*local)) return leave(shm::KernelReason::kLoopback);
-    if (path() == Path::kDatagram) {  // bound again
+    if (again) {
         const int error = operate(*client, record(), shm::Operation::kBindRaw, datagram_->raw_kind, *local, {});
         return error == 0 ? void() : leave(shm::KernelReason::kSharedAddress);
     }
@@ -97,9 +98,7 @@ void Socket::try_bind_raw(int fd) noexcept {
         tell_filter();
     if (datagram_->checksum_offset != shm::kNoIndex)
         operate(*client_, record, shm::Operation::kChecksumOffset, datagram_->checksum_offset, {}, {});
-    // Groups joined before: where they are the kernel's (EOPNOTSUPP) its socket has them already.
-    for (std::uint32_t i = 0; i < datagram_->early_count; ++i) tell_group(datagram_->early[i]);
-    datagram_->early_count = 0;
+    tell_groups();
 }
 
 /// Whether a packet to `key.remote` goes out from a dedicated address. Makes the daemon's half if that has become possible.
@@ -107,6 +106,7 @@ RouteAnswer Socket::ask_raw_route(int fd, RouteKey key) noexcept {
     constexpr RouteAnswer kKernels{EHOSTUNREACH, 0};
     if (datagram_->kernel_only || is_loopback(key.remote) || is_unspecified(key.remote)) return kKernels;
     const std::int64_t now = now_ns();
+    revive_if_due(fd);
     if (path() == Path::kKernel) {
         if (now < datagram_->try_again_ns) return kKernels;
         if (type_ == SOCK_DGRAM) {

@@ -31,6 +31,8 @@ constinit DescriptionPool<DatagramState> datagram_pool;
 /// What waiting for the daemon's answers has learnt about spinning.
 constinit SpinHistory answers;
 constexpr std::int64_t kAnswerTimeoutNs = 5'000'000'000;
+/// No record has it: the daemon counts up from 0, and four thousand million sockets are more than one record sees.
+constexpr std::uint32_t kNoGeneration = UINT32_MAX;
 
 /// How far `ahead` is ahead of `behind`, for an int. The two are read and written one after the other (the daemon counts
 /// bytes as delivered after it has pushed them), so for a moment it may be the other way round: nothing.
@@ -86,13 +88,11 @@ int Socket::open(int domain, int type, int protocol) noexcept {
     start_once();
     const KeepErrno keep;
     Client* client = Client::attached();
-    if (client == nullptr) {
-        if (Client::strict() && carried) return keep.fail(ENETDOWN);
-        return keep.pass(libc::socket(domain, type, protocol));
-    }
+    if (client == nullptr && Client::strict() && carried) return keep.fail(ENETDOWN);
     const int fd = libc::socket(domain, type, protocol);
     if (fd < 0) return keep.pass(fd);
-    client->note_reason(fd, shm::KernelReason::kUnconnected);
+    // Without a daemon it is watched all the same: one may come while the socket is used.
+    if (client != nullptr) client->note_reason(fd, shm::KernelReason::kUnconnected);
     if (Socket* socket = make(domain, kind, (type & SOCK_NONBLOCK) != 0)) {
         if (raw) socket->start_raw(fd, protocol);
         FdTable::instance().insert(fd, *socket);
@@ -115,12 +115,43 @@ void Socket::dispose() noexcept {
 }
 
 void Socket::adopt(Client& client, std::uint32_t record, Path path) noexcept {
+    // A listener or a UDP socket may be in use by other threads, and was another daemon's until now: no generation fits until
+    // client and record belong together (record_lost).
+    generation_.store(kNoGeneration, std::memory_order_release);
     client_ = &client;
-    generation_ = client.segment().socket(record).daemon.generation.load(std::memory_order_acquire);
+    record_.store(record, std::memory_order_release);
+    generation_.store(client.segment().socket(record).daemon.generation.load(std::memory_order_acquire), std::memory_order_release);
     error_reported_.store(false, std::memory_order_relaxed);
-    record_.store(record, std::memory_order_relaxed);
     set_path(path);
     notify_became_ours(*this);
+}
+
+/// Ours without a daemon: one that comes later takes it over (revive).
+void Socket::adopt_nobody(Path path) noexcept {
+    Client* const nobody = Client::nobody();
+    if (nobody == nullptr) return;
+    adopt(*nobody, 0, path);
+    Client::note_orphan();
+}
+
+void Socket::revive(int fd) noexcept {
+    // Several threads may wait for one socket.
+    static constinit pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
+    const KeepErrno keep;
+    ::pthread_mutex_lock(&one_at_a_time);
+    if (wants_daemon() && Client::attached() != nullptr) {
+        if (path() == Path::kListener) start_listening(fd, backlog_);
+        else if (is_raw()) try_bind_raw(fd);
+        else revive_datagram(fd);
+    }
+    ::pthread_mutex_unlock(&one_at_a_time);
+}
+
+/// For calls that use the socket. True: it has just become Culvert's.
+bool Socket::revive_if_due(int fd) noexcept {
+    if (!wants_daemon() || !Client::attempt_is_due() || Client::attached() == nullptr) return false;
+    revive(fd);
+    return is_ours() && !wants_daemon();
 }
 
 void Socket::abandon() noexcept {
@@ -378,7 +409,8 @@ std::uint32_t Socket::poll_now(bool wants_write) noexcept {
     const Path path = this->path();
     if (path == Path::kKernel) return 0;
     if (client_->daemon_gone()) {
-        if (path != Path::kConnection) return 0;  // the kernel's half goes on
+        if (path == Path::kListener) return 0;  // the kernel's half goes on
+        if (path == Path::kDatagram) return wants_write ? EPOLLOUT | EPOLLWRNORM : 0;  // which is not asked for room
         const std::uint32_t error = error_reported_.load(std::memory_order_relaxed) ? 0u : std::uint32_t{EPOLLERR};
         return EPOLLIN | EPOLLRDNORM | EPOLLOUT | EPOLLWRNORM | EPOLLRDHUP | EPOLLHUP | error;
     }

@@ -31,6 +31,22 @@
 
 namespace culvert::preload {
 
+/// Whose segment a socket's record is in. Changes when a daemon has gone and another one takes the socket over.
+class ClientPointer {
+public:
+    ClientPointer& operator=(Client* client) noexcept {
+        client_.store(client, std::memory_order_release);
+        return *this;
+    }
+    Client* get() const noexcept { return client_.load(std::memory_order_acquire); }
+    operator Client*() const noexcept { return get(); }  // NOLINT: a pointer that several threads may look at
+    Client* operator->() const noexcept { return get(); }
+    Client& operator*() const noexcept { return *get(); }
+
+private:
+    std::atomic<Client*> client_{nullptr};
+};
+
 class Socket final : public Description {
 public:
     enum class Path : std::uint8_t { kKernel, kListener, kConnection, kDatagram };
@@ -97,6 +113,9 @@ public:
         return path == Path::kListener || path == Path::kDatagram;
     }
     std::uint32_t record() const noexcept override { return record_.load(std::memory_order_relaxed); }
+    Client* home() const noexcept override { return client_; }
+    bool wants_daemon() const noexcept override { return polls_kernel_too() && client_->daemon_gone(); }
+    void revive(int fd) noexcept override;
 
     Socket(int family, int type, bool nonblocking) noexcept
         : Description(Kind::kSocket, passes_of(Path::kKernel, type)), nonblocking_(nonblocking), family_(family), type_(type) {}
@@ -120,6 +139,8 @@ private:
     shm::SocketRecord& shared() const noexcept { return client_->segment().socket(record()); }
     bool record_lost() const noexcept;
     void adopt(Client& client, std::uint32_t record, Path path) noexcept;
+    void adopt_nobody(Path path) noexcept;
+    bool revive_if_due(int fd) noexcept;
     void abandon() noexcept;
     int operate(Client& client, std::uint32_t record, shm::Operation operation, std::uint32_t argument,
                 const shm::WireEndpoint& local, const shm::WireEndpoint& remote) noexcept;
@@ -181,6 +202,7 @@ private:
     // listen_socket.cc
     void start_listening(int fd, int backlog) noexcept;
     void stop_listening(int fd) noexcept;
+    void wait_for_daemon(int fd) noexcept;
     int accept_culvert(sockaddr* address, socklen_t* length, int flags) noexcept;
 
     // datagram_socket.cc
@@ -197,6 +219,9 @@ private:
                        std::size_t count) noexcept;
     /// `fd` -1: leave no note why.
     void leave_to_kernel(int fd) noexcept;
+    void revive_datagram(int fd) noexcept;
+    void remember_group(int fd, const GroupRequest& request) noexcept;
+    void tell_groups() noexcept;
 
     // raw_socket.cc
     bool is_raw() const noexcept { return datagram_ != nullptr && datagram_->raw_kind != 0; }
@@ -242,10 +267,10 @@ private:
     const int family_;
     const int type_;
     std::atomic<std::uint32_t> record_{shm::kNoIndex};
-    std::uint32_t generation_ = 0;
+    std::atomic<std::uint32_t> generation_{0};
     int backlog_ = 0;
     SpinHistory spin_history_;
-    Client* client_ = nullptr;
+    ClientPointer client_;
     std::atomic<int> status_flags_{0};  // of a placeholder, whose file is everybody's: what F_SETFL has set besides O_NONBLOCK
     std::atomic<std::int64_t> receive_timeout_ns_{-1};
     std::atomic<std::int64_t> send_timeout_ns_{-1};

@@ -12,10 +12,9 @@ namespace culvert::preload {
 /// Changes the shared options under their sequence lock (even: whole, odd: being written) and tells the daemon.
 template <class Change>
 void Socket::change_options(Change&& change) noexcept {
-    if (path() == Path::kKernel) {
-        change(early_options_);
-        return;
-    }
+    // What was set stays with the socket when another daemon takes it over.
+    if (path() != Path::kConnection) change(early_options_);
+    if (path() == Path::kKernel) return;
     shm::SocketRecord& record = shared();
     {
         const SocketLock lock(*client_, record.app.tx_lock);
@@ -29,11 +28,13 @@ void Socket::change_options(Change&& change) noexcept {
     if (!record_lost()) client_->post(record_.load(std::memory_order_relaxed));
 }
 
-/// Waits until the kernel's half is readable or ready() says so. Returns 0, EAGAIN (timeout_ns < 0: never) or EINTR.
+/// Waits until the kernel's half is readable or ready() says so; without a daemon it is also over when one may be there
+/// again. Returns 0, EAGAIN (timeout_ns < 0: never) or EINTR.
 template <class Ready>
 int Socket::wait_both(int fd, std::int64_t timeout_ns, Ready&& ready) noexcept {
     const std::int64_t deadline = timeout_ns >= 0 ? now_ns() + timeout_ns : INT64_MAX;
-    SpinWait spin(spin_history_, client_->spin_us());
+    Client& client = *client_;  // another thread may revive the socket meanwhile
+    SpinWait spin(spin_history_, client.spin_us());
     do {
         if (ready()) {
             spin.found();
@@ -42,23 +43,24 @@ int Socket::wait_both(int fd, std::int64_t timeout_ns, Ready&& ready) noexcept {
     } while (spin.again());
 
     const std::uint32_t record = record_.load(std::memory_order_relaxed);
-    const auto queue = client_->borrow_poll_queue();
-    if (queue) client_->watch(queue->index, record);
+    const auto queue = client.borrow_poll_queue();
+    if (queue) client.watch(queue->index, record);
     // Without a queue (the daemon has no more, or is gone) we look ten times a second.
     constexpr std::int64_t kBlindSliceNs = 100'000'000;
     int result = 0;
     for (;;) {
-        const bool gone = client_->daemon_gone();
-        if (queue) shm::announce_sleep(client_->segment().queue(queue->index).asleep);
+        const bool gone = client.daemon_gone();
+        if (queue) shm::announce_sleep(client.segment().queue(queue->index).asleep);
         if (ready()) break;
         const std::int64_t now = now_ns();
         if (now >= deadline) {
             result = EAGAIN;
             break;
         }
-        pollfd polls[3] = {{fd, POLLIN, 0}, {queue ? queue->eventfd : -1, POLLIN, 0}, {gone ? -1 : client_->control_fd(), POLLIN, 0}};
+        pollfd polls[3] = {{fd, POLLIN, 0}, {queue ? queue->eventfd : -1, POLLIN, 0}, {gone ? -1 : client.control_fd(), POLLIN, 0}};
         std::int64_t sleep = deadline == INT64_MAX ? INT64_MAX : deadline - now;
         if (!queue && !gone) sleep = std::min(sleep, kBlindSliceNs);
+        if (gone) sleep = std::min(sleep, Client::until_next_attempt_ns());
         const timespec timeout{static_cast<time_t>(sleep / 1'000'000'000), static_cast<long>(sleep % 1'000'000'000)};
         const int count = raw::ppoll(polls, 3, sleep == INT64_MAX ? nullptr : &timeout, nullptr);
         if (count < 0) {
@@ -70,17 +72,18 @@ int Socket::wait_both(int fd, std::int64_t timeout_ns, Ready&& ready) noexcept {
             result = EINTR;
             break;
         }
+        if (count == 0 && gone) break;  // the caller tries to find a daemon, and comes back
         if (polls[1].revents != 0) {
             std::uint64_t signals = 0;
             (void)raw::read(queue->eventfd, &signals, sizeof signals);
-            client_->segment().ready(queue->index).collect([](std::uint32_t) {});
+            client.segment().ready(queue->index).collect([](std::uint32_t) {});
         }
-        if (polls[2].revents != 0) client_->check_daemon();
+        if (polls[2].revents != 0) client.check_daemon();
         if (polls[0].revents != 0) break;
     }
     if (queue) {
-        client_->unwatch(queue->index, record);
-        client_->give_back_poll_queue(*queue);
+        client.unwatch(queue->index, record);
+        client.give_back_poll_queue(*queue);
     }
     return result;
 }

@@ -26,6 +26,7 @@ namespace {
 // Other constructors may call socket() before this one runs: Socket::open calls start_once too.
 [[gnu::constructor]] void on_load() {
     remember_environment();
+    Client::remember_name();
     start_once();
     find_inherited();
 }

@@ -83,6 +83,7 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
     if (has_header_options(fd, family_)) return connect_kernel(fd, address, length, shm::KernelReason::kOption);
     errno = saved;
     Client* client = Client::attached();
+    if (client == nullptr && Client::strict()) return fail(ENETDOWN);
     if (client == nullptr) return connect_kernel(fd, address, length, shm::KernelReason::kNoDaemon);
     const std::uint32_t record = prepare_record(*client);
     if (record == shm::kNoIndex) return connect_kernel(fd, address, length, shm::KernelReason::kTableFull);
@@ -178,6 +179,7 @@ int Socket::finish_connect(bool wait, int unfinished) noexcept {
 
 /// The pending error, once: as sock_error() in the kernel.
 int Socket::take_error() noexcept {
+    if (record_lost() && path() != Path::kConnection) return 0;  // the kernel's half goes on, and has its own
     if (record_lost()) return error_reported_.exchange(true, std::memory_order_relaxed) ? 0 : ECONNRESET;
     std::atomic<std::int32_t>& error = shared().daemon.error;
     if (error.load(std::memory_order_relaxed) == 0) return 0;

@@ -42,6 +42,48 @@ TEST_F(DatagramSocketTest, SendsAHeaderAndThePayload) {
     EXPECT_EQ(sent[0].substr(sizeof header), "query");
 }
 
+TEST_F(DatagramSocketTest, WithoutItsDaemonItIsTheKernels) {
+    Fd fd = bound(SOCK_NONBLOCK);
+    daemon.die();
+    while (!client->check_daemon()) std::this_thread::yield();
+    EXPECT_EQ(fd->poll_now(true), EPOLLOUT | EPOLLWRNORM) << "the kernel's half is not asked for room";
+    EXPECT_EQ(fd->poll_now(false), 0u);
+    char byte = 0;
+    iovec part{&byte, 1};
+    mmsghdr message{};
+    message.msg_hdr.msg_iov = &part;
+    message.msg_hdr.msg_iovlen = 1;
+    EXPECT_EQ(fd->receive_many(fd.number(), &message, 1, 0, nullptr), -1);
+    EXPECT_EQ(errno, EAGAIN) << "no reset: it is not a connection";
+    EXPECT_EQ(fd.get_int(SOL_SOCKET, SO_ERROR), 0);
+}
+
+TEST_F(DatagramSocketTest, TheNextDaemonTakesItOverWithPeerAndGroups) {
+    Fd fd = bound(SOCK_NONBLOCK);
+    const sockaddr_in peer = ipv4("10.77.0.9", 53);
+    ASSERT_EQ(fd->connect(fd.number(), as_sockaddr(peer), sizeof peer), 0);
+    ip_mreqn group{};
+    group.imr_multiaddr = ipv4("239.1.2.3", 0).sin_addr;
+    group.imr_ifindex = 1;
+    ip_mreqn left = group;
+    left.imr_multiaddr = ipv4("239.1.2.4", 0).sin_addr;
+    ASSERT_EQ(fd->set_option(fd.number(), IPPROTO_IP, IP_ADD_MEMBERSHIP, &group, sizeof group), 0) << std::strerror(errno);
+    ASSERT_EQ(fd->set_option(fd.number(), IPPROTO_IP, IP_ADD_MEMBERSHIP, &left, sizeof left), 0);
+    daemon.die();
+    while (!client->check_daemon()) std::this_thread::yield();
+    ASSERT_EQ(fd->set_option(fd.number(), IPPROTO_IP, IP_DROP_MEMBERSHIP, &left, sizeof left), 0);
+    FakeDaemon next;
+    ASSERT_NE(next.attach(), nullptr);
+    EXPECT_EQ(fd.send("again"), 5);
+    EXPECT_FALSE(fd->wants_daemon());
+    ASSERT_TRUE(next.wait_received(fd->record(), sizeof(shm::DatagramHeader) + 5)) << "through Culvert, to its peer";
+    const auto calls = next.group_calls();
+    ASSERT_EQ(calls.size(), 1u);
+    EXPECT_EQ(calls[0].operation, shm::Operation::kJoinGroup);
+    EXPECT_EQ(calls[0].group.address[15], 3);
+    fd.close();
+}
+
 TEST_F(DatagramSocketTest, WhatCanNeverBeSentIsTooLarge) {
     FakeDaemon::Options options;
     options.geometry.tx_blocks = 16;

@@ -492,6 +492,36 @@ TEST_F(EpollSetTest, TheDeathOfTheDaemonIsNews) {
     EXPECT_TRUE(daemon_.client().daemon_gone());
 }
 
+TEST_F(EpollSetTest, AnIdleSetFindsTheDaemonThatComesAfterwards) {
+    FakeSocket socket(daemon_, true, true);
+    ASSERT_EQ(set_.add(socket, EPOLLIN), 0);
+    auto waiter = std::async(std::launch::async, [&] { return set_.wait(30s); });
+    ASSERT_TRUE(daemon_.wait_until_asleep());
+    socket.become_orphan();
+    daemon_.die();
+    while (!daemon_.client().daemon_gone()) std::this_thread::yield();  // the sleeper has seen it
+    ReadinessDaemon next;
+    socket.revived_by(next);
+    while (socket.wants_daemon()) std::this_thread::yield();
+    ASSERT_TRUE(next.wait_until_asleep());
+    socket.set_and_post(EPOLLIN);
+    EXPECT_THAT(waiter.get(), ElementsAre(Pair(data(socket), EPOLLIN)));
+}
+
+TEST_F(EpollSetTest, ADeadConnectionIsNotWatchedInTheNextSegment) {
+    FakeSocket dead(daemon_, true);
+    daemon_.die();
+    while (!daemon_.client().check_daemon()) std::this_thread::yield();
+    ReadinessDaemon next;
+    FakeSocket socket(next, true);  // of the same number
+    ASSERT_EQ(socket.record(), dead.record());
+    ASSERT_EQ(set_.add(dead, EPOLLIN | EPOLLET), 0);
+    ASSERT_EQ(set_.add(socket, EPOLLIN), 0);
+    ASSERT_EQ(set_.remove(dead), 0);
+    socket.set_and_post(EPOLLIN);
+    EXPECT_THAT(set_.wait(5s), ElementsAre(Pair(data(socket), EPOLLIN)));
+}
+
 TEST_F(EpollSetTest, ManyThreadsOnOneSetLoseNothing) {
     constexpr int kSockets = 16, kRounds = 300;
     std::vector<std::unique_ptr<FakeSocket>> sockets;

@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include "shm/attach_protocol.h"
 #include "tests/preload/socket_fixture.h"
 
 namespace culvert::test {
@@ -183,6 +184,68 @@ TEST_F(ListenSocketTest, GoesOnInTheKernelWhenTheDaemonDies) {
     ASSERT_EQ(preload::libc::connect(client_socket.number(), as_sockaddr(to), static_cast<socklen_t>(sizeof to)), 0);
     Fd fd = accept(listener);
     EXPECT_GE(fd.number(), 0);
+}
+
+TEST_F(ListenSocketTest, TheNextDaemonTakesItOverWithItsOptions) {
+    Fd listener = listening(SOCK_NONBLOCK);
+    daemon.die();
+    while (!client->check_daemon()) std::this_thread::yield();
+    EXPECT_TRUE(listener->wants_daemon());
+    EXPECT_EQ(listener.set_int(IPPROTO_TCP, TCP_NODELAY, 1), 0) << "while nobody is there";
+    FakeDaemon next;
+    ASSERT_NE(next.attach(), nullptr);
+    EXPECT_EQ(listener->accept(listener.number(), nullptr, nullptr, 0), -1);
+    EXPECT_EQ(errno, EAGAIN);
+    ASSERT_FALSE(listener->wants_daemon());
+    EXPECT_EQ(listener->path(), Socket::Path::kListener);
+    EXPECT_NE(next.options(listener->record()).flags & shm::kOptionNoDelay, 0u);
+    ASSERT_TRUE(next.arrive(listener->record(), 4711));
+    EXPECT_GE(accept(listener).number(), 0);
+    listener.close();
+}
+
+TEST_F(ListenSocketTest, WhatTheNextDaemonRefusesIsTheKernels) {
+    Fd listener = listening();
+    daemon.die();
+    while (!client->check_daemon()) std::this_thread::yield();
+    FakeDaemon next;
+    next.refuse_operations(EADDRNOTAVAIL);
+    ASSERT_NE(next.attach(), nullptr);
+    listener->revive(listener.number());
+    EXPECT_EQ(listener->path(), Socket::Path::kKernel);
+    EXPECT_EQ(preload::libc::fcntl(listener.number(), F_GETFL) & O_NONBLOCK, 0) << "the kernel's own again";
+}
+
+TEST_F(ListenSocketTest, OneWithoutADaemonWaitsForTheFirst) {
+    preload::Client::install(nullptr);
+    Fd listener = open(SOCK_STREAM);
+    const sockaddr_in any = ipv4("0.0.0.0", 0);
+    ASSERT_EQ(listener->bind(listener.number(), as_sockaddr(any), sizeof any), 0);
+    ASSERT_EQ(listener->listen(listener.number(), 5), 0);
+    EXPECT_TRUE(listener->wants_daemon());
+    EXPECT_EQ(listener->poll_now(false), 0u);
+    EXPECT_EQ(listener->get_status_flags(listener.number()) & O_NONBLOCK, 0) << "to the program";
+    ASSERT_NE(daemon.attach(), nullptr);
+    listener->revive(listener.number());
+    EXPECT_FALSE(listener->wants_daemon());
+    ASSERT_TRUE(daemon.arrive(listener->record(), 4711));
+    EXPECT_GE(accept(listener).number(), 0);
+}
+
+TEST_F(ListenSocketTest, AStrictProgramGetsNoConnectionOfTheKernels) {
+    Fd listener = listening(SOCK_NONBLOCK);
+    daemon.die();
+    ::setenv(shm::kStrictVariable, "1", 1);
+    Fd stranger(preload::libc::socket(AF_INET, SOCK_STREAM, 0));
+    const sockaddr_in to = ipv4("127.0.0.1", port);
+    ASSERT_EQ(preload::libc::connect(stranger.number(), as_sockaddr(to), static_cast<socklen_t>(sizeof to)), 0);
+    while (!client->check_daemon()) std::this_thread::yield();
+    EXPECT_EQ(listener->accept(listener.number(), nullptr, nullptr, 0), -1);
+    EXPECT_EQ(errno, ENETDOWN);
+    char byte = 0;
+    EXPECT_EQ(preload::raw::read(stranger.number(), &byte, 1), -1);
+    EXPECT_EQ(errno, ECONNRESET);
+    ::unsetenv(shm::kStrictVariable);
 }
 
 TEST_F(ListenSocketTest, ClosingTheListenerTellsTheDaemon) {

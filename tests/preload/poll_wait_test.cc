@@ -134,6 +134,24 @@ TEST_F(PollWaitTest, TheDeathOfTheDaemonIsNews) {
     EXPECT_EQ(waiter.get().first, 1);
 }
 
+TEST_F(PollWaitTest, AnIdlePollFindsTheDaemonThatComesAfterwards) {
+    FakeSocket socket(daemon_, true, true);
+    auto waiter = std::async(std::launch::async, [&] {
+        std::vector<pollfd> fds{{socket.fd(), POLLIN, 0}};
+        return std::pair(poll(fds, 30s), fds[0].revents);
+    });
+    ASSERT_TRUE(daemon_.wait_until_asleep());
+    socket.become_orphan();
+    daemon_.die();
+    while (!daemon_.client().daemon_gone()) std::this_thread::yield();
+    ReadinessDaemon next;
+    socket.revived_by(next);
+    while (socket.wants_daemon()) std::this_thread::yield();
+    ASSERT_TRUE(next.wait_until_asleep());
+    socket.set_and_post(EPOLLIN);
+    EXPECT_EQ(waiter.get(), std::pair(1, short{POLLIN}));
+}
+
 void on_signal(int) {}
 
 TEST_F(PollWaitTest, TakesItsMaskAtomically) {

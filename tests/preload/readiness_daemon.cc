@@ -146,6 +146,15 @@ FakeSocket::FakeSocket(ReadinessDaemon& daemon, bool ours, bool kernel_too)
     FdTable::instance().insert(ends_[0], *this);
 }
 
+void FakeSocket::revive(int) noexcept {
+    ReadinessDaemon* const successor = successor_.load();
+    if (successor == nullptr || Client::current() != &successor->client()) return;
+    record_ = successor->take_record();
+    daemon_ = successor;
+    orphan_ = false;
+    notify_became_ours(*this);
+}
+
 void FakeSocket::close() {
     if (ends_[0] < 0) return;
     if (epoll_registrations != 0 && descriptors == 1) EpollSet::forget_everywhere(*this);

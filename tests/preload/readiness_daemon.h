@@ -61,7 +61,7 @@ public:
     void set(std::uint32_t mask) { mask_ = mask; }
     void set_and_post(std::uint32_t mask) {
         mask_ = mask;
-        daemon_->post(record_);
+        daemon_.load()->post(record_);
     }
     int looks() const { return looks_; }
     int write_looks() const { return write_looks_; }
@@ -78,12 +78,24 @@ public:
     }
     bool polls_kernel_too() const noexcept override { return kernel_too_; }
     std::uint32_t record() const noexcept override { return record_; }
+    Client* home() const noexcept override { return &daemon_.load()->client(); }
+    /// As a listener does when its daemon has gone.
+    void become_orphan() {
+        orphan_ = true;
+        Client::note_orphan();
+    }
+    bool wants_daemon() const noexcept override { return orphan_; }
+    /// Another daemon takes it over.
+    void revived_by(ReadinessDaemon& daemon) { successor_ = &daemon; }
+    void revive(int fd) noexcept override;
 
 private:
-    ReadinessDaemon* daemon_;
+    std::atomic<bool> orphan_{false};
+    std::atomic<ReadinessDaemon*> successor_{nullptr};
+    std::atomic<ReadinessDaemon*> daemon_;
     std::atomic<bool> ours_;
     bool kernel_too_;
-    std::uint32_t record_;
+    std::atomic<std::uint32_t> record_;
     int ends_[2] = {-1, -1};
     std::atomic<std::uint32_t> mask_{0};
     std::atomic<int> looks_{0}, write_looks_{0}, last_closes_{0};

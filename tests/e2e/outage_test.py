@@ -1,0 +1,377 @@
+"""The daemon goes away and comes back, and nobody starts an application anew: kill -9 under load, SIGTERM, restart.
+
+While it is away the kernel serves; connections that it had end with a reset at both ends. When it is back, listeners and UDP
+sockets are Culvert's again without anybody touching them, also those of idle programs that sleep in epoll_wait, and of
+programs that were started without a daemon. What the kernel has begun meanwhile it also ends.
+"""
+import os
+import signal
+import socket
+import statistics
+import time
+import unittest
+
+from story import ON_KERNEL, Story, run, until
+from netns import PYTHON, sha256
+from servers import SMALL_BYTES, Nginx, Redis, RedisClient
+
+ROUNDS = 10
+MOST_CPU = 0.05          # of a core, of a worker without a daemon
+SERVED_AGAIN = 1.0       # seconds until the kernel serves
+CARRIED_AGAIN = 2.0      # seconds until Culvert does
+
+ECHO = """
+import socket, sys
+s = socket.create_server(('', int(sys.argv[1])), backlog=100)
+print('listening', flush=True)
+while True:
+    c, a = s.accept()
+    try:
+        while d := c.recv(65536): c.sendall(d)
+        print('closed', flush=True)
+    except OSError as e:
+        print(type(e).__name__, flush=True)
+    c.close()
+"""
+UDP_BLOCKING = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', int(sys.argv[1])))
+while True:
+    d, a = s.recvfrom(2000); s.sendto(d, a)
+"""
+UDP_POLL = """
+import select, socket, sys
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s.bind(('::', int(sys.argv[1]))); s.setblocking(False)
+p = select.poll(); p.register(s, select.POLLIN)
+while True:
+    p.poll()
+    try: d, a = s.recvfrom(2000)
+    except BlockingIOError: continue
+    s.sendto(d, a)
+"""
+UDP_EPOLL = """
+import select, socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', int(sys.argv[1]))); s.setblocking(False)
+p = select.epoll(); p.register(s, select.EPOLLIN | select.EPOLLET)
+while True:
+    p.poll()
+    while True:
+        try: d, a = s.recvfrom(2000)
+        except BlockingIOError: break
+        s.sendto(d, a)
+"""
+ACCEPT_POLL = """
+import select, socket, sys
+s = socket.create_server(('', int(sys.argv[1])), backlog=100); s.setblocking(False)
+p = select.poll(); p.register(s, select.POLLIN)
+while True:
+    p.poll()
+    try: c, a = s.accept()
+    except BlockingIOError: continue
+    c.setblocking(True)
+    c.sendall(c.recv(1000)); c.close()
+"""
+CLIENT = """
+import socket, sys, time
+for n in range(1000000):
+    try:
+        with socket.create_connection((sys.argv[1], 7300), 5) as s:
+            s.sendall(b'hello'); assert s.recv(10) == b'hello'
+        print('ok', flush=True)
+    except ConnectionResetError: print('reset', flush=True)
+    except OSError as e: print('FAILED', type(e).__name__, e, flush=True)
+    time.sleep(0.02)
+"""
+
+
+def cpu_seconds(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def open_descriptors(pid):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def begin_request(address, path, port=80):
+    connection = socket.create_connection((address, port), 20)
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return connection
+
+
+def read_body(connection, data=b""):
+    """The body of the one answer that comes, of which `data` is there already; the connection stays open."""
+    while b"\r\n\r\n" not in data:
+        part = connection.recv(65536)
+        if not part:
+            raise AssertionError("the connection ended before the answer's head did")
+        data += part
+    head, body = data.split(b"\r\n\r\n", 1)
+    length = int([line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")][0].split(b":")[1])
+    while len(body) < length:
+        part = connection.recv(1 << 16)
+        if not part:
+            raise AssertionError(f"the connection ended after {len(body)} bytes of {length}")
+        body += part
+    return body
+
+
+@unittest.skipIf(ON_KERNEL, "these stories are about the daemon")
+class Outage(Story):
+    def listens(self, port, count=1):
+        lines = [line for line in self.culvert.sockets()
+                 if line["path"] == "culvert" and line["state"] == "LISTEN" and line["local"].endswith(f":{port}")]
+        return len(lines) >= count
+
+    def bound(self, port):
+        return any(line["path"] == "culvert" and line["proto"] == "udp" and line["local"].endswith(f":{port}")
+                   for line in self.culvert.sockets())
+
+    def assert_reset_at_once(self, connection):
+        """The peer says something and is told, not after a time-out of its own."""
+        connection.settimeout(20)
+        begin = time.monotonic()
+        try:
+            while True:
+                connection.sendall(b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n")
+                if not connection.recv(65536):
+                    self.fail("an end of stream where a reset should be")
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+        connection.close()
+        return time.monotonic() - begin
+
+    def idle_cpu(self, pids, loads):
+        """How much of a core the busiest of these programs takes without a daemon and without anything to do."""
+        for load in loads:
+            os.killpg(load.pid, signal.SIGSTOP)
+
+        def measure():
+            before = [cpu_seconds(pid) for pid in pids]
+            begin = time.monotonic()
+            time.sleep(1)  # what is measured
+            most = max(cpu_seconds(pid) - old for pid, old in zip(pids, before)) / (time.monotonic() - begin)
+            return (most,) if most < MOST_CPU else None
+        try:
+            return until(measure, "the programs to be idle: one of them spins", 8)[0]
+        finally:
+            for load in loads:
+                os.killpg(load.pid, signal.SIGCONT)
+
+    def served_by_kernel(self, port=80):
+        begin = time.monotonic()
+        until(lambda: self._small(port), "the kernel to serve", 30)
+        return time.monotonic() - begin
+
+    def _small(self, port):
+        try:
+            with socket.create_connection((self.lab.ip4(), port), 1) as connection:
+                connection.sendall(b"GET /small HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                return read_body(connection) == SMALL_BYTES
+        except OSError:
+            return False
+
+
+class KilledUnderLoad(Outage):
+    def test_ten_times_in_a_row(self):
+        """nginx and redis under load: resets, the kernel, Culvert again, and a download of the kernel's that goes on."""
+        nginx = Nginx(self.lab, under=self.culvert)
+        redis = Redis(self.lab, under=self.culvert)
+        echo = self.lab.start("echo", [PYTHON, "-c", ECHO, 7000], under=self.culvert)
+        self.culvert.wait_for_listener(7000)
+        workers = nginx.workers()
+        resets, served, carried, cpu = [], [], [], []
+        for turn in range(ROUNDS):
+            # Anew each time: what is connected while the daemon is away stays the kernel's.
+            loads = [self.lab.start("load", ["sh", "-c", f"while :; do {command}; done"], host="client") for command in
+                     (f"wrk -t1 -c16 -d1000s http://{self.lab.ip4()}/small",
+                      f"redis-benchmark -h {self.lab.ip4()} -t get -n 100000000 -c 8")]
+            keep = begin_request(self.lab.ip4(), "/small")
+            self.assertEqual(read_body(keep), SMALL_BYTES)
+            talker = socket.create_connection((self.lab.ip4(), 7000), 20)
+            talker.sendall(b"x")
+            self.assertEqual(talker.recv(10), b"x")
+            opened = self.culvert.counters()["tcp_segments_in"]
+            until(lambda: self.culvert.counters()["tcp_segments_in"] > opened + 500, "the load to arrive", 30)
+            self.culvert.program.kill()
+            served.append(self.served_by_kernel())
+            resets.append(self.assert_reset_at_once(keep))
+            until(lambda: echo.output().count("ConnectionResetError") == turn + 1, "the program's end to be reset", 30)
+            resets.append(self.assert_reset_at_once(talker))
+            with RedisClient(self.lab.ip4()) as client:
+                self.assertEqual(client.ask("SET", "turn", turn), "OK")
+            download = begin_request(self.lab.ip4(), "/big.bin")
+            first = download.recv(1000)
+            self.assertTrue(first)
+            cpu.append(self.idle_cpu([*workers, redis.program.pid, echo.pid], loads))
+            self.culvert.start()
+            begin = time.monotonic()
+            for port, count in ((80, 2 * len(workers)), (6379, 2), (7000, 1)):
+                until(lambda: self.listens(port, count), f"Culvert to listen on port {port} again", 30)
+            carried.append(time.monotonic() - begin)
+            with self.carried(3):
+                self.assertTrue(self._small(80))
+                with RedisClient(self.lab.ip4()) as client:
+                    self.assertEqual(client.ask("GET", "turn"), str(turn).encode())
+                with socket.create_connection((self.lab.ip4(), 7000), 20) as talker:
+                    talker.sendall(b"y")
+                    self.assertEqual(talker.recv(10), b"y")
+            download.settimeout(20)
+            self.assertEqual(sha256(read_body(download, first)), nginx.hashes["big.bin"])
+            download.close()
+            for load in loads:
+                load.kill()
+        print(f"reset after {max(resets):.3f} s, the kernel after {max(served):.3f} s, Culvert again after "
+              f"{statistics.median(carried):.2f} s ({max(carried):.2f} s at most), CPU {max(cpu):.3f}")
+        self.assertEqual(nginx.workers(), workers, "nobody was started anew")
+        self.assertTrue(redis.program.running() and echo.running())
+        self.assertLess(statistics.median(resets), SERVED_AGAIN)
+        self.assertLess(statistics.median(served), SERVED_AGAIN)
+        self.assertLess(statistics.median(carried), CARRIED_AGAIN)
+
+
+class NobodyTouchesIt(Outage):
+    """Programs that do nothing when it happens: each waits in another call."""
+
+    SERVERS = [("accept", ECHO, 7001), ("poll", ACCEPT_POLL, 7002)]
+    UDP = [("recvfrom", UDP_BLOCKING, 7011), ("udp poll", UDP_POLL, 7012), ("udp epoll", UDP_EPOLL, 7013)]
+
+    def start_all(self):
+        self.programs = [self.lab.start(name, [PYTHON, "-c", program, port], under=self.culvert)
+                         for name, program, port in self.SERVERS + self.UDP]
+
+    def kill_all(self):
+        for program in self.programs:
+            self.assertTrue(program.running(), f"{program.name} ended: {program.output()}")
+            program.kill()
+        self.wait_for_no_sockets()
+
+    def wait_until_carried(self):
+        for _, _, port in self.SERVERS:
+            until(lambda: self.listens(port), f"Culvert to listen on port {port}", 30)
+        for _, _, port in self.UDP:
+            until(lambda: self.bound(port), f"Culvert to have UDP port {port}", 30)
+
+    def try_all(self):
+        for address in (self.lab.ip4(), self.lab.ip6()):
+            for name, _, port in self.SERVERS + self.UDP:
+                if address == self.lab.ip6() and name != "udp poll":
+                    continue
+                kind = socket.SOCK_DGRAM if "udp" in name or name == "recvfrom" else socket.SOCK_STREAM
+                with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as client:
+                    client.settimeout(1)
+
+                    def answered():
+                        try:
+                            client.send(b"hello")
+                            return client.recv(100) == b"hello"
+                        except (TimeoutError, ConnectionRefusedError):  # a datagram in the moment of change
+                            return False
+                    client.connect((address, port))
+                    until(answered, f"{name} to answer on {address}", 20)
+
+    def test_daemon_killed(self):
+        self.start_all()
+        self.wait_until_carried()
+        for _ in range(3):
+            with self.carried(2), self.carried(4, "udp_in"):
+                self.try_all()
+            self.culvert.program.kill()
+            self.try_all()
+            self.culvert.start()
+            self.wait_until_carried()
+        with self.carried(2), self.carried(4, "udp_in"):
+            self.try_all()
+        self.kill_all()
+
+    def test_daemon_ended_and_started(self):
+        """systemctl restart."""
+        self.start_all()
+        self.wait_until_carried()
+        for _ in range(2):
+            self.assertEqual(self.culvert.stop(), 0)
+            self.culvert.start()
+            self.wait_until_carried()
+            with self.carried(2), self.carried(4, "udp_in"):
+                self.try_all()
+        self.kill_all()
+
+    def test_started_while_the_daemon_was_away(self):
+        self.assertEqual(self.culvert.stop(), 0)
+        self.start_all()
+        self.try_all_when_up()
+        nginx = Nginx(self.lab, under=self.culvert, port=7020, falls_back=True)
+        redis = Redis(self.lab, port=7021, under=None, prefix=self.culvert.run_words())
+        self.culvert.start()
+        self.wait_until_carried()
+        begin = time.monotonic()
+        until(lambda: self.listens(7020, 4) and self.listens(7021, 2), "Culvert to take over nginx and redis", 30)
+        self.assertLess(time.monotonic() - begin, 10)
+        with self.carried(4), self.carried(4, "udp_in"):
+            self.try_all()
+            self.assertTrue(self._small(7020))
+            with RedisClient(self.lab.ip4(), 7021) as client:
+                self.assertEqual(client.ask("PING"), "PONG")
+        nginx.program.kill()
+        redis.program.kill()
+        self.kill_all()
+
+    def try_all_when_up(self):
+        for _, _, port in self.SERVERS:
+            self.lab.wait_for_port(self.lab.ip4(), port)
+        self.try_all()
+
+
+class Clients(Outage):
+    def test_client_that_connects_again_and_again(self):
+        """No connect() fails: the daemon or the kernel makes it."""
+        server = self.lab.start("server", [PYTHON, "-c", ECHO, 7300], host="client")
+        until(lambda: "listening" in server.output(), "the server")
+        client = self.lab.start("client", [PYTHON, "-c", CLIENT, self.lab.ip4("client")], under=self.culvert)
+
+        def goes_on():
+            done = client.output().count("ok")
+            until(lambda: client.output().count("ok") >= done + 3, "the client to go on", 30)
+
+        def is_carried():
+            made = self.culvert.counters()["tcp_active_opens"]
+            until(lambda: self.culvert.counters()["tcp_active_opens"] > made + 3, "the client to go through Culvert", 30)
+        for turn in range(4):
+            goes_on()
+            is_carried()
+            if turn % 2 == 0:
+                self.culvert.program.kill()
+            else:
+                self.assertEqual(self.culvert.stop(), 0)
+            goes_on()
+            self.culvert.start()
+        is_carried()
+        self.assertNotIn("FAILED", client.output())
+        self.assertTrue(client.running())
+
+    def test_strict_programs_get_an_error(self):
+        """--strict: neither a connection of the kernel's, nor one that it makes."""
+        program = ("import socket, sys\ns = socket.create_server(('', 7400), backlog=10)\n"
+                   "while True:\n try: c, a = s.accept(); print('accepted', flush=True)\n except OSError as e: print(e.errno, flush=True)\n"
+                   " try: socket.socket()\n except OSError as e: print('socket', e.errno, flush=True)")
+        words = self.culvert.run_words("--strict")
+        server = self.lab.start("strict", [*words, PYTHON, "-c", program])
+        self.culvert.wait_for_listener(7400)
+        with socket.create_connection((self.lab.ip4(), 7400), 10):
+            until(lambda: "accepted" in server.output(), "the connection to be accepted", 30)
+            self.culvert.program.kill()
+            with socket.create_connection((self.lab.ip4(), 7400), 10) as refused:
+                refused.settimeout(20)
+                self.assertRaises(ConnectionResetError, refused.recv, 1)
+        until(lambda: "socket 100" in server.output(), "socket() to fail", 30)  # ENETDOWN
+        self.assertIn("\n100\n", server.output())
+        self.culvert.start()
+        until(lambda: self.listens(7400), "Culvert to listen again", 30)
+        with socket.create_connection((self.lab.ip4(), 7400), 10):
+            until(lambda: server.output().count("accepted") == 2, "the connection to be accepted", 30)
+        server.kill()
+
+
+if __name__ == "__main__":
+    run()
