@@ -283,7 +283,7 @@ Result<void> Raw::send(Socket& socket, const Address& remote, Payload payload, s
     std::size_t at = 0;
     for (const auto piece : payload) {
         const std::size_t here = std::min(piece.size(), message.size() - at);
-        std::memcpy(message.data() + at, piece.data(), here);
+        std::ranges::copy(piece.first(here), message.begin() + static_cast<std::ptrdiff_t>(at));
         at += here;
     }
     if (socket.kind_ == Kind::kPing) {

@@ -155,6 +155,8 @@ TEST_P(RawTest, SendsItsProtocolWholeOrInFragments) {
     ASSERT_EQ(frames.size(), 1u);
     EXPECT_EQ(frames[0].size(), 14 + ip_header() + 100);
     EXPECT_EQ(transport(frames[0]), pattern(100));
+    ASSERT_EQ(send(socket, {}), 0);
+    EXPECT_EQ(transport(take_frames(tx).at(0)), Bytes());
     ASSERT_EQ(send(socket, pattern(4000)), 0);
     frames = take_frames(tx);
     ASSERT_EQ(frames.size(), 3u);
@@ -166,7 +168,7 @@ TEST_P(RawTest, SendsItsProtocolWholeOrInFragments) {
     EXPECT_EQ(together, pattern(4000));
     EXPECT_EQ(send(socket, pattern(10), {.source = peer()}), EADDRNOTAVAIL);
     EXPECT_EQ(send(socket, Bytes(65536)), EMSGSIZE);
-    EXPECT_EQ(counters.raw_out, 2u);
+    EXPECT_EQ(counters.raw_out, 3u);
     EXPECT_EQ(pool.available(), pool.count());
 }
 
