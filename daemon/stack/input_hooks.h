@@ -22,6 +22,8 @@ public:
     /// True if a packet from `source` to the multicast `group` that came through `interface` is for one of our sockets (or
     /// for ourselves: all nodes, solicited-node groups of dedicated addresses).
     virtual bool accepts_group(const Interface& interface, const Address& group, const Address& source) const = 0;
+    /// Asked for what is not about groups itself: does anybody want that source? Queries come from routers that no filter names.
+    virtual bool accepts_source(const Interface& interface, const Address& group, const Address& source) const = 0;
     /// An ARP packet, at `offset` of packet.head; nothing of it has been looked at. Counts its own drops.
     virtual void arp(Interface& interface, const RxPacket& packet, std::uint32_t offset, Instant now) = 0;
     /// An IGMP message; its checksum has not been looked at.

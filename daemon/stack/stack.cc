@@ -148,6 +148,8 @@ public:
     }
     /// A whole packet for us, to whom its protocol says.
     void deliver(const IpPacket& ip, Instant now) {
+        if (ip.cast == Cast::kMulticast && !is_wanted(ip)) [[unlikely]]
+            return counters_.drop(Drop::kIpGroupNotJoined);
         if (raw_.wants(ip.protocol)) [[unlikely]]
             raw_.input(ip, now);
         switch (static_cast<wire::IpProtocol>(ip.protocol)) {
@@ -171,6 +173,12 @@ public:
                 icmp_output_.protocol_unreachable(ip, now);
                 return counters_.drop(Drop::kIpProtocolUnknown);
         }
+    }
+    /// [RFC3376 3.2] [RFC3810 4.2] a group that others have joined is heard from those sources alone that one of them wants
+    [[gnu::cold]] bool is_wanted(const IpPacket& ip) const {
+        const auto protocol = static_cast<wire::IpProtocol>(ip.protocol);
+        return protocol == wire::IpProtocol::kIgmp || protocol == wire::IpProtocol::kIcmpv6 || link_ == nullptr ||
+               link_->accepts_source(ip.interface, ip.destination, ip.source);
     }
     /// [RFC1122 3.1 log left out] a flood would fill the disk: drops are counted by name, and pcap shows the packets
     /// Frames that are no whole IP packet for us: some of them are somebody's all the same.

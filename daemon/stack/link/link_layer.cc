@@ -10,6 +10,9 @@ const Address kAllHosts = Address::v4(224, 0, 0, 1);
 const Address kAllNodes = Address::parse("ff02::1").value();
 const Address kAllNodesHere = Address::parse("ff01::1").value();
 
+/// [RFC1122 3.3.7 all-hosts] [RFC1112 4] [RFC4291 2.8] everybody is in these
+bool is_everybodys(const Address& group) { return group == kAllNodes || group == kAllHosts || group == kAllNodesHere; }
+
 }  // namespace
 
 LinkLayer::LinkLayer(NeighborTable& table, RouteTable& routes, Counters& counters, Rng& rng, AddressUser& user,
@@ -76,12 +79,14 @@ void LinkLayer::advance(Instant now) {
 }
 
 bool LinkLayer::accepts_group(const Interface& interface, const Address& group, const Address& source) const {
-    // [RFC1122 3.3.7 all-hosts] [RFC1112 4] [RFC4291 2.8] everybody is in these
-    if (interface.resolves_itself && (group == kAllNodes || group == kAllHosts || group == kAllNodesHere)) return true;
     // [RFC3376 4.1.12] A query about a group comes to the group, from a router that no filter names: where queries are ours to
-    // answer, whether the source is wanted is seen by the sockets alone.
-    if (interface.resolves_itself) return groups_.joined(interface.index, group);
+    // answer, the source counts only for what is no query (accepts_source).
+    if (interface.resolves_itself) return is_everybodys(group) || groups_.joined(interface.index, group);
     return groups_.accepts(interface.index, group, source);
+}
+
+bool LinkLayer::accepts_source(const Interface& interface, const Address& group, const Address& source) const {
+    return (interface.resolves_itself && is_everybodys(group)) || groups_.accepts(interface.index, group, source);
 }
 
 void LinkLayer::arp(Interface& interface, const RxPacket& packet, std::uint32_t offset, Instant now) {

@@ -60,6 +60,7 @@ public:
 
     // LinkProtocols
     bool accepts_group(const Interface& interface, const Address& group, const Address& source) const override;
+    bool accepts_source(const Interface& interface, const Address& group, const Address& source) const override;
     void arp(Interface& interface, const RxPacket& packet, std::uint32_t offset, Instant now) override;
     void igmp(const IpPacket& packet, Instant now) override;
     void icmpv6(const IpPacket& packet, std::uint8_t type, Instant now) override;

@@ -45,6 +45,7 @@ public:
 class EveryGroup final : public LinkProtocols {
 public:
     bool accepts_group(const Interface&, const Address&, const Address&) const override { return true; }
+    bool accepts_source(const Interface&, const Address&, const Address&) const override { return true; }
     void arp(Interface&, const RxPacket&, std::uint32_t, Instant) override {}
     void igmp(const IpPacket&, Instant) override {}
     void icmpv6(const IpPacket&, std::uint8_t, Instant) override {}

@@ -155,6 +155,7 @@ public:
     bool accepts_group(const Interface&, const Address& group, const Address&) const override {
         return group == ip("224.0.0.251") || group == ip("ff02::fb");
     }
+    bool accepts_source(const Interface&, const Address&, const Address&) const override { return true; }
     void arp(Interface&, const RxPacket&, std::uint32_t, Instant) override {}
     void igmp(const IpPacket&, Instant) override {}
     void icmpv6(const IpPacket&, std::uint8_t, Instant) override {}

@@ -74,6 +74,36 @@ TEST_F(TwoHostsTest, FindEachOtherByArpAndByNd) {
     EXPECT_TRUE(a.resolver.asked.empty() && b.resolver.asked.empty()) << "the kernel has no part in this";
 }
 
+/// [RFC3376 3.2] [RFC3810 4.2] as Linux: who hears groups that others have joined hears no source that all of them block.
+TEST_F(TwoHostsTest, AGroupIsHeardFromWhomItsMembersWant) {
+    a.with({{ip("10.0.0.1"), 24}, {ip("fd00::1"), 64}});
+    b.with({{ip("10.0.0.2"), 24}, {ip("fd00::2"), 64}});
+    run(10s);
+    for (const auto& [from, group] : {std::pair("10.0.0.1", "239.1.1.1"), std::pair("fd00::1", "ff05::101")}) {
+        DatagramLog at_member, at_listener, unused;
+        const Address any = Address::any(ip(group).family());
+        udp::Socket* const member = b.stack.bind_udp({any, 9}, false, at_member).value();
+        udp::Socket* const listener = b.stack.bind_udp({any, 9}, false, at_listener).value();
+        udp::Socket* const sender = a.stack.bind_udp({any, 4000}, false, unused).value();
+        const auto say = [&] {
+            const std::byte text[] = {std::byte{'!'}};
+            const std::span<const std::byte> one[] = {text};
+            EXPECT_TRUE(a.stack.send_datagram(*sender, {ip(group), 9}, one, 1, {.interface = 7}, a.now));
+            run(100ms);
+        };
+        ASSERT_TRUE(b.stack.change_group(*member, udp::GroupChange::kJoin, 7, ip(group), {}));
+        say();
+        EXPECT_EQ(at_member.received.size() + at_listener.received.size(), 2u) << group;
+        ASSERT_TRUE(b.stack.change_group(*member, udp::GroupChange::kBlockSource, 7, ip(group), ip(from)));
+        const std::uint64_t before = b.counters.dropped(Drop::kIpGroupNotJoined);
+        say();
+        EXPECT_EQ(at_member.received.size() + at_listener.received.size(), 2u) << group;
+        EXPECT_EQ(b.counters.dropped(Drop::kIpGroupNotJoined) - before, 1u);
+        for (udp::Socket* socket : {member, listener}) b.stack.close(*socket);
+        a.stack.close(*sender);
+    }
+}
+
 TEST_F(TwoHostsTest, TheLaterOneGetsNoAddressThatTheFirstHas) {
     a.with({{ip("10.0.0.1"), 24}, {ip("fd00::1"), 64}});
     run(10s);
