@@ -18,7 +18,7 @@ class Coexist(Story):
         load = self.lab.start("wrk", ["wrk", "-t1", "-c32", "-d100s", f"http://{self.lab.ip4()}/small"], host="client")
         before = None if ON_KERNEL else self.culvert.counters()["tcp_passive_opens"]
         for address, url in ((self.lab.ip4(), self.lab.ip4()), (self.lab.ip6(), f"[{self.lab.ip6()}]")):
-            ping = self.lab.call("ping", "-c", "100", "-i", "0.01", "-W", "5", address)
+            ping = self.lab.call("ping", "-c", "25", "-i", "0.2", address)
             self.assertIn(" 0% packet loss", ping)
             for _ in range(3):
                 target = self.lab.path("kernel.bin")
