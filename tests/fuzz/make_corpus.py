@@ -213,7 +213,47 @@ link_stories = {
     "down_and_up": change_group4(0, 1) + link_command(1) + link_send4(PEER4) + link_command(5) + link_wait_s(5) + link_command(6) + echo4(PEER4, 8) + echo6(PEER6, 8) + link_wait_s(10),
 }
 
-for folder, seeds in (("frames", frames), ("tcp_options", options), ("fragments", fragments), ("icmp", icmp_stories), ("link", link_stories)):
+# --- datagrams: `s` is one of four sockets, `on` the interface (1, or 2: the VLAN), `to` a destination of World::destination() ---
+ANY, OURS, OURS2, GROUP = 0, 1, 2, 3
+UNICAST, OTHER_OURS, DIRECTED, LIMITED, GROUP_A, GROUP_B, NOBODY = 0, 2, 3, 4, 5, 6, 7
+JOIN, LEAVE, JOIN_SOURCE, LEAVE_SOURCE, BLOCK, UNBLOCK = range(6)
+
+
+def udp_bind(s, where, v4=1, interface=0, port=0, dual=0): return bytes([s << 4, v4 | where << 1 | interface << 3 | port << 5 | dual << 7])
+def udp_connect(s, peer=0, on=1, port=0): return bytes([s << 4 | 1, peer | (on - 1) << 2 | port << 3])
+def udp_disconnect(s): return bytes([s << 4 | 1, 128])
+def udp_options(s, how): return bytes([s << 4 | 2, how])
+def udp_group(s, change, v4=1, on=1, group=0, source=0): return bytes([s << 4 | 3, change | v4 << 3 | (on - 1) << 4 | group << 5 | source << 6])
+def udp_close(s): return bytes([s << 4 | 4])
+def udp_send(s, to, v4=1, on=1, more=0, length=50): return bytes([s << 4 | 5, v4 | (on - 1) << 1 | (4 if to is None else to << 3), more]) + u16(length)
+def udp_in(to, v4=1, on=1, source=0, port=0, from_port=0): return bytes([6, v4 | (on - 1) << 1 | source << 2 | to << 3 | from_port << 7, port | 20])
+def udp_bent(to, bend, v4=1, on=1): return bytes([8, v4 | (on - 1) << 1 | to << 3, 20]) + bend
+def raw_open(s, which, v4=1, ping=0): return bytes([s << 4 | 9, v4 | ping << 1 | which << 2])
+def raw_tune(s, how): return bytes([s << 4 | 10, how])
+def raw_group(s, change, v4=1, on=1, group=0, source=0): return bytes([s << 4 | 11, change | v4 << 3 | (on - 1) << 4 | group << 5 | source << 6])
+def raw_close(s): return bytes([s << 4 | 12])
+def raw_send(s, how, data=b"", length=0): return bytes([s << 4 | 13, how]) + (u16(length) if how & 1 else bytes([length])) + data
+def message_in(to, v4=1, on=1, routing=0, reply=0, socket=0, bend=None): return bytes([14, v4 | (on - 1) << 1 | to << 3 | routing << 6 | (bend is not None) << 7, reply | 40 | socket << 6]) + (bend or b"")
+def datagram_wait_ms(n): return bytes([15]) + u16(n)
+
+
+everywhere = b"".join(udp_in(to, v4, on, source) for to in range(8) for v4 in (0, 1) for on in (1, 2) for source in (0, 1))
+datagram_stories = {
+    "nobody": everywhere + datagram_wait_ms(2000) + everywhere,
+    "best_fit": udp_bind(0, ANY) + udp_bind(1, OURS) + udp_bind(2, ANY, interface=2) + udp_bind(3, ANY, v4=0, dual=1) + everywhere,
+    "one_of_alike": b"".join(udp_bind(s, ANY) for s in range(4)) + everywhere + udp_close(2) + everywhere,
+    "connected": udp_bind(0, ANY) + udp_bind(1, ANY) + udp_connect(1) + udp_bind(2, OURS2) + udp_connect(2, on=2) + everywhere + udp_in(UNICAST, from_port=1) + udp_disconnect(1) + everywhere,
+    "groups": udp_bind(0, ANY) + udp_bind(1, GROUP) + udp_bind(2, ANY, v4=0, dual=1) + udp_options(2, 0) + udp_options(0, 4) + everywhere + udp_group(0, JOIN) + udp_group(2, JOIN, v4=0) + udp_group(2, JOIN, on=2) + everywhere + udp_group(0, BLOCK, source=0) + udp_group(1, JOIN_SOURCE, source=1) + everywhere + udp_group(0, UNBLOCK) + udp_group(0, LEAVE) + udp_group(1, LEAVE_SOURCE, source=1) + everywhere,
+    "sends": udp_bind(0, ANY) + udp_bind(1, ANY, v4=0, dual=1) + udp_group(0, JOIN) + b"".join(udp_send(s, to, v4, on, more, length) for s in (0, 1) for to in (None, *range(8)) for v4 in (0, 1) for on in (1, 2) for more, length in ((48, 60), (2, 900), (0, 8000), (13, 1600))),
+    "full": udp_bind(0, ANY) + udp_options(0, 12) + raw_open(0, 0) + raw_tune(0, 8) + everywhere,
+    "raw_copies": raw_open(0, 0) + raw_open(1, 0, v4=0) + raw_open(2, 1) + raw_open(3, 2) + everywhere + b"".join(message_in(to, v4, on, routing) for to in range(8) for v4 in (0, 1) for on in (1, 2) for routing in (0, 1)) + raw_tune(2, 32) + raw_tune(0, 3) + raw_tune(1, 2) + raw_group(3, JOIN) + raw_group(0, JOIN_SOURCE, source=1) + everywhere + message_in(GROUP_A, routing=1),
+    "raw_sends": b"".join(raw_open(s, s, v4) + b"".join(raw_send(s, how, b"", 60) + raw_send(s, how | 1, b"", 3000) for how in (0, 2, 4, 10, 0x4a, 0x80, 0x88)) for v4 in (0, 1) for s in range(4)) + raw_tune(3, 16) + raw_send(3, 2, b"", 60) + raw_send(3, 2, b"", 0),
+    "pings": b"".join(raw_open(s, 1, v4, ping=1) for s, v4 in enumerate((1, 0, 1, 0))) + b"".join(raw_send(s, how, b"", 40) for s in range(4) for how in (2, 6, 10)) + b"".join(message_in(to, v4, on, 0, 1, s) for to in range(8) for v4 in (0, 1) for on in (1, 2) for s in range(4)),
+    "bent": udp_bind(0, ANY) + udp_bind(1, ANY, v4=0) + raw_open(0, 0) + b"".join(udp_bent(UNICAST, bytes([1, at, 1]), v4, on) for at in range(0, 48, 3) for v4 in (0, 1) for on in (1, 2)) + message_in(UNICAST, bend=bytes([4, 9])) + message_in(UNICAST, routing=1, bend=bytes([8, 9])),
+}
+
+for folder, seeds in (("frames", frames), ("tcp_options", options), ("fragments", fragments), ("icmp", icmp_stories), ("link", link_stories),
+                      ("datagrams", datagram_stories)):
     (HERE / folder).mkdir(parents=True, exist_ok=True)
     for name, data in seeds.items():
         (HERE / folder / name).write_bytes(data)
