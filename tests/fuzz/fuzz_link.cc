@@ -425,13 +425,14 @@ private:
         const auto v6 = wire::Ipv6View::parse(packet);
         CHECK(v6.has_value());
         if (v6->protocol() != wire::IpProtocol::kIcmpv6) return check_sent(v6->destination());
-        const RxPacket sent{.head = frame, .rest = {}, .length = static_cast<std::uint32_t>(frame.size())};
-        CHECK(v6->is_fragment() || wire::verify_transport_checksum(sent, network(frame) + v6->header_length(), v6->payload_length(),
-                                                                   v6->source(), v6->destination(), v6->protocol()));
-        const auto message = wire::NdpView::parse(v6->payload_in_head());
-        if (!message) return;
         const bool own = v6->source().is_unspecified() || stack_.is_local(v6->source());
-        if (forwarding_ && !own && v6->hop_limit() < 255) return;  // a stranger's to a stranger, for whom it is worth nothing now
+        const bool forwarded = forwarding_ && !own;  // a stranger's to a stranger: its checksum is the two's business
+        const RxPacket sent{.head = frame, .rest = {}, .length = static_cast<std::uint32_t>(frame.size())};
+        CHECK(v6->is_fragment() || forwarded ||
+              wire::verify_transport_checksum(sent, network(frame) + v6->header_length(), v6->payload_length(), v6->source(),
+                                              v6->destination(), v6->protocol()));
+        const auto message = wire::NdpView::parse(v6->payload_in_head());
+        if (!message || (forwarded && v6->hop_limit() < 255)) return;  // nobody believes it now
         CHECK(v6->hop_limit() == 255);
         CHECK(own);
         if (message->type() == wire::NdpType::kNeighborAdvertisement) CHECK(stack_.is_local(message->target()));
