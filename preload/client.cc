@@ -18,6 +18,7 @@
 #include "preload/fd_table.h"
 #include "preload/libc.h"
 #include "preload/own_fd.h"
+#include "preload/signals_off.h"
 #include "preload/socket_lock.h"
 #include "shm/attach_protocol.h"
 #include "shm/base/unique_fd.h"
@@ -42,6 +43,7 @@ constinit pthread_mutex_t attach_mutex = PTHREAD_MUTEX_INITIALIZER;
 /// one revives the socket may see the client of before and the record of now. Address space, nothing of it in memory.
 constexpr shm::Geometry kNobodysGeometry{16384, 64, 1, 1, 1, 1, 1};
 
+/// Held during conversations with the daemon; a handler that forked in between would wait for itself.
 class MutexGuard {
 public:
     explicit MutexGuard(pthread_mutex_t& mutex) noexcept : mutex_(mutex) { ::pthread_mutex_lock(&mutex_); }
@@ -50,6 +52,7 @@ public:
     MutexGuard& operator=(const MutexGuard&) = delete;
 
 private:
+    const SignalsOff signals_off_;
     pthread_mutex_t& mutex_;
 };
 
@@ -205,10 +208,16 @@ void Client::mark_gone() noexcept {
 void Client::retire() noexcept {
     close_own(control_.exchange(-1, std::memory_order_relaxed));
     close_own(std::exchange(doorbell_, -1));
-    for (; pooled_count_ != 0; --pooled_count_) close_own(pooled_[pooled_count_ - 1].eventfd);
+    close_pooled_queues();
     const std::size_t bytes = segment_.layout().size_bytes;
     // In one step: there is no moment without memory.
     ::mmap(&segment_.header(), bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+}
+
+void Client::close_pooled_queues() noexcept {
+    for (std::atomic<std::uint64_t>& place : pooled_)
+        if (const std::uint64_t queue = place.exchange(0, std::memory_order_relaxed))
+            close_own(static_cast<int>(queue & UINT32_MAX) - 1);
 }
 
 void Client::remember_name() noexcept {
@@ -468,9 +477,10 @@ void Client::remove_queue(EventQueue queue) noexcept {
 }
 
 std::optional<EventQueue> Client::borrow_poll_queue() noexcept {
-    {
-        const SpinGuard guard(queues_lock_);
-        if (pooled_count_ != 0) return pooled_[--pooled_count_];
+    for (std::atomic<std::uint64_t>& place : pooled_) {
+        if (place.load(std::memory_order_relaxed) == 0) continue;
+        const std::uint64_t found = place.exchange(0, std::memory_order_acquire);
+        if (found != 0) return EventQueue{static_cast<std::uint32_t>(found >> 32), static_cast<int>(found & UINT32_MAX) - 1};
     }
     return add_queue();
 }
@@ -481,12 +491,10 @@ void Client::give_back_poll_queue(EventQueue queue) noexcept {
     std::uint64_t count = 0;
     (void)raw::read(queue.eventfd, &count, sizeof count);
     segment_.ready(queue.index).collect([](std::uint32_t) {});
-    {
-        const SpinGuard guard(queues_lock_);
-        if (pooled_count_ < kPooledQueues) {
-            pooled_[pooled_count_++] = queue;
-            return;
-        }
+    const std::uint64_t packed = std::uint64_t{queue.index} << 32 | (static_cast<std::uint32_t>(queue.eventfd) + 1);
+    for (std::atomic<std::uint64_t>& place : pooled_) {
+        std::uint64_t empty = 0;
+        if (place.compare_exchange_strong(empty, packed, std::memory_order_release, std::memory_order_relaxed)) return;
     }
     remove_queue(queue);
 }

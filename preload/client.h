@@ -127,6 +127,7 @@ private:
     void mark_gone() noexcept;
     void retire() noexcept;
     void prepare_child() noexcept;
+    void close_pooled_queues() noexcept;
     void become_child() noexcept;
     bool held_by_others(std::uint32_t record) noexcept;
 
@@ -139,9 +140,7 @@ private:
     Client* predecessor_ = nullptr;  // until it is retired
     pthread_mutex_t control_mutex_ = PTHREAD_MUTEX_INITIALIZER;  // one request at a time
     SpinLock holds_lock_;   // this process's holder bitmap against fork and against itself
-    SpinLock queues_lock_;
-    EventQueue pooled_[kPooledQueues];
-    std::uint32_t pooled_count_ = 0;
+    std::atomic<std::uint64_t> pooled_[kPooledQueues] = {};  // index << 32 | eventfd + 1; 0: free. No lock: a handler may poll
     std::atomic<std::uint32_t> next_record_word_{0};  // where the last free record was found
     // Between before_fork and after_fork:
     int child_control_ = -1;

@@ -85,15 +85,36 @@ std::uint32_t kernel_half(std::uint32_t events) { return events & ~std::uint32_t
 
 }  // namespace
 
+/// Knows who holds it: a signal handler that interrupts the holder must not wait for it (is_mine(): it leaves word instead,
+/// defer()). Told by a list of the thread's own, written before the mutex is asked for, so there is no moment in between.
 class EpollSet::Lock {
 public:
-    explicit Lock(EpollSet& set) : mutex_(&set.mutex_) { ::pthread_mutex_lock(mutex_); }
-    ~Lock() { ::pthread_mutex_unlock(mutex_); }
+    explicit Lock(EpollSet& set) : set_(set), outer_(innermost) {
+        innermost = this;
+        ::pthread_mutex_lock(&set_.mutex_);
+    }
+    ~Lock() {
+        if (set_.deferred_.load(std::memory_order_relaxed)) [[unlikely]]
+            set_.do_deferred();
+        ::pthread_mutex_unlock(&set_.mutex_);
+        innermost = outer_;
+    }
     Lock(const Lock&) = delete;
     Lock& operator=(const Lock&) = delete;
 
+    static bool is_mine(const EpollSet& set) noexcept {
+        for (const Lock* lock = innermost; lock != nullptr; lock = lock->outer_)
+            if (&lock->set_ == &set) return true;
+        return false;
+    }
+    /// In the child of a fork, where the calls that a handler has interrupted are never gone on with.
+    static void forget_all() noexcept { innermost = nullptr; }
+
 private:
-    pthread_mutex_t* mutex_;
+    [[gnu::tls_model("initial-exec")]] static inline thread_local constinit Lock* innermost = nullptr;
+
+    EpollSet& set_;
+    Lock* const outer_;
 };
 
 /// One thread in the kernel's wait. A destructor, because the wait is a cancellation point.
@@ -138,29 +159,32 @@ struct EpollSets {
     static void for_each(Visit&& visit) {
         for (EpollSet* set = first().load(std::memory_order_acquire); set != nullptr; set = set->next_set_) visit(*set);
     }
-    // No set is half-way through a change when the process is copied.
-    static void before_fork() {
-        for_each([](EpollSet& set) { ::pthread_mutex_lock(&set.mutex_); });
-    }
-    static void after_fork_in_parent() {
-        for_each([](EpollSet& set) { ::pthread_mutex_unlock(&set.mutex_); });
-    }
-    static void after_fork_in_child() {
-        for_each([](EpollSet& set) {
-            set.sleepers_ = 0;  // the other threads stayed behind
-            ::pthread_mutex_unlock(&set.mutex_);
-        });
-    }
-    static void install_fork_handlers() {
-        static pthread_once_t once = PTHREAD_ONCE_INIT;
-        ::pthread_once(&once, [] { ::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child); });
-    }
 };
+
+// No set is half-way through a change when the process is copied, unless the fork is a handler's that has interrupted the change.
+void EpollSet::before_fork() noexcept {
+    EpollSets::for_each([](EpollSet& set) {
+        if (!Lock::is_mine(set)) ::pthread_mutex_lock(&set.mutex_);
+    });
+}
+
+void EpollSet::after_fork_in_parent() noexcept {
+    EpollSets::for_each([](EpollSet& set) {
+        if (!Lock::is_mine(set)) ::pthread_mutex_unlock(&set.mutex_);
+    });
+}
+
+void EpollSet::after_fork_in_child() noexcept {
+    EpollSets::for_each([](EpollSet& set) {
+        set.sleepers_ = 0;  // the other threads stayed behind
+        ::pthread_mutex_unlock(&set.mutex_);
+    });
+    Lock::forget_all();
+}
 
 EpollSet* EpollSet::create() noexcept {
     if (private_base() == 0) return nullptr;
     start_once();
-    EpollSets::install_fork_handlers();
     EpollSet* found = nullptr;
     EpollSets::for_each([&found](EpollSet& set) {
         bool expected = false;
@@ -203,6 +227,7 @@ int EpollSet::control(int epoll_fd, int operation, int fd, Description& target, 
     last_fd_.store(epoll_fd, std::memory_order_relaxed);
     if (operation != EPOLL_CTL_ADD && operation != EPOLL_CTL_MOD && operation != EPOLL_CTL_DEL) return fail_with(EINVAL);
     if (operation != EPOLL_CTL_DEL && event == nullptr) return fail_with(EFAULT);
+    if (Lock::is_mine(*this)) return fail_with(ENOMEM);  // in a handler, amid a call on this very set
     own_after_fork(epoll_fd);
     Lock lock(*this);
     EpollEntry* entry = entries_.find(fd, target);
@@ -316,20 +341,53 @@ void EpollSet::forget_everywhere(Description& target) noexcept {
     const KeepErrno keep;
     EpollSets::for_each([&target](EpollSet& set) {
         if (!set.in_use_.load(std::memory_order_acquire)) return;
+        if (Lock::is_mine(set)) return set.defer_forgetting(target);
         Lock lock(set);
-        const bool own = set.generation_ == Client::fork_generation();
-        set.entries_.for_each_of(target, [&](EpollEntry& entry) {
-            // The kernel's file may live on under a placeholder, so that closing the descriptor does not unregister it.
-            // A number that means something else by now is left alone; so is the parent's registration after a fork.
-            if (entry.in_kernel && entry.ours && own) {
-                const DescriptionRef now = FdTable::instance().find(entry.fd);
-                epoll_event unused{};
-                if (now.get() == &target)
-                    libc::epoll_ctl(set.any_descriptor(), EPOLL_CTL_DEL, entry.fd, &unused);
-            }
-            set.drop(entry);
-        });
+        set.forget(target);
     });
+}
+
+void EpollSet::forget(Description& target) noexcept {
+    const bool own = generation_ == Client::fork_generation();
+    entries_.for_each_of(target, [&](EpollEntry& entry) {
+        // The kernel's file may live on under a placeholder, so that closing the descriptor does not unregister it.
+        // A number that means something else by now is left alone; so is the parent's registration after a fork.
+        if (entry.in_kernel && entry.ours && own) {
+            const DescriptionRef now = FdTable::instance().find(entry.fd);
+            epoll_event unused{};
+            if (now.get() == &target) libc::epoll_ctl(any_descriptor(), EPOLL_CTL_DEL, entry.fd, &unused);
+        }
+        drop(entry);
+    });
+}
+
+// In a signal handler that has interrupted the holder of our lock. The description stays until the holder has let go of it; one
+// that finds no place stays for ever, which only costs its memory.
+void EpollSet::defer_forgetting(Description& target) noexcept {
+    target.references.fetch_add(1, std::memory_order_relaxed);
+    for (std::atomic<Description*>& place : to_forget_) {
+        Description* none = nullptr;
+        if (!place.compare_exchange_strong(none, &target, std::memory_order_relaxed)) continue;
+        deferred_.store(true, std::memory_order_relaxed);
+        return;
+    }
+}
+
+// What handlers have left to do while this thread held the lock.
+void EpollSet::do_deferred() noexcept {
+    deferred_.store(false, std::memory_order_relaxed);
+    for (std::atomic<Description*>& place : to_forget_) {
+        Description* const target = place.exchange(nullptr, std::memory_order_relaxed);
+        if (target == nullptr) continue;
+        const DescriptionRef ref(target);  // the reference that defer_forgetting took
+        forget(*target);
+    }
+    const KeepErrno keep;
+    if (!reconsider_all_.exchange(false, std::memory_order_relaxed)) return;
+    const int epoll_fd = any_descriptor();
+    if (epoll_fd < 0) return;
+    entries_.for_each([&](EpollEntry& entry) { reconsider(epoll_fd, entry); });
+    wake_others();
 }
 
 void EpollSet::ownership_changed_everywhere(Description& target) noexcept {
@@ -338,6 +396,11 @@ void EpollSet::ownership_changed_everywhere(Description& target) noexcept {
         if (!set.in_use_.load(std::memory_order_acquire)) return;
         const int epoll_fd = set.any_descriptor();
         if (epoll_fd < 0) return;
+        if (Lock::is_mine(set)) {
+            set.reconsider_all_.store(true, std::memory_order_relaxed);
+            set.deferred_.store(true, std::memory_order_relaxed);
+            return;
+        }
         set.own_after_fork(epoll_fd);
         Lock lock(set);
         set.entries_.for_each_of(target, [&](EpollEntry& entry) { set.reconsider(epoll_fd, entry); });
@@ -369,6 +432,10 @@ void EpollSet::reconsider(int epoll_fd, EpollEntry& entry) noexcept {
 
 void EpollSet::on_last_close() noexcept {
     const KeepErrno keep;
+    if (Lock::is_mine(*this)) {  // in a handler, amid a call on this very set: it stays, unused, as the caller goes on with it
+        references.fetch_add(1, std::memory_order_relaxed);
+        return;
+    }
     Lock lock(*this);
     entries_.for_each([this](EpollEntry& entry) { drop(entry); });
     entries_.clear();
@@ -668,6 +735,7 @@ int EpollSet::wait(int epoll_fd, epoll_event* events, int max_events, const time
     if (max_events <= 0) return fail_with(EINVAL);
     if (timeout != nullptr && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1'000'000'000))
         return fail_with(EINVAL);
+    if (Lock::is_mine(*this)) return fail_with(EINTR);  // in a handler, amid a call on this very set
     own_after_fork(epoll_fd);
     const std::int64_t timeout_ns = timeout != nullptr ? to_ns(*timeout) : -1;
     const std::int64_t deadline = timeout_ns > 0 ? monotonic_ns() + timeout_ns : 0;

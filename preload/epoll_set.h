@@ -80,6 +80,11 @@ public:
     /// is_ours() or record() of `target` has changed (see notify_became_ours): moves its entries in all sets.
     static void ownership_changed_everywhere(Description& target) noexcept;
 
+    /// Around a fork, with no signal handler in between (fork.cc).
+    static void before_fork() noexcept;
+    static void after_fork_in_parent() noexcept;
+    static void after_fork_in_child() noexcept;
+
     void on_last_close() noexcept override;
     void dispose() noexcept override;
     // As a target, a set is the kernel's: make_pollable keeps the kernel's instance truthful.
@@ -107,6 +112,9 @@ private:
     int remove(int epoll_fd, EpollEntry& entry) noexcept;
     int kernel_add(int epoll_fd, EpollEntry& entry, bool half) noexcept;
     void drop(EpollEntry& entry) noexcept;
+    void forget(Description& target) noexcept;
+    void defer_forgetting(Description& target) noexcept;
+    void do_deferred() noexcept;
     void watch(EpollEntry& entry) noexcept;
     void unwatch(EpollEntry& entry) noexcept;
     void reconsider(int epoll_fd, EpollEntry& entry) noexcept;
@@ -152,6 +160,11 @@ private:
     std::atomic<std::uint32_t> orphans_{0};       // of them, those that wait for a daemon; as counted at
     std::atomic<std::uint32_t> orphan_epoch_{0};  // this time (Client::orphan_epoch)
     SpinHistory spin_history_;
+    // Left by signal handlers for the holder of the lock that they have interrupted.
+    static constexpr int kMostDeferred = 16;
+    std::atomic<bool> deferred_{false};
+    std::atomic<bool> reconsider_all_{false};
+    std::atomic<Description*> to_forget_[kMostDeferred] = {};
     EpollEntries entries_;
 
     friend struct EpollSets;

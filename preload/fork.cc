@@ -13,9 +13,11 @@
 #include <cerrno>
 
 #include "preload/client.h"
+#include "preload/epoll_set.h"
 #include "preload/fd_table.h"
 #include "preload/libc.h"
 #include "preload/own_fd.h"
+#include "preload/signals_off.h"
 #include "preload/socket.h"
 #include "shm/attach_protocol.h"
 
@@ -25,22 +27,25 @@ namespace {
 constinit std::atomic<std::uint32_t> generation{0};
 constinit Client* forking = nullptr;  // between before_fork and after_fork; fork handlers run one at a time
 constinit pthread_mutex_t fork_mutex = PTHREAD_MUTEX_INITIALIZER;
+constinit std::uint64_t signals_before = 0;  // the forking thread's mask
+constinit bool holds_taken = false;          // by before_fork itself
 }  // namespace
 
 std::uint32_t Client::fork_generation() noexcept { return generation.load(std::memory_order_relaxed); }
 
 void Client::before_fork() noexcept {
     const KeepErrno keep;
+    // A handler that forked between here and the end would wait for us.
+    const std::uint64_t mask = SignalsOff::change(~std::uint64_t{0});
+    EpollSet::before_fork();  // first: a set's lock is held while the daemon is asked for a queue
     ::pthread_mutex_lock(&fork_mutex);
+    signals_before = mask;
     lock_attaching();
     forking = current();
     if (forking != nullptr) {
         forking->prepare_child();
         ::pthread_mutex_lock(&forking->control_mutex_);
-        forking->queues_lock_.lock();
     }
-    Socket::pool_lock().lock();
-    Socket::datagram_pool_lock().lock();
 }
 
 void Client::prepare_child() noexcept {
@@ -60,7 +65,7 @@ void Client::prepare_child() noexcept {
         }
     }
     // Held until the fork is done: what another thread accepts or closes meanwhile comes before or after.
-    holds_lock_.lock();
+    holds_taken = holds_lock_.lock();
     if (child_slot_ == shm::kNoIndex) return;
     shm::SocketBitmap held = segment_.holders(child_slot_);
     FdTable::instance().for_each([&](int, Description& description) {
@@ -73,40 +78,38 @@ void Client::prepare_child() noexcept {
 }
 
 void Client::after_fork_in_parent() noexcept {
-    Socket::datagram_pool_lock().unlock();
-    Socket::pool_lock().unlock();
     if (forking != nullptr) {
-        forking->queues_lock_.unlock();
         ::pthread_mutex_unlock(&forking->control_mutex_);
-        forking->holds_lock_.unlock();
+        if (holds_taken) forking->holds_lock_.unlock();
         close_own(forking->child_control_);
         forking->child_control_ = -1;
     }
     unlock_attaching();
+    const std::uint64_t mask = signals_before;
     ::pthread_mutex_unlock(&fork_mutex);
+    EpollSet::after_fork_in_parent();
+    SignalsOff::change(mask);
 }
 
 void Client::after_fork_in_child() noexcept {
     const KeepErrno keep;
     claim_memory();
     generation.fetch_add(1, std::memory_order_relaxed);
-    Socket::datagram_pool_lock().unlock();
-    Socket::pool_lock().unlock();
     if (forking != nullptr) {
-        forking->queues_lock_.unlock();
         ::pthread_mutex_unlock(&forking->control_mutex_);
         forking->become_child();
-        forking->holds_lock_.unlock();
+        forking->holds_lock_.unlock();  // also where a call has it that the handler we are in has interrupted: nobody else lives here
     }
     unlock_attaching();
     ::pthread_mutex_unlock(&fork_mutex);
+    EpollSet::after_fork_in_child();
+    SignalsOff::change(signals_before);
 }
 
 void Client::become_child() noexcept {
     // The parent's end of file must be the parent's: its copy here goes.
     close_own(control_.load(std::memory_order_relaxed));
-    for (std::uint32_t i = 0; i < pooled_count_; ++i) close_own(pooled_[i].eventfd);
-    pooled_count_ = 0;
+    close_pooled_queues();
     control_.store(child_control_, std::memory_order_relaxed);
     child_control_ = -1;
     if (child_slot_ == shm::kNoIndex) {

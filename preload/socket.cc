@@ -60,10 +60,6 @@ bool refuses_control(const msghdr& message) noexcept {
 }
 }  // namespace
 
-SpinLock& Socket::pool_lock() noexcept { return pool.lock(); }
-
-SpinLock& Socket::datagram_pool_lock() noexcept { return datagram_pool.lock(); }
-
 Socket* Socket::make(int family, int type, bool nonblocking) noexcept {
     DatagramState* state = nullptr;
     if (type != SOCK_STREAM && (state = datagram_pool.make()) == nullptr) return nullptr;

@@ -103,9 +103,6 @@ public:
     void dispose() noexcept override;
     /// Other processes may hold our record too, from now on (fork).
     void note_shared() noexcept { shared_.store(true, std::memory_order_relaxed); }
-    /// Taken around a fork, so that the child finds the pool unlocked.
-    static SpinLock& pool_lock() noexcept;
-    static SpinLock& datagram_pool_lock() noexcept;
     bool is_ours() const noexcept override { return path() != Path::kKernel; }
     std::uint32_t poll_now(bool wants_write) noexcept override;
     bool polls_kernel_too() const noexcept override {

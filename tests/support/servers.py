@@ -7,7 +7,7 @@ import shutil
 import socket
 import threading
 
-from netns import Failure, sha256, until
+from netns import Failure, command, sha256, until
 
 NGINX_CONFIG = """
 user www-data;
@@ -33,6 +33,7 @@ http {{
         root {directory}/www;
         location = /small {{ return 200 "{small}"; }}
     }}
+    {more}
 }}
 """
 SMALL = "culvert carries the stream under the road\\n"
@@ -44,11 +45,11 @@ def pseudo_random(size, seed):
     return random.Random(seed).randbytes(size)
 
 
-def fetch(address, path="/small", port=80, headers=None):
-    """(status, body) of one GET over a connection of its own."""
+def fetch(address, path="/small", port=80, headers=None, method="GET", body=None):
+    """(status, body) of one request over a connection of its own."""
     connection = http.client.HTTPConnection(address, port, timeout=30)
     try:
-        connection.request("GET", path, headers=headers or {})
+        connection.request(method, path, body=body, headers=headers or {})
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
@@ -56,19 +57,19 @@ def fetch(address, path="/small", port=80, headers=None):
 
 
 class Clients:
-    """`with Clients(4, address) as clients:` - threads that fetch /small until the block ends; a wrong or failed reply fails it.
+    """`with Clients(4, address) as clients:` - threads that fetch /small (or `path`) until the block ends; a wrong or failed reply fails it.
 
     `clients.served` is then how many replies were right.
     """
 
-    def __init__(self, count, address, port=80):
-        self.count, self.address, self.port = count, address, port
+    def __init__(self, count, address, port=80, path="/small"):
+        self.count, self.address, self.port, self.path = count, address, port, path
         self.stop = threading.Event()
 
     def one(self):
         served = 0
         while not self.stop.is_set():
-            if fetch(self.address, port=self.port, headers={"Connection": "close"}) != (200, SMALL_BYTES):
+            if fetch(self.address, self.path, self.port, headers={"Connection": "close"}) != (200, SMALL_BYTES):
                 raise Failure("wrong reply under load")
             served += 1
         return served
@@ -85,14 +86,29 @@ class Clients:
             self.served = sum(future.result() for future in self.futures)
 
 
+class Certificate:
+    """A key and a certificate that signs itself, for the hosts' addresses."""
+
+    def __init__(self, lab):
+        self.key, self.file, self.both = lab.path("key.pem"), lab.path("certificate.pem"), lab.path("both.pem")
+        names = ",".join(f"IP:{address}" for address in (lab.ip4(), lab.ip6(), lab.ip4("client"), lab.ip6("client")))
+        command("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=culvert",
+                "-addext", f"subjectAltName={names}", "-keyout", self.key, "-out", self.file)
+        with open(self.both, "w") as both:  # as haproxy wants it
+            for part in (self.file, self.key):
+                with open(part) as file:
+                    both.write(file.read())
+
+
 class Nginx:
     """A stock nginx: master and workers, files small.bin (1 kB) and big.bin (10 MB) below its root.
 
     Returns when it serves: through Culvert, if it is started `under` a daemon and does not fall back to the kernel as it should.
+    `more` is put into the http block of its configuration.
     """
 
     def __init__(self, lab, under=None, port=80, workers=2, connections=8192, address=None, daemonize=False, prefix=(),
-                 falls_back=False):
+                 falls_back=False, host="server", more=""):
         self.lab = lab
         self.port = port
         self.directory = lab.path(f"nginx-{len(lab.programs)}")
@@ -106,14 +122,14 @@ class Nginx:
         self.config = os.path.join(self.directory, "nginx.conf")
         with open(self.config, "w") as file:
             file.write(NGINX_CONFIG.format(directory=self.directory, workers=workers, connections=connections, port=port,
-                                           small=SMALL, daemon="on" if daemonize else "off"))
+                                           small=SMALL, daemon="on" if daemonize else "off", more=more))
         self.words = [shutil.which("nginx") or "/usr/sbin/nginx", "-e", f"{self.directory}/error.log", "-c", self.config]
-        self.program = lab.start("nginx", self.words, under=under, prefix=prefix)
+        self.program = lab.start("nginx", self.words, under=under, prefix=prefix, host=host)
         if daemonize:
             code = self.program.wait(20)
             if code != 0:
                 raise Failure(f"nginx: exit code {code}\n{self.program.output()}")
-        lab.wait_for_port(address or lab.ip4(), port, None if daemonize else self.program, under=None if falls_back else under)
+        lab.wait_for_port(address or lab.ip4(host), port, None if daemonize else self.program, under=None if falls_back else under)
 
     def master(self):
         """The number of the master process."""
