@@ -19,6 +19,7 @@
 #include "preload/fd_table.h"
 #include "preload/kernel_probe.h"
 #include "preload/libc.h"
+#include "preload/signals_off.h"
 #include "preload/socket_lock.h"
 #include "preload/startup.h"
 #include "preload/waiting.h"
@@ -134,6 +135,7 @@ void Socket::revive(int fd) noexcept {
     // Several threads may wait for one socket.
     static constinit pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
     const KeepErrno keep;
+    const SignalsOff off;  // a handler that accepts would wait for us
     ::pthread_mutex_lock(&one_at_a_time);
     if (wants_daemon() && Client::attached() != nullptr) {
         if (path() == Path::kListener) start_listening(fd, backlog_);
