@@ -293,6 +293,7 @@ ssize_t Socket::send_stream(std::size_t total, int flags, Fill&& fill) noexcept 
                 }
                 if (newest == shm::kNoIndex) break;
                 const std::uint32_t oldest = blocks[0];
+                if ((flags & MSG_MORE) != 0) meta[newest].flags.store(shm::kBlockMoreToCome, std::memory_order_relaxed);
                 // The last byte of the call, or of what there is room for: then the rest points further.
                 if ((flags & MSG_OOB) != 0 && (count < kBlocksPerPush || taken == room))
                     meta[newest].flags.store(shm::kBlockUrgent, std::memory_order_relaxed);

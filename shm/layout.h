@@ -126,13 +126,15 @@ struct BlockMeta {
     std::atomic<std::uint32_t> next;    // list link: index + 1
     std::atomic<std::uint32_t> length;  // bytes of payload
     std::atomic<std::uint32_t> offset;  // first byte of payload within the block
-    std::atomic<std::uint32_t> flags;   // kBlockMore, kBlockUrgent
+    std::atomic<std::uint32_t> flags;   // kBlockMore, kBlockUrgent, kBlockMoreToCome
 };
 static_assert(sizeof(BlockMeta) == 16);
 /// The datagram goes on in the next block of the list.
 inline constexpr std::uint32_t kBlockMore = 1;
 /// Of a stream, from the application: the last byte is urgent (MSG_OOB).
 inline constexpr std::uint32_t kBlockUrgent = 2;
+/// The same, of the last block of a call: the program sends more at once (MSG_MORE), so a partial segment may wait.
+inline constexpr std::uint32_t kBlockMoreToCome = 4;
 
 struct SocketRecord;
 

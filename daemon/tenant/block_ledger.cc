@@ -59,7 +59,10 @@ BlockLedger::Taken BlockLedger::take_chain(std::uint32_t newest) {
             taken.behind_urgent = taken.bytes;
         }
         taken.first = &chunk;
-        if (taken.last == nullptr) taken.last = &chunk;
+        if (taken.last == nullptr) {
+            taken.last = &chunk;
+            taken.more_to_come = (tx_flags_[block] & shm::kBlockMoreToCome) != 0;
+        }
         taken.bytes += length;
     }
     release(refused);

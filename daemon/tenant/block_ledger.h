@@ -40,6 +40,7 @@ public:
         std::uint64_t bytes = 0;
         std::uint64_t behind_urgent = 0;  // if urgent: bytes behind the last kBlockUrgent
         bool urgent = false;
+        bool more_to_come = false;        // says the newest block
     };
     Taken take_chain(std::uint32_t newest);
     /// Flags of a taken block as they were when it was taken.

@@ -97,7 +97,7 @@ void StreamSocket::take_output() {
     if (taken.first == nullptr) return;
     taken_ += taken.bytes;
     if (connection_ != nullptr && (status_ & shm::kStatusWriteClosed) == 0) {
-        connection_->send(taken.first, taken.last);
+        connection_->send(taken.first, taken.last, taken.more_to_come);
         // What the flush sends makes room; what it cannot send while blocks are scarce takes it away, before any ACK.
         if (notsent_lowat_ != 0 || tenant_->ledger_.transmit_scarce()) tenant_->mark_changed(index_);
         if (taken.urgent) connection_->mark_urgent(taken.behind_urgent);

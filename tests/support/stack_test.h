@@ -142,8 +142,8 @@ public:
         ++accepted;
         return refuse ? nullptr : &app;
     }
-    StackTest& send(std::string_view text) {
-        app.send(*connection, text);
+    StackTest& send(std::string_view text, bool more = false) {
+        app.send(*connection, text, more);
         note("send " + std::to_string(text.size()));
         return *this;
     }

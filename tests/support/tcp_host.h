@@ -69,14 +69,14 @@ public:
     }
 
     /// Appends one chunk.
-    void send(stack::tcp::Connection& connection, std::string_view text) {
+    void send(stack::tcp::Connection& connection, std::string_view text, bool more = false) {
         auto entry = std::make_unique<Entry>();
         entry->bytes = bytes_of(text);
         entry->chunk.data = entry->bytes.data();
         entry->chunk.length = static_cast<std::uint32_t>(entry->bytes.size());
         stack::SendChunk* const chunk = &entry->chunk;
         chunks_.emplace(chunk, std::move(entry));
-        connection.send(chunk, chunk);
+        connection.send(chunk, chunk, more);
     }
     /// Takes over what `other` has given to send.
     void adopt(App& other) { chunks_.merge(other.chunks_); }

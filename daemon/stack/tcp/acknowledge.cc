@@ -158,6 +158,7 @@ void Connection::advance_una(Position before, Instant now) {
     rtt_.reset_backoff();
     retries_ = 0;
     soft_error_ = 0;
+    more_to_come_ = false;  // as Linux: an ACK lets go what Nagle lets go
     probing_ = false;
     if (urgent_) [[unlikely]]
         end_urgent();

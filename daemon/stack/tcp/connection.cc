@@ -111,13 +111,14 @@ void Connection::mark() {
     shared_.last_marked = this;
 }
 
-void Connection::send(SendChunk* first, SendChunk* last) {
+void Connection::send(SendChunk* first, SendChunk* last, bool more) {
     if (ended() || shutdown_) {
         last->next = nullptr;
         owner_->on_released(*this, first);
         return;
     }
     sending().queue.append(first, last);
+    more_to_come_ = more;
     let_syn_go();
     mark();
 }

@@ -66,7 +66,8 @@ public:
 
     /// Appends a list of chunks (first .. last, linked by next). They come back through on_released. Allowed until
     /// shutdown_write(); afterwards, or when the connection has ended, they come back at once. Marks for output.
-    void send(SendChunk* first, SendChunk* last);
+    /// `more`: the owner sends more at once, so what fills no segment waits for that, for an ACK, or as long as a cork holds (MSG_MORE).
+    void send(SendChunk* first, SendChunk* last, bool more = false);
     /// What was appended so far, but for the last `behind` bytes, ends with an urgent octet. The latest one counts.
     void mark_urgent(std::uint64_t behind);
     /// FIN after everything appended so far. Idempotent.
@@ -318,6 +319,7 @@ private:
     bool fin_known_ : 1 = false;        // the peer's FIN stands at peer_fin_
     bool orphan_ : 1 = false;           // the application has closed
     bool probing_ : 1 = false;          // retransmit_at_ is the zero-window probe's, or the cork's
+    bool more_to_come_ : 1 = false;     // says the owner: as a cork, until the next send, ACK or kCorkTimeout
     bool push_out_ : 1 = false;         // the probe timer overrides Nagle, cork and small windows once
     bool probe_due_ : 1 = false;        // a segment that makes the peer answer (window probe, keepalive)
     bool window_limited_ : 1 = false;   // the sender last stopped for cwnd

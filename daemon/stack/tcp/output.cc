@@ -88,7 +88,7 @@ Connection::Sendable Connection::next_new_data(std::uint32_t room) const {
         go = true;
     } else if (all) {
         // [RFC9293 3.7.4 SHLD-7, MUST-17] Nagle, in Minshall's form: one small segment at a time
-        go = shutdown_ || urgent_ || (!options_->cork && (options_->no_delay || snd_small_ <= snd_una_));
+        go = shutdown_ || urgent_ || (!options_->cork && !more_to_come_ && (options_->no_delay || snd_small_ <= snd_una_));
     } else {
         go = length >= max_snd_wnd_ / 2;  // [RFC9293 3.8.6.2.1 (4)]
     }

@@ -149,6 +149,7 @@ void Connection::on_probe_timer(Instant now) {
     mark();
     if (snd_wnd_ > 0) {  // [RFC9293 3.8.6.2.1] the override of sender's SWS avoidance, or the end of a cork
         push_out_ = true;
+        more_to_come_ = false;
         probing_ = false;
         return;
     }

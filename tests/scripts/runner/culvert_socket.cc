@@ -209,7 +209,7 @@ void CulvertSocket::close() {
 
 // --- bytes -------------------------------------------------------------------------------------------------------------
 
-void CulvertSocket::hand_over(std::span<const std::byte> bytes) {
+void CulvertSocket::hand_over(std::span<const std::byte> bytes, bool more) {
     if (bytes.empty()) return;
     auto chunk = std::make_unique<Chunk>();
     chunk->bytes.assign(bytes.begin(), bytes.end());
@@ -217,7 +217,7 @@ void CulvertSocket::hand_over(std::span<const std::byte> bytes) {
     chunk->chunk.length = static_cast<std::uint32_t>(bytes.size());
     stack::SendChunk* const raw = &chunk->chunk;
     chunks_.emplace(raw, std::move(chunk));
-    connection_->send(raw, raw);
+    connection_->send(raw, raw, more);
 }
 
 void CulvertSocket::on_released(stack::tcp::Connection&, stack::SendChunk* first) {
@@ -248,12 +248,7 @@ std::optional<Outcome> CulvertSocket::send_stream(Call& call) {
     if (shut_write_ || phase_ == Phase::kIdle || phase_ == Phase::kEnded) return written > 0 ? done(written) : failed(EPIPE);
     if (phase_ == Phase::kConnecting) return wait_or(EAGAIN, call.first);
     const auto take = std::min<std::size_t>(call.length, room());
-    const bool more = (call.first & MSG_MORE) != 0;
-    if (more != more_) {
-        more_ = more;
-        apply_options();
-    }
-    hand_over(std::span(call.data).subspan(call.data.size() - call.length, take));
+    hand_over(std::span(call.data).subspan(call.data.size() - call.length, take), (call.first & MSG_MORE) != 0);
     call.length -= take;
     if ((call.first & MSG_OOB) != 0) connection_->mark_urgent(0);
     if (call.length == 0) return done(static_cast<std::int64_t>(call.data.size()));
@@ -334,9 +329,7 @@ void CulvertSocket::on_error(stack::udp::Socket&, const stack::udp::DatagramErro
 // --- options -----------------------------------------------------------------------------------------------------------
 
 void CulvertSocket::apply_options() {
-    stack::tcp::Options options = options_;
-    options.cork = options.cork || more_;
-    if (connection_ != nullptr) connection_->set_options(options);
+    if (connection_ != nullptr) connection_->set_options(options_);
 }
 
 Outcome CulvertSocket::set_option(const Call& call) {

@@ -74,7 +74,7 @@ private:
     };
 
     Outcome open_connection(const Endpoint& remote);
-    void hand_over(std::span<const std::byte> bytes);
+    void hand_over(std::span<const std::byte> bytes, bool more);
     std::optional<Outcome> send_stream(Call& call);
     Outcome send_datagram(const Call& call);
     Result<stack::udp::Socket*> datagram_socket();
@@ -92,7 +92,6 @@ private:
     bool end_of_stream_ = false;
     bool shut_read_ = false, shut_write_ = false;
     bool linger_zero_ = false;
-    bool more_ = false;  // MSG_MORE holds back
     int error_ = 0;
     int backlog_ = 0;
     std::uint32_t send_buffer_ = 4 << 20;

@@ -98,6 +98,24 @@ TEST(TcpData, CorkHoldsPartialSegmentsForAWhile) {  // [RFC9293 3.9.1.2 MUST-60]
     t.after(15ms).expect(ack().seq(1465).data("tail"));  // a forgotten cork delays, it does not hold for ever
 }
 
+TEST(TcpData, WhatIsSentWithMoreToComeWaitsForIt) {  // send(2), MSG_MORE
+    StackTest t;
+    t.established({.no_delay = true});
+    t.send("head", true).expect_nothing();
+    t.send(" body", true).expect_nothing();
+    t.send(" tail").expect(ack().seq(1).data("head body tail"));
+    t.inject(ack().seq(1).ack(15));
+    t.send(text(1460) + "rest", true).expect(ack().seq(15).len(1460));
+    t.inject(ack().seq(1).ack(1475)).expect(ack().seq(1475).data("rest"));  // as Linux: an ACK lets it go
+    t.inject(ack().seq(1).ack(1479));
+    t.send("forgotten", true).expect_nothing();
+    t.after(190ms).expect_nothing();
+    t.after(15ms).expect(ack().seq(1479).data("forgotten"));
+    t.inject(ack().seq(1).ack(1488));
+    t.send("last", true).expect_nothing();
+    t.shutdown_write().expect(fin().seq(1488).ack(1).data("last"));
+}
+
 TEST(TcpData, AckIsDelayedForOneSegment) {  // [RFC9293 3.8.6.3 MUST-40, SHLD-18]
     StackTest t;
     t.accepted_connection();

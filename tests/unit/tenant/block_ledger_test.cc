@@ -49,6 +49,7 @@ TEST_F(LedgerTest, ChainsComeOutInTheOrderTheyWentIn) {
     EXPECT_EQ(tags(taken), (std::vector<std::uint32_t>{0, 1, 2}));
     EXPECT_EQ(taken.bytes, 303u);
     EXPECT_EQ(taken.last->tag, 2u);
+    EXPECT_FALSE(taken.more_to_come);
     EXPECT_EQ(taken.first->next->data, segment.block(1) + 1);
     EXPECT_EQ(ledger.transmitting(), 3u);
     EXPECT_EQ(ledger.release(taken.first), 303u);
@@ -56,6 +57,20 @@ TEST_F(LedgerTest, ChainsComeOutInTheOrderTheyWentIn) {
     int free = 0;
     while (pool().pop() != shm::kNoIndex) ++free;
     EXPECT_EQ(free, 8);
+}
+
+TEST_F(LedgerTest, TheNewestBlockSaysWhetherMoreComes) {
+    for (const bool more : {false, true}) {
+        for (std::uint32_t n = 0; n < 2; ++n) {
+            const std::uint32_t block = pool().pop();
+            fill(block, 10);
+            if ((n == 1) == more) segment.block_meta()[block].flags.store(shm::kBlockMoreToCome);
+            push(block);
+        }
+        const auto taken = ledger.take_chain(shm::take_all(list));
+        EXPECT_EQ(taken.more_to_come, more);
+        ledger.release(taken.first);
+    }
 }
 
 TEST_F(LedgerTest, ALoopEndsAtItsFirstBlock) {
