@@ -279,6 +279,12 @@ Client* Client::attach_over(int control) noexcept {
                 welcome.kind == shm::MessageKind::kWelcome && welcome.status == shm::AttachStatus::kOk &&
                 welcome.abi_version == shm::kAbiVersion && fds[0] >= 0 && fds[1] >= 0 &&
                 welcome.process_slot < welcome.geometry.processes;
+    shm::Policy policy;
+    if (good && welcome.has_policy) {
+        shm::PolicyError error;
+        welcome.policy[sizeof welcome.policy - 1] = '\0';
+        good = policy.parse(welcome.policy, error);
+    }
     if (good) {
         memory = ::mmap(nullptr, sizeof(Client), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         good = memory != MAP_FAILED;
@@ -288,8 +294,11 @@ Client* Client::attach_over(int control) noexcept {
             auto segment = shm::Segment::open(fds[0], welcome.geometry);
             if (segment) {
                 raw::close(fds[0]);
-                return ::new (memory) Client(std::move(*segment), welcome.process_slot, welcome.spin_us, control,
-                                             move_away(fds[1]));
+                auto* const client = ::new (memory) Client(std::move(*segment), welcome.process_slot, welcome.spin_us,
+                                                           control, move_away(fds[1]));
+                client->has_policy_ = welcome.has_policy;
+                client->policy_ = policy;
+                return client;
             }
         } catch (...) {  // out of memory while describing an error
         }
@@ -332,6 +341,12 @@ void Client::post(std::uint32_t record) noexcept {
 void Client::note_reason(int fd, shm::KernelReason reason) noexcept {
     if (fd < 0 || static_cast<std::uint32_t>(fd) >= shm::kReasonTableLength || daemon_gone()) return;
     segment_.process(process_slot()).reasons[fd].store(static_cast<std::uint8_t>(reason), std::memory_order_relaxed);
+}
+
+void Client::inherit_reason(int fd, int listener) noexcept {
+    if (listener < 0 || static_cast<std::uint32_t>(listener) >= shm::kReasonTableLength) return;
+    const auto reason = segment_.process(process_slot()).reasons[listener].load(std::memory_order_relaxed);
+    note_reason(fd, static_cast<shm::KernelReason>(reason));
 }
 
 // --- records ------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 //
 // One per process. Attaches on the first socket() call of a kind that could be Culvert's (or at load when it inherits
 // nothing but the environment says so); a daemon that is absent, refuses, or speaks another version makes every socket
-// a kernel socket, silently (strict mode: socket() fails with ENETDOWN).
+// a kernel socket, silently (strict mode: policy.h).
 #pragma once
 
 #include <pthread.h>
@@ -15,6 +15,7 @@
 #include "preload/spin_lock.h"
 #include "shm/accept_queue.h"
 #include "shm/block_list.h"
+#include "shm/policy.h"
 #include "shm/segment.h"
 #include "shm/wakeup.h"
 
@@ -47,6 +48,8 @@ public:
 
     shm::Segment& segment() noexcept;
     std::uint32_t process_slot() const noexcept;
+    /// What the daemon's configuration says of this program; null: nothing.
+    const shm::Policy* policy() const noexcept { return has_policy_ ? &policy_ : nullptr; }
     /// How long a waiter may look before it sleeps.
     std::uint32_t spin_us() const noexcept;
 
@@ -99,6 +102,9 @@ public:
     /// Why a descriptor of ours is on the kernel path; shown by `culvert ss`.
     void note_reason(int fd, shm::KernelReason reason) noexcept;
 
+    /// The same for a connection that the kernel's listener has accepted: the reason is the listener's.
+    void inherit_reason(int fd, int listener) noexcept;
+
     // pthread_atfork: a slot for the child is asked for before the fork; the child takes it over and inherits the holds.
     static void before_fork() noexcept;
     static void after_fork_in_parent() noexcept;
@@ -134,6 +140,8 @@ private:
     shm::Segment segment_;
     std::atomic<std::uint32_t> slot_;
     std::uint32_t spin_us_;
+    bool has_policy_ = false;  // both written before the client is installed, never afterwards
+    shm::Policy policy_;
     std::atomic<int> control_;
     int doorbell_;
     std::atomic<bool> gone_{false};

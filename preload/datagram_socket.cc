@@ -65,33 +65,46 @@ int check_length(std::size_t length, const shm::DatagramHeader& header, bool v4,
 }  // namespace
 
 /// Tells the daemon of a bound socket. What cannot be Culvert's stays the kernel's.
-void Socket::try_bind_datagram(int fd) noexcept {
+shm::KernelReason Socket::try_bind_datagram(int fd) noexcept {
     Client* client = Client::attached();
     const auto leave = [&](shm::KernelReason reason) {
-        if (client == nullptr || client->daemon_gone()) return;  // gone again: it waits for the next one
-        abandon();                                               // if it was another daemon's
-        datagram_connected_ = false;
-        client->note_reason(fd, reason);
+        if (client != nullptr && !client->daemon_gone()) {  // else: gone again, it waits for the next one
+            abandon();                                      // if it was another daemon's
+            datagram_connected_ = false;
+            client->note_reason(fd, reason);
+        }
+        return reason;
     };
-    if (datagram_->kernel_only) return leave(shm::KernelReason::kOption);
+    if (datagram_->kernel_only) return leave(datagram_->kernel_reason);
     sockaddr_storage name{};
     socklen_t length = sizeof name;
-    if (libc::getsockname(fd, reinterpret_cast<sockaddr*>(&name), &length) != 0) return;
+    if (libc::getsockname(fd, reinterpret_cast<sockaddr*>(&name), &length) != 0) return shm::KernelReason::kType;
     const auto local = to_wire(reinterpret_cast<sockaddr*>(&name), length, family_);
-    if (!local || local->port == 0) return;
-    if (is_loopback(*local)) return leave(shm::KernelReason::kLoopback);
+    if (!local || local->port == 0) return shm::KernelReason::kUnconnected;
+    if (datagram_->bound || is_loopback(*local)) {
+        const auto call = datagram_->bound ? shm::Policy::Call::kListen : shm::Policy::Call::kConnect;
+        const shm::KernelReason policy = why_kernel(shm::Policy::Protocol::kUdp, call, *local);
+        if (policy != shm::KernelReason::kUnknown) {
+            datagram_->kernel_only = datagram_->bound && client != nullptr;  // whose daemon's policy has been heard, too
+            datagram_->kernel_reason = policy;
+            return leave(policy);
+        }
+    }
     if (client == nullptr) {
-        if (path() != Path::kDatagram) adopt_nobody(Path::kDatagram);
-        return;
+        if (path() != Path::kDatagram && !Client::strict()) adopt_nobody(Path::kDatagram);
+        return shm::KernelReason::kNoDaemon;
     }
     const std::uint32_t record = prepare_record(*client);
     if (record == shm::kNoIndex) return leave(shm::KernelReason::kTableFull);
-    if (const int error = operate(*client, record, shm::Operation::kBindDatagram, 0, *local, {}); error != 0) {
+    const std::uint32_t by_policy_of = datagram_->bound ? shm::kBoundByProgram : shm::kBoundBySending;
+    if (const int error = operate(*client, record, shm::Operation::kBindDatagram, by_policy_of, *local, {}); error != 0) {
         client->let_go(record, false);
-        return leave(error == EADDRNOTAVAIL ? shm::KernelReason::kNotLocal : shm::KernelReason::kRefused);
+        return leave(reason_of_bind(error, *local));
     }
     adopt(*client, record, Path::kDatagram);
+    client->note_reason(fd, shm::KernelReason::kDatagramPair);
     tell_groups();
+    return shm::KernelReason::kUnknown;
 }
 
 /// Its daemon has gone, and there is another one: bound, connected and in its groups as before.
@@ -106,14 +119,30 @@ void Socket::revive_datagram(int fd) noexcept {
     if (datagram_->groups_lost) return leave_to_kernel(fd);
     try_bind_datagram(fd);
     if (wants_daemon() || path() != Path::kDatagram || !remote) return;
-    if (ask_route({.remote = *remote}).error != 0) return;
+    if (why_not_to(*remote) != shm::KernelReason::kUnknown || ask_route({.remote = *remote}).error != 0) return;
     if (operate(*client_, record(), shm::Operation::kConnectDatagram, 0, {}, *remote) != 0) return;
     datagram_connected_ = true;
     connected_kernel_ = false;
 }
 
+/// What the policy says of a datagram to `remote`: of an unbound socket, and of loopback, each peer is asked about; a bound one
+/// has been judged by its own address.
+shm::KernelReason Socket::why_not_to(const shm::WireEndpoint& remote) const noexcept {
+    if (datagram_->bound && !is_loopback(remote)) return shm::KernelReason::kUnknown;
+    return why_kernel(policy_protocol(), shm::Policy::Call::kConnect, remote);
+}
+
+/// A datagram goes by the kernel: notes why, as long as the whole socket is the kernel's. What to fail with instead, or 0.
+int Socket::stays_with_kernel(int fd, shm::KernelReason reason) const noexcept {
+    if (reason == shm::KernelReason::kUnknown) return 0;
+    if (const int error = strict_error(reason)) return error;
+    if (Client* client = Client::current(); client != nullptr && path() == Path::kKernel) client->note_reason(fd, reason);
+    return 0;
+}
+
 void Socket::leave_to_kernel(int fd) noexcept {
     datagram_->kernel_only = true;
+    datagram_->kernel_reason = shm::KernelReason::kOption;
     datagram_connected_ = false;
     abandon();
     if (Client* client = Client::current()) client->note_reason(fd, shm::KernelReason::kOption);
@@ -121,7 +150,7 @@ void Socket::leave_to_kernel(int fd) noexcept {
 
 /// Asks the daemon whether `key.remote` is reached through a Culvert interface, from that source if one is given.
 RouteAnswer Socket::ask_route(const RouteKey& key) noexcept {
-    if (is_loopback(key.remote) || is_unspecified(key.remote)) return {EHOSTUNREACH, 0};
+    if (is_unspecified(key.remote)) return {EHOSTUNREACH, 0};
     const std::int64_t now = now_ns();
     RouteAnswer answer;
     if (find_route(key, now, answer)) return answer;
@@ -159,10 +188,17 @@ int Socket::connect_datagram(int fd, const sockaddr* address, socklen_t length) 
     }
     const auto remote = to_wire(address, length, family_);
     bool through_culvert = false;
-    if (remote && !datagram_->kernel_only) through_culvert = ask_route({.remote = *remote}).error == 0;
+    if (remote && !datagram_->kernel_only) {
+        Client::attached();  // whose daemon has a policy, too
+        shm::KernelReason reason = why_not_to(*remote);
+        if (reason == shm::KernelReason::kUnknown)
+            if (const int error = ask_route({.remote = *remote}).error; error != 0) reason = reason_of_route(error, *remote);
+        through_culvert = reason == shm::KernelReason::kUnknown;
+        if (const int refused = stays_with_kernel(fd, reason)) return keep.fail(refused);
+    }
     if (through_culvert && path() == Path::kKernel) {
         if (is_unbound(fd, family_)) bind_any(fd, family_);
-        try_bind_datagram(fd);
+        if (const int refused = strict_error(try_bind_datagram(fd))) return keep.fail(refused);
     }
     // The kernel's half is connected as well: getpeername and the source address are then the kernel's own, and it
     // drops what comes from others. Where it has no way to the peer (every address of the interface is Culvert's), only
@@ -211,6 +247,12 @@ ssize_t Socket::send_datagram(int fd, const msghdr& message, int flags) noexcept
     }
     const shm::WireEndpoint peer = address != nullptr ? to : shm::WireEndpoint(shared().remote);
     const bool v4 = is_mapped(peer);
+    if (address != nullptr && path() == Path::kKernel) Client::attached();  // whose daemon has a policy, too
+    if (const shm::KernelReason policy = address != nullptr ? why_not_to(peer) : shm::KernelReason::kUnknown;
+        policy != shm::KernelReason::kUnknown) {
+        const int refused = stays_with_kernel(fd, policy);
+        return refused != 0 ? fail(refused) : send_by_kernel(fd, message, flags);
+    }
     shm::DatagramHeader header = make_header(to, v4, is_multicast(peer), send, datagram_->defaults);
     std::uint32_t mtu = 0;
     if (address != nullptr || send.has_source || send.interface != 0) {
@@ -220,15 +262,22 @@ ssize_t Socket::send_datagram(int fd, const msghdr& message, int flags) noexcept
         if (!v4 && is_link_local6(peer) && key.remote.interface == 0) return send_by_kernel(fd, message, flags);
         const RouteAnswer route = ask_route(key);
         if (route.error == EACCES) return fail(EACCES);
-        if (route.error == ENETDOWN && Client::strict()) return fail(ENETDOWN);
-        if (route.error != 0) return send_by_kernel(fd, message, flags);
+        if (route.error != 0) {
+            const int refused = stays_with_kernel(fd, reason_of_route(route.error, peer));
+            return refused != 0 ? fail(refused) : send_by_kernel(fd, message, flags);
+        }
         mtu = route.mtu;
+        shm::KernelReason bound = shm::KernelReason::kUnknown;
         if (path() == Path::kKernel) {
             const KeepErrno keep;
             if (is_unbound(fd, family_)) bind_any(fd, family_);
-            try_bind_datagram(fd);
+            bound = try_bind_datagram(fd);
         }
-        if (path() != Path::kDatagram || client_->daemon_gone()) return send_by_kernel(fd, message, flags);
+        if (path() == Path::kDatagram && client_->daemon_gone()) bound = shm::KernelReason::kNoDaemon;
+        if (path() != Path::kDatagram || bound != shm::KernelReason::kUnknown) {
+            if (const int refused = strict_error(bound)) return fail(refused);
+            return send_by_kernel(fd, message, flags);
+        }
     }
     if (address == nullptr) mtu = shared().daemon.path_mtu.load(std::memory_order_relaxed);
     std::size_t length = 0;

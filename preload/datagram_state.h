@@ -21,7 +21,9 @@ struct DatagramState {
 
     std::atomic<std::uint32_t> wants{0};  // ControlWants
     SendDefaults defaults;
-    bool kernel_only = false;    // an option was set that only the kernel knows
+    bool kernel_only = false;    // an option was set that only the kernel knows, or the policy says so
+    bool bound = false;          // by bind(): the policy of listen counts; else that of connect for each peer
+    shm::KernelReason kernel_reason = shm::KernelReason::kOption;  // with kernel_only
     bool corked = false;         // MSG_MORE: the kernel holds the beginning of a datagram
     bool groups_lost = false;    // more groups than are remembered
     std::uint32_t group_count = 0;

@@ -11,9 +11,10 @@ namespace {
 /// "NAME=value"; empty: not set, or too long to be kept.
 struct Variable {
     const char* name;
-    char text[1024];
+    char text[1040];
 };
-constinit Variable variables[kMostRemembered] = {{"LD_PRELOAD", {}}, {shm::kSocketPathVariable, {}}, {shm::kStrictVariable, {}}};
+constinit Variable variables[kMostRemembered] = {{"LD_PRELOAD", {}}, {shm::kSocketPathVariable, {}}, {shm::kStrictVariable, {}},
+                                                  {shm::kPolicyVariable, {}}};
 
 /// What `entry` of an environment says of `name`; null: another variable.
 const char* value_in(const char* entry, const char* name) noexcept {

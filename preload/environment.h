@@ -11,7 +11,7 @@ void remember_environment() noexcept;
 const char* environment(const char* name) noexcept;
 
 /// The variables that `envp` lacks of those remembered, as "NAME=value", into `missing`; how many.
-constexpr int kMostRemembered = 3;
+constexpr int kMostRemembered = 4;
 int missing_variables(char* const envp[], char* missing[kMostRemembered]) noexcept;
 
 }  // namespace culvert::preload

@@ -22,13 +22,25 @@ CULVERT_EXPORT int listen(int fd, int backlog) noexcept {
     return libc::listen(fd, backlog);
 }
 
+namespace {
+
+/// A connection of the kernel's: `culvert ss` says of it what it says of its listener.
+int accepted_by_kernel(int listener, int fd) noexcept {
+    if (fd < 0) return fd;
+    if (Client* const client = Client::current(); client != nullptr && FdTable::instance().contains(listener))
+        client->inherit_reason(fd, listener);
+    return fd;
+}
+
+}  // namespace
+
 CULVERT_EXPORT int accept(int fd, sockaddr* address, socklen_t* length) {
     meet(fd);
     if (const SocketRef socket = our_socket(fd)) {
         const CancellationOff off;
         return socket->accept(fd, address, length, 0);
     }
-    return libc::accept.get()(fd, address, length);
+    return accepted_by_kernel(fd, libc::accept.get()(fd, address, length));
 }
 
 CULVERT_EXPORT int accept4(int fd, sockaddr* address, socklen_t* length, int flags) {
@@ -37,7 +49,7 @@ CULVERT_EXPORT int accept4(int fd, sockaddr* address, socklen_t* length, int fla
         const CancellationOff off;
         return socket->accept(fd, address, length, flags);
     }
-    return libc::accept4.get()(fd, address, length, flags);
+    return accepted_by_kernel(fd, libc::accept4.get()(fd, address, length, flags));
 }
 
 CULVERT_EXPORT int connect(int fd, const sockaddr* address, socklen_t length) {

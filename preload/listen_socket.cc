@@ -54,48 +54,52 @@ void reset_and_close(int fd) noexcept {
 
 int Socket::listen(int fd, int backlog) noexcept {
     if (path() == Path::kConnection) return fail(EINVAL);  // the placeholder, which others share, must not listen
-    if (type_ == SOCK_STREAM && Client::strict() && Client::attached() == nullptr) return fail(ENETDOWN);
     if (libc::listen(fd, backlog) != 0) return -1;
     if (type_ == SOCK_STREAM) {
         const KeepErrno keep;
-        start_listening(fd, backlog);
+        if (const int error = strict_error(start_listening(fd, backlog))) {
+            libc::shutdown(fd, SHUT_RD);  // bound, and no listener: as before
+            return keep.fail(error);
+        }
     }
     return 0;
 }
 
-void Socket::start_listening(int fd, int backlog) noexcept {
+shm::KernelReason Socket::start_listening(int fd, int backlog) noexcept {
     backlog_ = backlog;
     // listen() takes its backlog as unsigned: a negative one is the greatest.
     const std::uint32_t clipped = std::clamp<std::uint32_t>(static_cast<std::uint32_t>(backlog), 1, kMaxBacklog);
     Client* client = Client::attached();
     sockaddr_storage name{};
     socklen_t length = sizeof name;
-    if (libc::getsockname(fd, reinterpret_cast<sockaddr*>(&name), &length) != 0) return;
-    const auto local = to_wire(reinterpret_cast<sockaddr*>(&name), length, family_);
-    if (!local) return;
+    const auto local = libc::getsockname(fd, reinterpret_cast<sockaddr*>(&name), &length) == 0
+                           ? to_wire(reinterpret_cast<sockaddr*>(&name), length, family_)
+                           : std::nullopt;
+    if (!local) return shm::KernelReason::kType;
     const auto leave = [&](shm::KernelReason reason) {
-        if (client == nullptr || client->daemon_gone()) return;  // gone again: it waits for the next one
-        if (path() == Path::kListener) stop_listening(fd);        // was another daemon's, and this one does not take it
-        client->note_reason(fd, reason);
+        if (client != nullptr && !client->daemon_gone()) {     // else: gone again, it waits for the next one
+            if (path() == Path::kListener) stop_listening(fd);  // was another daemon's, and this one does not take it
+            client->note_reason(fd, reason);
+        }
+        return reason;
     };
-    if (is_loopback(*local)) return leave(shm::KernelReason::kLoopback);
+    const shm::KernelReason policy = why_kernel(shm::Policy::Protocol::kTcp, shm::Policy::Call::kListen, *local);
+    if (policy != shm::KernelReason::kUnknown) return leave(policy);
     if (has_extension_headers(fd, family_)) return leave(shm::KernelReason::kOption);
     if (client == nullptr) {
-        if (path() != Path::kListener) wait_for_daemon(fd);
-        return;
+        if (path() == Path::kListener) return shm::KernelReason::kListenerPair;  // it waits already
+        if (!Client::strict()) wait_for_daemon(fd);
+        return shm::KernelReason::kNoDaemon;
     }
     if (path() == Path::kListener && !client_->daemon_gone()) {  // a second listen() changes the backlog
         operate(*client_, record(), shm::Operation::kListen, clipped, *local, {});
-        return;
+        return shm::KernelReason::kListenerPair;
     }
     const std::uint32_t record = prepare_record(*client);
     if (record == shm::kNoIndex) return leave(shm::KernelReason::kTableFull);
-    const int error = operate(*client, record, shm::Operation::kListen, clipped, *local, {});
-    if (error != 0) {
+    if (const int error = operate(*client, record, shm::Operation::kListen, clipped, *local, {}); error != 0) {
         client->let_go(record, false);
-        return leave(error == EADDRNOTAVAIL ? shm::KernelReason::kNotLocal
-                     : error == ENOBUFS     ? shm::KernelReason::kTableFull
-                                            : shm::KernelReason::kRefused);
+        return leave(reason_of_bind(error, *local));
     }
     const shm::SocketRecord& shared = client->segment().socket(record);
     if (shared.accept_queue.load(std::memory_order_relaxed) >= client->segment().geometry().accept_queues) {
@@ -105,6 +109,18 @@ void Socket::start_listening(int fd, int backlog) noexcept {
     never_block(fd);
     adopt(*client, record, Path::kListener);
     client->note_reason(fd, shm::KernelReason::kListenerPair);
+    return shm::KernelReason::kListenerPair;
+}
+
+/// With --strict, while the daemon is away: the kernel has made a connection in Culvert's place. What a policy leaves to the
+/// kernel (loopback, if nothing else is said) is its own.
+bool Socket::refuses_kernels_connection(int fd) const noexcept {
+    if (!Client::strict() || !client_->check_daemon()) return false;
+    sockaddr_storage name{};
+    socklen_t length = sizeof name;
+    if (libc::getsockname(fd, reinterpret_cast<sockaddr*>(&name), &length) != 0) return false;
+    const auto local = to_wire(reinterpret_cast<sockaddr*>(&name), length, family_);
+    return local && why_kernel(shm::Policy::Protocol::kTcp, shm::Policy::Call::kListen, *local) == shm::KernelReason::kUnknown;
 }
 
 /// A listener without a daemon is what one is whose daemon has just died: the kernel's half, and the hope for more.
@@ -187,7 +203,7 @@ int Socket::accept(int fd, sockaddr* address, socklen_t* length, int flags) noex
         if (ours >= 0) return ours;
         if (ours == -1) return keep.pass(ours);
         const int kernel = libc::accept4(fd, address, length, flags);
-        if (kernel >= 0 && Client::strict() && client_->check_daemon()) {
+        if (kernel >= 0 && refuses_kernels_connection(kernel)) {
             reset_and_close(kernel);
             return keep.fail(ENETDOWN);
         }

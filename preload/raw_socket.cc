@@ -63,7 +63,7 @@ void Socket::try_bind_raw(int fd) noexcept {
     const bool again = path() == Path::kDatagram && !client_->daemon_gone();
     Client* client = again ? client_.get() : Client::attached();
     if (client == nullptr || client->daemon_gone()) return;
-    if (datagram_->kernel_only) return client->note_reason(fd, shm::KernelReason::kOption);
+    if (datagram_->kernel_only) return client->note_reason(fd, datagram_->kernel_reason);
     sockaddr_storage name{};
     socklen_t length = sizeof name;
     if (libc::getsockname(fd, reinterpret_cast<sockaddr*>(&name), &length) != 0) return;
@@ -78,6 +78,10 @@ void Socket::try_bind_raw(int fd) noexcept {
         client->note_reason(fd, reason);
     };
     if (is_loopback(*local)) return leave(shm::KernelReason::kLoopback);
+    if (datagram_->bound) {
+        const shm::KernelReason policy = why_kernel(policy_protocol(), shm::Policy::Call::kListen, *local);
+        if (policy != shm::KernelReason::kUnknown) return leave(policy);
+    }
     if (again) {
         const int error = operate(*client, record(), shm::Operation::kBindRaw, datagram_->raw_kind, *local, {});
         return error == 0 ? void() : leave(shm::KernelReason::kSharedAddress);
@@ -92,7 +96,7 @@ void Socket::try_bind_raw(int fd) noexcept {
         return leave(error == EADDRNOTAVAIL ? shm::KernelReason::kSharedAddress : shm::KernelReason::kRefused);
     }
     adopt(*client, record, Path::kDatagram);
-    client->note_reason(fd, shm::KernelReason::kUnknown);
+    client->note_reason(fd, shm::KernelReason::kDatagramPair);
     if (std::any_of(std::begin(datagram_->blocked_types), std::end(datagram_->blocked_types),
                     [](std::uint32_t word) { return word != 0; }))
         tell_filter();
@@ -105,6 +109,7 @@ void Socket::try_bind_raw(int fd) noexcept {
 RouteAnswer Socket::ask_raw_route(int fd, RouteKey key) noexcept {
     constexpr RouteAnswer kKernels{EHOSTUNREACH, 0};
     if (datagram_->kernel_only || is_loopback(key.remote) || is_unspecified(key.remote)) return kKernels;
+    if (why_not_to(key.remote) != shm::KernelReason::kUnknown) return kKernels;
     const std::int64_t now = now_ns();
     revive_if_due(fd);
     if (path() == Path::kKernel) {

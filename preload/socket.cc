@@ -41,6 +41,13 @@ int bytes_between(std::uint64_t ahead, std::uint64_t behind) noexcept {
     return static_cast<int>(std::clamp<std::int64_t>(static_cast<std::int64_t>(ahead - behind), 0, INT32_MAX));
 }
 
+/// As the policy numbers them: `protocol` of a raw or ping socket.
+shm::Policy::Protocol protocol_of(int type, bool ping, int protocol) noexcept {
+    if (type == SOCK_STREAM) return shm::Policy::Protocol::kTcp;
+    if (ping || (type == SOCK_RAW && (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6))) return shm::Policy::Protocol::kIcmp;
+    return type == SOCK_RAW ? shm::Policy::Protocol::kRaw : shm::Policy::Protocol::kUdp;
+}
+
 /// Control messages with data on a stream: the kernel reads those of SOL_SOCKET (sock_cmsg_send) and passes the others by.
 /// SO_MARK and SO_TIMESTAMPING of single segments are not ours to give; whoever asks hears of it.
 bool refuses_control(const msghdr& message) noexcept {
@@ -60,6 +67,11 @@ bool refuses_control(const msghdr& message) noexcept {
     return false;
 }
 }  // namespace
+
+shm::Policy::Protocol Socket::policy_protocol() const noexcept {
+    const bool raw = is_raw();
+    return protocol_of(type_, raw && type_ == SOCK_DGRAM, raw ? static_cast<int>(datagram_->raw_kind & 0xff) : 0);
+}
 
 Socket* Socket::make(int family, int type, bool nonblocking) noexcept {
     DatagramState* state = nullptr;
@@ -85,11 +97,13 @@ int Socket::open(int domain, int type, int protocol) noexcept {
     start_once();
     const KeepErrno keep;
     Client* client = Client::attached();
-    if (client == nullptr && Client::strict() && carried) return keep.fail(ENETDOWN);
+    const shm::KernelReason never = why_never(protocol_of(kind, ping, protocol));
     const int fd = libc::socket(domain, type, protocol);
     if (fd < 0) return keep.pass(fd);
+    if (client != nullptr)
+        client->note_reason(fd, never != shm::KernelReason::kUnknown ? never : shm::KernelReason::kUnconnected);
     // Without a daemon it is watched all the same: one may come while the socket is used.
-    if (client != nullptr) client->note_reason(fd, shm::KernelReason::kUnconnected);
+    if (never != shm::KernelReason::kUnknown && strict_error(never) == 0) return fd;
     if (Socket* socket = make(domain, kind, (type & SOCK_NONBLOCK) != 0)) {
         if (raw) socket->start_raw(fd, protocol);
         FdTable::instance().insert(fd, *socket);
@@ -244,10 +258,12 @@ int Socket::bind(int fd, const sockaddr* address, socklen_t length) noexcept {
     if (bind_kernel(fd, address, length) != 0) return -1;
     if (is_raw()) {
         const KeepErrno keep;
+        datagram_->bound = true;
         try_bind_raw(fd);
     } else if (type_ == SOCK_DGRAM && path() == Path::kKernel) {
         const KeepErrno keep;
-        try_bind_datagram(fd);
+        datagram_->bound = true;
+        if (const int error = strict_error(try_bind_datagram(fd))) return keep.fail(error);
     }
     return 0;
 }

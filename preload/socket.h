@@ -26,6 +26,7 @@
 #include "preload/datagram_state.h"
 #include "preload/description.h"
 #include "preload/description_pool.h"
+#include "preload/policy.h"
 #include "preload/route_cache.h"
 #include "preload/wait.h"
 
@@ -133,6 +134,7 @@ private:
     }
 
     // socket.cc
+    shm::Policy::Protocol policy_protocol() const noexcept;
     shm::SocketRecord& shared() const noexcept { return client_->segment().socket(record()); }
     bool record_lost() const noexcept;
     void adopt(Client& client, std::uint32_t record, Path path) noexcept;
@@ -197,13 +199,18 @@ private:
     ssize_t receive_urgent(const iovec* parts, std::size_t count, int flags) noexcept;
 
     // listen_socket.cc
-    void start_listening(int fd, int backlog) noexcept;
+    /// kUnknown, kListenerPair: fd is a listener of Culvert's, too; else why not, which has been noted.
+    shm::KernelReason start_listening(int fd, int backlog) noexcept;
+    bool refuses_kernels_connection(int fd) const noexcept;
     void stop_listening(int fd) noexcept;
     void wait_for_daemon(int fd) noexcept;
     int accept_culvert(sockaddr* address, socklen_t* length, int flags) noexcept;
 
     // datagram_socket.cc
-    void try_bind_datagram(int fd) noexcept;
+    /// kUnknown: it is Culvert's now; else why not, which has been noted.
+    shm::KernelReason try_bind_datagram(int fd) noexcept;
+    int stays_with_kernel(int fd, shm::KernelReason reason) const noexcept;
+    shm::KernelReason why_not_to(const shm::WireEndpoint& remote) const noexcept;
     /// bind(2) of the kernel's socket, also to an address that is the daemon's alone (which the kernel does not know).
     int bind_kernel(int fd, const sockaddr* address, socklen_t length) noexcept;
     int connect_datagram(int fd, const sockaddr* address, socklen_t length) noexcept;

@@ -9,6 +9,7 @@
 #include "preload/fd_table.h"
 #include "preload/inherited.h"
 #include "preload/libc.h"
+#include "preload/policy.h"
 #include "preload/startup.h"
 
 namespace culvert::preload {
@@ -17,6 +18,7 @@ void start_once() noexcept {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     ::pthread_once(&once, [] {
         claim_memory();
+        read_policy();
         FdTable::instance();
         ::pthread_atfork(Client::before_fork, Client::after_fork_in_parent, Client::after_fork_in_child);
     });

@@ -40,6 +40,7 @@ void raise_sigpipe() noexcept {
 // --- connect ------------------------------------------------------------------------------------------------------------
 
 int Socket::connect_kernel(int fd, const sockaddr* address, socklen_t length, shm::KernelReason reason) noexcept {
+    if (const int error = strict_error(reason)) return fail(error);
     if (Client* client = Client::current()) client->note_reason(fd, reason);
     const int result = libc::connect(fd, address, length);
     // Under way or done: a second connect() is the kernel's business too.
@@ -76,14 +77,15 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
         return libc::connect(fd, address, length);
     const auto remote = to_wire(address, length, family_);
     if (!remote) return libc::connect(fd, address, length);
-    if (is_loopback(*remote) || is_unspecified(*remote) || is_multicast(*remote))
+    if (is_unspecified(*remote) || is_multicast(*remote))
         return connect_kernel(fd, address, length, shm::KernelReason::kLoopback);
 
     int saved = errno;
+    Client* client = Client::attached();  // whose daemon has a policy, too
+    const shm::KernelReason policy = why_kernel(shm::Policy::Protocol::kTcp, shm::Policy::Call::kConnect, *remote);
+    if (policy != shm::KernelReason::kUnknown) return connect_kernel(fd, address, length, policy);
     if (has_header_options(fd, family_)) return connect_kernel(fd, address, length, shm::KernelReason::kOption);
     errno = saved;
-    Client* client = Client::attached();
-    if (client == nullptr && Client::strict()) return fail(ENETDOWN);
     if (client == nullptr) return connect_kernel(fd, address, length, shm::KernelReason::kNoDaemon);
     const std::uint32_t record = prepare_record(*client);
     if (record == shm::kNoIndex) return connect_kernel(fd, address, length, shm::KernelReason::kTableFull);
@@ -92,8 +94,8 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
         errno = saved;
         return connect_kernel(fd, address, length, reason);
     };
-    if (operate(*client, record, shm::Operation::kRoute, 0, {}, *remote) != 0)
-        return through_kernel(shm::KernelReason::kNoRoute);
+    if (const int error = operate(*client, record, shm::Operation::kRoute, 0, {}, *remote); error != 0)
+        return through_kernel(reason_of_route(error, *remote));
     shm::WireEndpoint source = client->segment().socket(record).local;
 
     // The kernel's socket holds the port, so that no other program gets it.
@@ -119,11 +121,12 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
         local->port = port;
     }
     local->family = remote->family;
-    if (operate(*client, record, shm::Operation::kConnect, 0, *local, *remote) != 0)
-        return through_kernel(shm::KernelReason::kRefused);
+    if (const int error = operate(*client, record, shm::Operation::kConnect, 0, *local, *remote); error != 0)
+        return through_kernel(reason_of(error, shm::KernelReason::kRefused));
 
     connecting_.store(Connecting::kCulvert, std::memory_order_relaxed);
     adopt(*client, record, Path::kConnection);
+    client->note_reason(fd, shm::KernelReason::kUnknown);
     errno = saved;
     const bool at_once = (shared().daemon.status.load(std::memory_order_acquire) & shm::kStatusReady) != 0;  // Fast Open
     if (at_once || !nonblocking()) return finish_connect(true, EINPROGRESS);

@@ -2,7 +2,7 @@
 //
 //   shim                                  daemon
 //   Hello (pid, version, name)   ---->    checks SO_PEERCRED, policy, version
-//                                <----    Welcome (status, geometry, slot) + [segment memfd, doorbell eventfd]
+//                                <----    Welcome (status, geometry, slot, policy) + [segment memfd, doorbell eventfd]
 //   AddQueue + [eventfd]         ---->    a new epoll instance
 //                                <----    Answer (status, value = queue index)
 //   RemoveQueue (queue index)    ---->    (no answer)
@@ -21,6 +21,7 @@
 #include <cstdint>
 
 #include "shm/layout.h"
+#include "shm/policy.h"
 
 namespace culvert::shm {
 
@@ -59,6 +60,8 @@ struct Welcome {
     std::uint32_t spin_us = 0;  // how long a waiter may look before it sleeps
     char version[32] = {};
     char reason[96] = {};  // for a person, when status is not kOk
+    bool has_policy = false;
+    char policy[kMostPolicyText + 1] = {};  // what the configuration says of this program (policy.h), NUL-terminated
 };
 
 struct AddQueue {

@@ -17,7 +17,7 @@
 namespace culvert::shm {
 
 inline constexpr std::uint64_t kMagic = 0x31305452564c5543;  // "CULVRT01"
-inline constexpr std::uint32_t kAbiVersion = 7;
+inline constexpr std::uint32_t kAbiVersion = 8;
 inline constexpr std::size_t kCacheLine = 64;
 
 /// Bytes of payload in one block. Not a power of two: block starts spread over the cache sets.
@@ -93,7 +93,10 @@ struct alignas(kCacheLine) SegmentHeader {
     X(kOption, "a socket option needs the kernel")                         \
     X(kRefused, "refused by the daemon")                                   \
     X(kListenerPair, "kernel half of a Culvert listener")                  \
-    X(kSharedAddress, "raw or ping, and no address is Culvert's alone")
+    X(kSharedAddress, "raw or ping, and no address is Culvert's alone")    \
+    X(kDaemonPolicy, "excluded by the daemon's policy")                    \
+    X(kBadPolicy, "CULVERT_POLICY is not understood")                      \
+    X(kDatagramPair, "kernel half of a Culvert datagram socket")
 
 enum class KernelReason : std::uint8_t {
 #define CULVERT_REASON_ENUM(name, text) name,

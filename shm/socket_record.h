@@ -85,9 +85,10 @@ enum class Operation : std::uint32_t {
     kRoute = 1,       // remote -> endpoint.local = source address; result 0, or EHOSTUNREACH: use the kernel (why in detail)
                       // Of a datagram socket also info.path_mtu; EACCES: a broadcast without kOptionBroadcast;
                       // EADDRNOTAVAIL: `local`, if given, is not ours
-    kConnect = 2,     // local (already bound in the kernel) and remote; result 0 once the SYN is on its way
+    kConnect = 2,     // local (already bound in the kernel) and remote; result 0 once the SYN is on its way. Like kRoute and
+                      // kListen EPERM if the configuration's policy for this program forbids it
     kListen = 3,      // local, backlog in argument; Bound to [::] without kOptionV6Only: both families
-    kBindDatagram = 4,// local; remote if connected
+    kBindDatagram = 4,// local; remote if connected; argument: kBoundByProgram or kBoundBySending. EPERM: the policy forbids it
     kConnectDatagram = 5,  // remote; port 0 disconnects
     kRefreshInfo = 6, // fill `info`
     // Of a datagram socket: a group (remote) on an interface (argument), one of its sources (local) where it says so.
@@ -105,6 +106,11 @@ enum class Operation : std::uint32_t {
     kFilterTypes = 15,    // ICMP_FILTER, ICMP6_FILTER: a bit for each blocked type, 0 to 127 in local.address, then remote's
     kChecksumOffset = 16, // IPV6_CHECKSUM: argument = where; kNoIndex: nowhere
 };
+
+/// Of kBindDatagram: by bind(), so that the policy of listening counts, or by the first datagram sent, so that the policy of
+/// connecting counts for each peer.
+inline constexpr std::uint32_t kBoundByProgram = 0;
+inline constexpr std::uint32_t kBoundBySending = 1;
 
 /// Of kBindRaw and of a grant: what kind of socket.
 inline constexpr std::uint32_t kRawPing = 1u << 8;  // SOCK_DGRAM with the family's ICMP; else SOCK_RAW

@@ -21,7 +21,8 @@ constexpr int kExitUnreachable = 1;
 constexpr int kExitUsage = 2;
 
 constexpr const char* kFooter =
-    "Environment: CULVERT_SOCKET (as --socket), CULVERT_LIBRARY (path of libculvert.so).\n"
+    "Environment: CULVERT_SOCKET (as --socket), CULVERT_LIBRARY (path of libculvert.so), CULVERT_POLICY\n"
+    "(as --policy), CULVERT_PROFILES (folder of profiles).\n"
     "Exit status of ss and stat: 0 done, 1 culvertd cannot be reached or refused, 2 wrong usage.\n"
     "Exit status of run: that of PROGRAM (128 + N with --stats when signal N ended it); 125 culvert refused\n"
     "(wrong usage, or --strict and Culvert cannot serve PROGRAM), 126 PROGRAM cannot be run, 127 PROGRAM not found.";
@@ -58,7 +59,7 @@ int find_command(int argc, char** argv, int& end) {
             end = i;
             return separator ? i + 1 : i;
         }
-        if (argument == "--socket") ++i;
+        if (argument == "--socket" || argument == "--policy" || argument == "--profile") ++i;
     }
     return argc;
 }
@@ -81,8 +82,11 @@ int main_or_throw(int argc, char** argv) {
 
     CLI::App* run = app.add_subcommand("run", "run a program with its sockets on Culvert: culvert run [OPTIONS] [--] PROGRAM [ARGUMENTS...]");
     add_socket(run);
+    CLI::Option* const policy =
+        run->add_option("--policy", options.run.policy, "which sockets go through Culvert: 'tcp listen 80,443; udp none'")->type_name("RULES");
+    run->add_option("--profile", options.run.profile, "the same from a file: nginx, redis, ... or a path")->type_name("NAME")->excludes(policy);
     run->add_flag("--stats", options.run.stats, "when the program has ended, print what the daemon counted meanwhile");
-    run->add_flag("--strict", options.run.strict, "refuse to run when Culvert cannot serve the program");
+    run->add_flag("--strict", options.run.strict, "refuse to run when Culvert cannot serve the program, and give it no kernel sockets in Culvert's place later");
     run->footer(kFooter);
 
     CLI::App* ss = app.add_subcommand("ss", "show the sockets of every attached program");

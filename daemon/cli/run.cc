@@ -12,9 +12,11 @@
 
 #include "daemon/cli/admin_client.h"
 #include "daemon/cli/library_path.h"
+#include "daemon/cli/policy_text.h"
 #include "daemon/cli/program.h"
 #include "daemon/cli/tables.h"
 #include "daemon/control/config.h"
+#include "shm/policy.h"
 
 namespace culvert::cli {
 namespace {
@@ -55,7 +57,8 @@ bool check_reachable(const std::string& program, Obstacles& obstacles) {
     return reason.empty() || obstacles.accept(fmt::format("LD_PRELOAD cannot reach {}: {}", program, reason));
 }
 
-bool set_environment(const RunOptions& options, Obstacles& obstacles) {
+bool set_environment(const RunOptions& options, const std::optional<std::string>& policy, Obstacles& obstacles) {
+    if (policy) ::setenv(shm::kPolicyVariable, policy->c_str(), 1);
     const std::string library = find_library();
     if (library.empty()) {
         std::string looked;
@@ -151,8 +154,13 @@ int run(const RunOptions& options) {
         say(fmt::format("{}: {}", options.command.front(), std::strerror(path.error().code)));
         return path.error().code == ENOENT ? kExitNotFound : kExitCannotRun;
     }
+    const Result<std::optional<std::string>> policy = policy_for(options.policy, options.profile, std::getenv(shm::kPolicyVariable));
+    if (!policy) {
+        say(policy.error().message());
+        return kExitRefused;
+    }
     Obstacles obstacles(options);
-    if (!check_reachable(*path, obstacles) || !check_daemon(options, obstacles) || !set_environment(options, obstacles))
+    if (!check_reachable(*path, obstacles) || !check_daemon(options, obstacles) || !set_environment(options, *policy, obstacles))
         return kExitRefused;
     return options.stats ? run_with_stats(options, *path) : execute(*path, options.command);
 }

@@ -18,6 +18,8 @@ struct RunOptions {
     std::string socket_path;
     bool stats = false;
     bool strict = false;
+    std::string policy;   // empty: none given
+    std::string profile;  // the same; not both
     std::vector<std::string> command;  // never empty
 };
 

@@ -87,6 +87,13 @@ std::optional<std::uint64_t> namespace_of(int fd) {
     return cookie;
 }
 
+/// True if the socket was made in our network namespace. Of an accepted AF_UNIX socket: if the one that connected was.
+bool is_of_our_namespace(int fd) {
+    const UniqueFd ours(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const auto here = namespace_of(ours.get());
+    return here && namespace_of(fd) == here;
+}
+
 /// The kind (shm::raw_kind) of a kernel's raw or ping socket; nothing if it is no such socket, or proves nothing here: in
 /// a network namespace of their own all may make raw sockets.
 std::optional<std::uint32_t> proven_raw_kind(int fd) {
@@ -97,9 +104,7 @@ std::optional<std::uint32_t> proven_raw_kind(int fd) {
     const bool v6 = *domain == AF_INET6;
     const bool ping = *type == SOCK_DGRAM && *protocol == (v6 ? int{IPPROTO_ICMPV6} : int{IPPROTO_ICMP});
     if (!ping && (*type != SOCK_RAW || *protocol < 0 || *protocol > 255)) return std::nullopt;
-    const UniqueFd ours(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    const auto here = namespace_of(ours.get());
-    if (!here || namespace_of(fd) != here) return std::nullopt;
+    if (!is_of_our_namespace(fd)) return std::nullopt;
     return shm::raw_kind(ping, v6, static_cast<std::uint8_t>(*protocol));
 }
 
@@ -141,7 +146,7 @@ void AttachService::refuse(Connection& connection, shm::AttachStatus status, con
     connection.close_after_sending();
 }
 
-void AttachService::first_packet(Connection& connection, Packet packet) {
+void AttachService::first_packet(Connection& connection, Packet packet, const Policy& policy) {
     const auto kind = kind_of(packet.bytes);
     if (packet.truncated || kind != shm::MessageKind::kHello || packet.bytes.size() < 16)
         return malformed(connection, "first message is no hello");
@@ -157,7 +162,7 @@ void AttachService::first_packet(Connection& connection, Packet packet) {
         return refuse(connection, shm::AttachStatus::kVersion, reason);
     }
     if (packet.bytes.size() != sizeof message) return malformed(connection, "hello of a wrong length");
-    hello(connection, message);
+    hello(connection, message, policy);
 }
 
 /// The engine with the fewest programs; of several the next in turn.
@@ -178,7 +183,7 @@ void AttachService::refuse_full(Connection& connection, const shm::Hello& messag
     refuse(connection, shm::AttachStatus::kFull, reason);
 }
 
-void AttachService::hello(Connection& connection, const shm::Hello& message) {
+void AttachService::hello(Connection& connection, const shm::Hello& message, const Policy& policy) {
     const Peer& peer = connection.peer();
     if (tenants_.size() >= limits_.max_tenants) {
         ++statistics_.full_refused;
@@ -196,6 +201,10 @@ void AttachService::hello(Connection& connection, const shm::Hello& message) {
     tenant->program = clean_text(message.program);
     tenant->uid = peer.uid;
     tenant->engine = least_busy_engine();
+    const std::shared_ptr<const ProgramPolicy> rules = policy.of(peer, tenant->program);
+    tenant::Permissions permissions;
+    if (rules != nullptr) permissions.policy = {rules, &rules->rules};
+    permissions.loopback = is_of_our_namespace(connection.fd());
     // Both shared because a std::function must be copyable.
     const auto memfd = std::make_shared<UniqueFd>();
     Result<shm::Segment> segment = shm::Segment::create(geometry, "culvert", *memfd);
@@ -209,11 +218,12 @@ void AttachService::hello(Connection& connection, const shm::Hello& message) {
     tenants_.emplace(tenant->id, tenant);
     connection.pause();
     auto handed_over = std::make_shared<shm::Segment>(std::move(*segment));
-    engine_of(*tenant).post([this, tenant, handed_over, memfd, geometry, pid = static_cast<std::uint32_t>(peer.pid),
+    engine_of(*tenant).post([this, tenant, handed_over, memfd, geometry, rules, permissions, pid = static_cast<std::uint32_t>(peer.pid),
                   self = connection.shared_from_this()](engine::Engine& engine) mutable {
-        const Result<std::uint32_t> slot =
-            engine.add_tenant(tenant->id, tenant->program, std::move(*handed_over)).add_process(pid);
-        mailbox_.post([this, tenant, memfd, geometry, slot, self] {
+        tenant::Tenant& fresh = engine.add_tenant(tenant->id, tenant->program, std::move(*handed_over));
+        fresh.permit(permissions);
+        const Result<std::uint32_t> slot = fresh.add_process(pid);
+        mailbox_.post([this, tenant, memfd, geometry, rules, slot, self] {
             if (!slot) {
                 tenants_.erase(tenant->id);
                 return refuse(*self, shm::AttachStatus::kFull, slot.error().message());
@@ -228,6 +238,8 @@ void AttachService::hello(Connection& connection, const shm::Hello& message) {
             welcome.geometry = geometry;
             welcome.spin_us = static_cast<std::uint32_t>(spin_.count());
             copy_text(welcome.version, CULVERT_VERSION);
+            welcome.has_policy = rules != nullptr;
+            if (rules != nullptr) copy_text(welcome.policy, rules->text);
             std::vector<UniqueFd> fds;
             fds.push_back(std::move(*memfd));
             fds.emplace_back(::fcntl(engine_of(*tenant).doorbell_fd(), F_DUPFD_CLOEXEC, 0));

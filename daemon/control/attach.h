@@ -54,7 +54,7 @@ public:
         : loop_(loop), mailbox_(mailbox), engines_(engines), limits_(config.limits), spin_(config.engine.application_spin) {}
 
     /// Takes over a connection whose first packet is this one (not an administrator's).
-    void first_packet(Connection& connection, Packet packet);
+    void first_packet(Connection& connection, Packet packet, const Policy& policy);
     /// Answers a Hello with why not, and closes the connection.
     void refuse(Connection& connection, shm::AttachStatus status, const std::string& reason);
 
@@ -69,7 +69,7 @@ private:
         std::uint32_t slot = 0;
     };
 
-    void hello(Connection& connection, const shm::Hello& message);
+    void hello(Connection& connection, const shm::Hello& message, const Policy& policy);
     void refuse_full(Connection& connection, const shm::Hello& message, const std::string& reason);
     void serve(const std::shared_ptr<Connection>& connection, const Process& process);
     void packet(Connection& connection, const Process& process, Packet packet);

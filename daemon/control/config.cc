@@ -401,6 +401,56 @@ void read_filter(TableReader& reader, FilterConfig& filter) {
         refuse(*node, fmt::format("more than {} filter rules", kMostFilterRules));
 }
 
+/// Where in the file a policy's `offset` stands: the text of a string without escapes is the file's own.
+toml::source_position position_of(const toml::node& node, std::string_view text, std::size_t offset) {
+    const toml::source_region& source = node.source();
+    const shm::TextPosition inside = shm::position_in(text, offset);
+    const auto lines = static_cast<std::size_t>(source.end.line - source.begin.line);
+    const auto newlines = static_cast<std::size_t>(std::ranges::count(text, '\n'));
+    toml::source_position where = source.begin;
+    if (lines == 0) {  // between two quotes, or something in it is escaped
+        if (source.end.column - source.begin.column == text.size() + 2)
+            where.column += static_cast<toml::source_index>(inside.column);
+    } else if (lines == newlines || lines == newlines + 1) {  // three quotes, and perhaps a first new line that is no part of it
+        const bool trimmed = lines == newlines + 1;
+        where.line += static_cast<toml::source_index>(inside.line - 1 + (trimmed ? 1 : 0));
+        const bool behind_quotes = inside.line == 1 && !trimmed;
+        where.column = static_cast<toml::source_index>(inside.column) + (behind_quotes ? source.begin.column + 2 : 0);
+    }
+    return where;
+}
+
+ProgramConfig read_program(const toml::table& table) {
+    ProgramConfig program;
+    TableReader reader(table, "program");
+    reader.read("name", program.name);
+    // TASK_COMM_LEN, and what a Hello holds: a longer name would never fit.
+    if (program.name.size() >= sizeof shm::Hello::program)
+        refuse(*table.get("name"), fmt::format("program.name is longer than {} bytes", sizeof shm::Hello::program - 1));
+    reader.read("user", program.user);
+    std::string text;
+    reader.read("policy", text);
+    const toml::node* node = table.get("policy");
+    if (node == nullptr) refuse(table, "[[program]] needs a policy, for example policy = \"tcp listen 80,443; udp none\"");
+    shm::Policy policy;
+    shm::PolicyError error;
+    if (!policy.parse(text, error)) refuse(position_of(*node, text, error.at), fmt::format("program.policy: {}", error.text));
+    std::array<char, shm::kMostPolicyText + 1> compact;
+    if (!shm::compact_policy(text, compact.data()))
+        refuse(*node, fmt::format("program.policy is longer than {} bytes, comments left out", shm::kMostPolicyText));
+    program.policy = compact.data();
+    reader.done();
+    return program;
+}
+
+void read_programs(TableReader& top, std::vector<ProgramConfig>& programs) {
+    const toml::node* node = top.find("program");
+    if (node == nullptr) return;
+    if (!node->is_array_of_tables()) top.wrong_type(*node, "program", "an array of tables: [[program]]");
+    for (const toml::node& element : *node->as_array()) programs.push_back(read_program(*element.as_table()));
+    if (programs.size() > kMostPrograms) refuse(*node, fmt::format("more than {} [[program]] tables", kMostPrograms));
+}
+
 /// A rule for an interface that is not served would silently protect nothing.
 void check_filter_interfaces(const toml::table& file, const Config& config) {
     for (std::size_t i = 0; i < config.filter.rules.size(); ++i) {
@@ -439,6 +489,7 @@ Config read_config(const toml::table& file) {
     });
     read_table(top, "filter", [&](TableReader& reader, const toml::table&) { read_filter(reader, config.filter); });
     check_filter_interfaces(file, config);
+    read_programs(top, config.programs);
     read_table(top, "forwarding", [&](TableReader& reader, const toml::table& table) {
         reader.read("enabled", config.forwarding.enabled);
         reader.read("reverse_path_check", config.forwarding.reverse_path_check);

@@ -14,6 +14,7 @@
 
 #include "daemon/wire/filter_rule.h"
 #include "shm/attach_protocol.h"
+#include "shm/policy.h"
 #include "shm/base/error.h"
 
 namespace culvert::control {
@@ -27,6 +28,8 @@ inline constexpr std::uint32_t kMostQueues = 64;
 inline constexpr std::uint32_t kMostCpus = 1024;
 /// STEER_MAX_RULES, less the default.
 inline constexpr std::uint32_t kMostFilterRules = 255;
+/// Looked through once for each program that attaches.
+inline constexpr std::size_t kMostPrograms = 256;
 
 /// How the XDP program is attached.
 enum class AttachMode : std::uint8_t { kAuto, kNative, kGeneric };
@@ -118,6 +121,13 @@ struct SocketConfig {
     std::vector<std::string> allow_groups;
 };
 
+/// What a program may do: those with that name (all if empty) of that user (all if empty).
+struct ProgramConfig {
+    std::string name;
+    std::string user;
+    std::string policy;  // compacted (shm::compact_policy), known to be good
+};
+
 struct ForwardingConfig {
     bool enabled = false;
     bool reverse_path_check = true;  // drop what comes from where its source does not live (RFC 3704)
@@ -146,6 +156,7 @@ struct Config {
     EngineConfig engine;
     FilterConfig filter;
     ForwardingConfig forwarding;
+    std::vector<ProgramConfig> programs;  // the first that fits counts
 };
 
 /// Parses `text`. Errors: "FILE:LINE:COLUMN: what is wrong, what is allowed", code 0.

@@ -60,6 +60,8 @@ public:
     /// Something has come through it.
     bool heard() const { return heard_; }
     const Peer& peer() const { return peer_; }
+    /// The control connection itself, to ask the kernel about its other end.
+    int fd() const { return fd_.get(); }
 
 private:
     struct Outgoing {

@@ -162,7 +162,7 @@ Result<void> run_daemon(const Config& config, std::function<Result<Config>()> re
         return fail(0, "no interface to serve; name one with --interface or [[interface]] in the configuration");
     if (const std::string missing = missing_capabilities(); !missing.empty())
         return fail(0, fmt::format("missing {}; run as root or with the capabilities of culvertd.service", missing));
-    Policy policy = TRY(Policy::create(config.socket));
+    Policy policy = TRY(Policy::create(config));
     ListeningSocket socket = TRY(ListeningSocket::open(config.socket));
     const std::unique_ptr<NetlinkMirror> mirror = TRY(NetlinkMirror::open());
 

@@ -26,13 +26,29 @@ Result<Peer> peer_of(int fd) {
     return peer;
 }
 
-Result<Policy> Policy::create(const SocketConfig& config) {
+namespace {
+
+Result<uid_t> user_named(const std::string& name, const char* key) {
+    const passwd* user = ::getpwnam(name.c_str());
+    if (user == nullptr) return fail(0, std::string(key) + ": no user \"" + name + "\"");
+    return user->pw_uid;
+}
+
+}  // namespace
+
+Result<Policy> Policy::create(const Config& whole) {
+    const SocketConfig& config = whole.socket;
     Policy policy;
     policy.everybody_ = config.allow_users.empty() && config.allow_groups.empty();
-    for (const std::string& name : config.allow_users) {
-        const passwd* user = ::getpwnam(name.c_str());
-        if (user == nullptr) return fail(0, "socket.allow_users: no user \"" + name + "\"");
-        policy.users_.insert(user->pw_uid);
+    for (const std::string& name : config.allow_users) policy.users_.insert(TRY(user_named(name, "socket.allow_users")));
+    for (const ProgramConfig& program : whole.programs) {
+        Program known{program.name, std::nullopt, nullptr};
+        if (!program.user.empty()) known.user = TRY(user_named(program.user, "program.user"));
+        ProgramPolicy rules{program.policy, {}};
+        shm::PolicyError error;
+        if (!rules.rules.parse(rules.text, error)) return fail(0, std::string("program.policy: ") + error.text);
+        known.policy = std::make_shared<const ProgramPolicy>(std::move(rules));
+        policy.programs_.push_back(std::move(known));
     }
     for (const std::string& name : config.allow_groups) {
         const group* entry = ::getgrnam(name.c_str());
@@ -45,6 +61,13 @@ Result<Policy> Policy::create(const SocketConfig& config) {
 bool Policy::allows(const Peer& peer) const {
     if (everybody_ || peer.uid == 0 || users_.contains(peer.uid) || groups_.contains(peer.gid)) return true;
     return std::ranges::any_of(peer.groups, [&](gid_t group) { return groups_.contains(group); });
+}
+
+std::shared_ptr<const ProgramPolicy> Policy::of(const Peer& peer, std::string_view name) const {
+    const auto found = std::ranges::find_if(programs_, [&](const Program& program) {
+        return (program.name.empty() || program.name == name) && (!program.user || *program.user == peer.uid);
+    });
+    return found == programs_.end() ? nullptr : found->policy;
 }
 
 }  // namespace culvert::control

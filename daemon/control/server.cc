@@ -102,7 +102,7 @@ void Server::first_packet(Connection& connection, Packet packet) {
         if (admin) return admin_.refuse(connection, reason);
         return attach_.refuse(connection, shm::AttachStatus::kDenied, reason);
     }
-    if (!admin) return attach_.first_packet(connection, std::move(packet));
+    if (!admin) return attach_.first_packet(connection, std::move(packet), policy_);
     if (packet.truncated) return attach_.malformed(connection, "administrator's request too long");
     admin_.request(connection, {reinterpret_cast<const char*>(packet.bytes.data()), packet.bytes.size()});
 }
@@ -154,7 +154,7 @@ void Server::read_timer() {
 void Server::reload() {
     sd_notify(0, "RELOADING=1");
     const Result<Config> fresh = parts_.reload();
-    Result<Policy> policy = fresh ? Policy::create(fresh->socket) : std::unexpected(fresh.error());
+    Result<Policy> policy = fresh ? Policy::create(*fresh) : std::unexpected(fresh.error());
     if (!policy) {
         spdlog::error("reload refused, nothing changed: {}", policy.error().message());
     } else {
@@ -162,7 +162,7 @@ void Server::reload() {
         spdlog::set_level(spdlog::level::from_str(fresh->log_level));
         if (const Result<void> filter = parts_.set_filter(fresh->filter); !filter)
             spdlog::error("filter rules not changed: {}", filter.error().message());
-        spdlog::info("reloaded: log level {}, who may attach, {} filter rules; everything else takes effect at the next start",
+        spdlog::info("reloaded: log level {}, who may attach, policies of programs that attach from now on, {} filter rules; everything else takes effect at the next start",
                      fresh->log_level, fresh->filter.rules.size());
     }
     sd_notify(0, "READY=1");

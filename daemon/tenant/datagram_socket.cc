@@ -60,6 +60,9 @@ void DatagramSocket::send(const MessageLane::Message& message, Instant now) {
     if (message.length > stack::udp::kMaxPayload) return tenant_.drop(Drop::kTenantBadLength);
     const Endpoint to = header.remote.port != 0 ? from_wire(header.remote) : remote;
     if (to.port == 0) return tenant_.drop(Drop::kTenantBadAddress);
+    if ((bound_by_sending || to.address.is_loopback()) &&
+        !tenant_.permits(shm::Policy::Protocol::kUdp, shm::Policy::Call::kConnect, to))
+        return lane_.set_send_error(tenant_.refuse_by_policy());
     const Address source =
         Address::from_v6(std::as_bytes(std::span<const std::uint8_t, 16>(header.local_address)));
     // The source must be ours: an application may not send in the name of others.

@@ -13,12 +13,26 @@ Endpoint from_wire(const shm::WireEndpoint& wire) {
     return {Address::from_v6(std::as_bytes(std::span<const std::uint8_t, 16>(wire.address))), wire.port};
 }
 
+shm::Policy::Protocol protocol_of_raw(std::uint32_t kind) {
+    const std::uint32_t number = kind & 0xff;
+    const bool icmp = (kind & shm::kRawPing) != 0 || number == IPPROTO_ICMP || number == IPPROTO_ICMPV6;
+    return icmp ? shm::Policy::Protocol::kIcmp : shm::Policy::Protocol::kRaw;
+}
+
 shm::WireEndpoint to_wire(const Endpoint& endpoint, std::uint16_t family) {
     shm::WireEndpoint wire{};
     std::memcpy(wire.address, endpoint.address.bytes().data(), sizeof wire.address);
     wire.port = endpoint.port;
     wire.family = family;
     return wire;
+}
+
+bool Tenant::permits(shm::Policy::Protocol protocol, shm::Policy::Call call, const Endpoint& endpoint) const {
+    if (!may_reach(endpoint.address)) return false;
+    if (permissions_.policy == nullptr) return true;
+    shm::Policy::AddressBytes bytes;
+    std::ranges::copy(endpoint.address.bytes(), bytes);
+    return permissions_.policy->allows(protocol, call, bytes, endpoint.port);
 }
 
 void Tenant::run_operation(std::uint32_t index, std::uint32_t sequence, Instant now) {
@@ -32,7 +46,7 @@ void Tenant::run_operation(std::uint32_t index, std::uint32_t sequence, Instant 
         case shm::Operation::kRoute: result = route(index, local, remote); break;
         case shm::Operation::kConnect: result = start_connect(index, local, remote, now); break;
         case shm::Operation::kListen: result = start_listen(index, local, argument); break;
-        case shm::Operation::kBindDatagram: result = start_datagram(index, local, remote, now); break;
+        case shm::Operation::kBindDatagram: result = start_datagram(index, local, remote, argument, now); break;
         case shm::Operation::kConnectDatagram: result = connect_datagram(index, remote, now); break;
         case shm::Operation::kBindRaw: result = bind_raw(index, local, argument); break;
         case shm::Operation::kFilterTypes: result = filter_types(index, local, remote); break;
@@ -66,11 +80,18 @@ void Tenant::run_operation(std::uint32_t index, std::uint32_t sequence, Instant 
     mark_changed(index);
 }
 
+int Tenant::refuse_by_policy() {
+    drop(Drop::kTenantPolicy);
+    return EPERM;
+}
+
 int Tenant::route(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote) {
     const std::uint32_t protocol = segment_.socket(index).protocol.load(std::memory_order_relaxed);
     if (slots_[index].kind == Kind::kRaw || protocol == IPPROTO_RAW) return route_raw(index, local, remote);
     const bool datagram = slots_[index].kind == Kind::kDatagram || protocol == IPPROTO_UDP;
     if (datagram) return route_datagram(index, local, remote);
+    if (!may_reach(from_wire(remote).address)) return EHOSTUNREACH;
+    if (!permits(shm::Policy::Protocol::kTcp, shm::Policy::Call::kConnect, from_wire(remote))) return refuse_by_policy();
     const auto source = stack_.source_for(from_wire(remote));
     if (!source) return source.error().code;
     segment_.socket(index).local = to_wire({*source, 0}, remote.family);
@@ -79,7 +100,8 @@ int Tenant::route(std::uint32_t index, const shm::WireEndpoint& local, const shm
 
 int Tenant::route_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote) {
     const Address from = from_wire(local).address;
-    if (!from.is_unspecified() && !stack_.is_local(from)) return EADDRNOTAVAIL;
+    if (!from.is_unspecified() && (!stack_.is_local(from) || !may_reach(from))) return EADDRNOTAVAIL;
+    if (!may_reach(from_wire(remote).address)) return EHOSTUNREACH;
     const Slot& slot = slots_[index];
     shm::SocketRecord& record = segment_.socket(index);
     const auto route = stack_.route_datagram(slot.kind == Kind::kDatagram ? slot.datagram->socket : nullptr,
@@ -116,6 +138,7 @@ int Tenant::start_connect(std::uint32_t index, const shm::WireEndpoint& local, c
         drop(Drop::kTenantBadAddress);
         return EADDRNOTAVAIL;
     }
+    if (!permits(shm::Policy::Protocol::kTcp, shm::Policy::Call::kConnect, to) || !may_reach(from.address)) return refuse_by_policy();
     if (!connections_.grants()) {
         drop(Drop::kTenantConnectionShare);
         return ENOBUFS;
@@ -143,7 +166,8 @@ int Tenant::start_listen(std::uint32_t index, const shm::WireEndpoint& local, st
     if (slot.kind != Kind::kIdle) return EINVAL;
     const Endpoint at = from_wire(local);
     if (at.port == 0) return EINVAL;
-    if (!at.address.is_unspecified() && !stack_.is_local(at.address)) return EADDRNOTAVAIL;
+    if (!at.address.is_unspecified() && (!stack_.is_local(at.address) || !may_reach(at.address))) return EADDRNOTAVAIL;
+    if (!permits(shm::Policy::Protocol::kTcp, shm::Policy::Call::kListen, at)) return refuse_by_policy();
     if (free_accept_queues_.empty() || !listeners_.grants()) {
         drop(Drop::kTenantListenerShare);
         return ENOBUFS;
@@ -166,12 +190,17 @@ int Tenant::start_listen(std::uint32_t index, const shm::WireEndpoint& local, st
 }
 
 int Tenant::start_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote,
-                           Instant now) {
+                           std::uint32_t argument, Instant now) {
     Slot& slot = slots_[index];
     if (slot.kind != Kind::kIdle) return EINVAL;
     const Endpoint at = from_wire(local);
     if (at.port == 0) return EINVAL;
-    if (!at.address.is_unspecified() && !stack_.is_local(at.address)) return EADDRNOTAVAIL;
+    if (!at.address.is_unspecified() && (!stack_.is_local(at.address) || !may_reach(at.address))) return EADDRNOTAVAIL;
+    const bool by_sending = argument == shm::kBoundBySending;
+    const bool may = by_sending ? permissions_.policy == nullptr ||
+                                      permissions_.policy->possible(shm::Policy::Protocol::kUdp, shm::Policy::Call::kConnect)
+                                : permits(shm::Policy::Protocol::kUdp, shm::Policy::Call::kListen, at);
+    if (!may) return refuse_by_policy();
     if (!datagram_sockets_.grants()) {
         drop(Drop::kTenantDatagramShare);
         return ENOBUFS;
@@ -183,6 +212,7 @@ int Tenant::start_datagram(std::uint32_t index, const shm::WireEndpoint& local, 
     if (!socket) return socket.error().code;
     datagram->socket = *socket;
     datagram->local = at;
+    datagram->bound_by_sending = by_sending;
     record.local = local;
     record.daemon.status.store(shm::kStatusReady, std::memory_order_release);
     slot.datagram = std::move(datagram);
@@ -220,6 +250,7 @@ int Tenant::bind_raw(std::uint32_t index, const shm::WireEndpoint& local, std::u
         return EPERM;
     }
     raw_grants_.erase(grant);
+    if (permissions_.policy != nullptr && !permissions_.policy->possible(protocol_of_raw(kind))) return refuse_by_policy();
     if (at.address.is_v4() != ((kind & shm::kRawV6) == 0)) return EINVAL;
     if (!stack_.raw_can_bind(at.address)) return EADDRNOTAVAIL;
     auto raw = std::make_unique<RawSocket>(*this, index, kind);

@@ -67,6 +67,11 @@ void RawSocket::send(const MessageLane::Message& message, Instant now) {
     const Address named = from_wire(header.remote).address;
     const Address to = named.is_unspecified() ? remote_ : named;
     if (to.is_unspecified()) return tenant_.drop(Drop::kTenantBadAddress);
+    const shm::Policy::Protocol protocol = protocol_of_raw(kind_);
+    if (!tenant_.permits(protocol, shm::Policy::Call::kConnect, {to, 0}) && !tenant_.permits(protocol, shm::Policy::Call::kListen, {local_.address, 0})) {
+        lane_.set_send_error(tenant_.refuse_by_policy());
+        return tenant_.mark_changed(index_);
+    }
     const Address source =
         Address::from_v6(std::as_bytes(std::span<const std::uint8_t, 16>(header.local_address)));
     const std::uint32_t interface = header.interface != 0 ? header.interface : header.remote.interface;

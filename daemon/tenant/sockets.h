@@ -125,6 +125,7 @@ public:
     stack::udp::Socket* socket = nullptr;
     Endpoint local;
     Endpoint remote;  // port 0: not connected
+    bool bound_by_sending = false;  // shm::kBoundBySending: the policy is asked about each peer
 
 private:
     /// The datagram that was staged last, as long as more of its flow may join it (UDP_GRO).
@@ -198,6 +199,8 @@ struct Tenant::Slot {
 };
 
 Endpoint from_wire(const shm::WireEndpoint& wire);
+/// Of a raw or ping socket of that kind (shm::raw_kind).
+shm::Policy::Protocol protocol_of_raw(std::uint32_t kind);
 shm::WireEndpoint to_wire(const Endpoint& endpoint, std::uint16_t family);
 
 }  // namespace culvert::tenant

@@ -21,6 +21,7 @@
 #include "daemon/tenant/block_ledger.h"
 #include "daemon/tenant/commons.h"
 #include "shm/base/unique_fd.h"
+#include "shm/policy.h"
 #include "shm/segment.h"
 
 namespace culvert::tenant {
@@ -60,6 +61,13 @@ struct SendLimits {
     std::uint32_t most = 16 * 1024 * 1024;
 };
 
+/// What the administrator allows a program to carry through Culvert. The shim is told, too, and obeys; what it asks for all the same
+/// is refused (EPERM, Drop::kTenantPolicy).
+struct Permissions {
+    std::shared_ptr<const shm::Policy> policy;  // null: the configuration says nothing of this program
+    bool loopback = false;                      // its 127.0.0.1 is ours: it lives in our network namespace
+};
+
 class Tenant {
 public:
     /// `segment` as created by the control thread. The first process is added by add_process. `commons` is the engine's.
@@ -70,6 +78,9 @@ public:
 
     std::uint32_t id() const { return id_; }
     const std::string& program() const { return program_; }
+
+    /// Before the first poll().
+    void permit(Permissions permissions) { permissions_ = std::move(permissions); }
 
     // --- by commands of the control thread ------------------------------------------------------------------------
     /// A free process slot for a process of this family; ENOSPC when all are taken.
@@ -115,7 +126,8 @@ private:
     int start_connect(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote, Instant now);
     int start_listen(std::uint32_t index, const shm::WireEndpoint& local, std::uint32_t backlog);
     int start_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote,
-                       Instant now);
+                       std::uint32_t argument, Instant now);
+    int refuse_by_policy();
     int connect_datagram(std::uint32_t index, const shm::WireEndpoint& remote, Instant now);
     int change_group(std::uint32_t index, stack::udp::GroupChange change, std::uint32_t interface,
                      const shm::WireEndpoint& group, const shm::WireEndpoint& source);
@@ -129,6 +141,9 @@ private:
     stack::tcp::Options read_options(std::uint32_t index);
     stack::tcp::ListenerOptions read_listener_options(std::uint32_t index);
 
+    /// 127.0.0.1 is the program's own only in our network namespace.
+    bool may_reach(const Address& address) const { return permissions_.loopback || !address.is_loopback(); }
+    bool permits(shm::Policy::Protocol protocol, shm::Policy::Call call, const Endpoint& endpoint) const;
     std::uint32_t allocate_record();
     void free_record(std::uint32_t index);
     void reset_record(std::uint32_t index);
@@ -167,6 +182,7 @@ private:
     std::vector<std::uint32_t> records_to_wake_;
     std::vector<std::uint32_t> queue_process_;   // by queue: the slot that made it
     SendLimits send_limits_;
+    Permissions permissions_;
     Commons& commons_;
     Part connections_;                           // in the stack: with a socket, or orphans
     Part listeners_;

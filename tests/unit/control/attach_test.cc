@@ -150,7 +150,7 @@ protected:
         ASSERT_TRUE(socket) << socket.error().message();
         auto made = Server::create({*loop, mailbox, *engines, *mirror, *feed, steering, {}, [this] { return config; },
                                     [](const FilterConfig&) { return Result<void>{}; }}, config,
-                                   std::move(*socket), *Policy::create(config.socket));
+                                   std::move(*socket), *Policy::create(config));
         ASSERT_TRUE(made) << made.error().message();
         server = std::move(*made);
         feed->start(*engines);

@@ -123,6 +123,46 @@ TEST_F(CliTest, SetsTheEnvironment) {
     EXPECT_EQ(culvert("run -- env").out.find("CULVERT_SOCKET="), std::string::npos);
 }
 
+TEST_F(CliTest, PolicyIsCheckedBeforeTheProgramStarts) {
+    const Outcome good = run("--policy 'tcp listen 80,443;  udp none # web' -- env");
+    EXPECT_EQ(good.code, 0) << good.err;
+    EXPECT_NE(good.out.find("\nCULVERT_POLICY=tcp listen 80,443;udp none\n"), std::string::npos) << good.out;
+    EXPECT_EQ(run("-- env").out.find("CULVERT_POLICY="), std::string::npos);
+    const Outcome bad = run("--policy 'tcp listen 80; udp nonne' -- echo hello");
+    EXPECT_EQ(bad.code, 125);
+    EXPECT_EQ(bad.out, "");
+    EXPECT_EQ(bad.err.rfind("culvert: --policy:1:20: this is not understood: ", 0), 0u) << bad.err;
+    // What is inherited is checked, too, and stays; an option wins.
+    ::setenv("CULVERT_POLICY", "raw none", 1);
+    EXPECT_NE(run("-- env").out.find("CULVERT_POLICY=raw none\n"), std::string::npos);
+    EXPECT_NE(run("--policy all -- env").out.find("CULVERT_POLICY=all\n"), std::string::npos);
+    ::setenv("CULVERT_POLICY", "raw", 1);
+    const Outcome inherited = run("-- echo hello");
+    ::unsetenv("CULVERT_POLICY");
+    EXPECT_EQ(inherited.code, 125);
+    EXPECT_EQ(inherited.err.rfind("culvert: CULVERT_POLICY:1:4: the rule says nothing", 0), 0u) << inherited.err;
+}
+
+TEST_F(CliTest, ProfilesAreFilesWithAPolicy) {
+    EXPECT_NE(run("--profile redis -- env").out.find("CULVERT_POLICY=tcp all;udp,icmp,raw none;\n"), std::string::npos);
+    const std::string own = file("mine", "# my own\ntcp listen 8080\n\nudp none\n", 0644);
+    EXPECT_NE(run("--profile " + own + " -- env").out.find("CULVERT_POLICY=tcp listen 8080;udp none;\n"), std::string::npos);
+    const Outcome bad = run("--profile " + file("bad", "# my own\ntcp listen 0\n", 0644).string() + " -- true");
+    EXPECT_EQ(bad.code, 125);
+    EXPECT_NE(bad.err.find("/bad:2:12: this is no port"), std::string::npos) << bad.err;
+    const Outcome unknown = run("--profile ngnix -- true");
+    EXPECT_EQ(unknown.code, 125);
+    EXPECT_NE(unknown.err.find("no profile \"ngnix\" in "), std::string::npos) << unknown.err;
+    EXPECT_NE(unknown.err.find("; there are haproxy, memcached, nginx, node, postgres, python, redis"), std::string::npos) << unknown.err;
+    EXPECT_EQ(run("--profile ../profiles/nginx -- true").code, 125) << "a path is looked for where it says";
+    EXPECT_EQ(run("--profile /nonexistent/x -- true").err, "culvert: profile /nonexistent/x: No such file or directory\n");
+    EXPECT_EQ(run("--profile nginx --policy all -- true").code, 125);
+    ::setenv("CULVERT_PROFILES", folder_.c_str(), 1);
+    EXPECT_NE(run("--profile mine -- env").out.find("CULVERT_POLICY=tcp listen 8080;"), std::string::npos);
+    EXPECT_EQ(run("--profile nginx -- true").code, 125);
+    ::unsetenv("CULVERT_PROFILES");
+}
+
 TEST_F(CliTest, StatsChildsStatusAndSignals) {
     EXPECT_EQ(run("--stats -- sh -c 'exit 3'").code, 3);
     EXPECT_EQ(run("--stats -- sh -c 'kill -KILL $$'").code, 137);

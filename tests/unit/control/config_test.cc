@@ -258,6 +258,48 @@ interface = "eth1"
     EXPECT_EQ(config->filter.rules_for("eth1")[1].to_string(), "deny any from any ports 1-1023 to fd00::1/128 ports any");
 }
 
+TEST(Config, ProgramsHavePolicies) {
+    const Result<Config> config = parse_config(R"(
+        [[program]]
+        name = "nginx"
+        user = "www-data"
+        policy = """
+        tcp listen 80,443   # web
+        udp none
+        """
+        [[program]]
+        policy = 'tcp connect 10.0.0.0/8'
+    )", "c.toml");
+    ASSERT_TRUE(config) << config.error().message();
+    ASSERT_EQ(config->programs.size(), 2u);
+    EXPECT_EQ(config->programs[0].name, "nginx");
+    EXPECT_EQ(config->programs[0].user, "www-data");
+    EXPECT_EQ(config->programs[0].policy, "tcp listen 80,443;udp none;");
+    EXPECT_EQ(config->programs[1].name, "");
+    EXPECT_EQ(config->programs[1].policy, "tcp connect 10.0.0.0/8");
+}
+
+TEST(Config, ProgramsAreRefusedWithThePlaceInTheirPolicy) {
+    EXPECT_EQ(refusal("[[program]]\nname = \"nginx\""),
+              "c.toml:1:1: [[program]] needs a policy, for example policy = \"tcp listen 80,443; udp none\"");
+    EXPECT_EQ(refusal("[[program]]\npolicy = \"tcp lisen 80\""),
+              "c.toml:2:15: program.policy: this is not understood: tcp, udp, icmp, raw, listen, connect, not, all, none, loopback, a "
+              "port or a network may stand here");
+    EXPECT_TRUE(refusal("[[program]]\npolicy = 'udp none; tcp listen 0'").starts_with("c.toml:2:32: program.policy: this is no port"));
+    EXPECT_TRUE(refusal("[[program]]\npolicy = \"\"\"\nudp none\ntcp listen 0\n\"\"\"").starts_with("c.toml:4:12: program.policy: this is no port"));
+    EXPECT_TRUE(refusal("[[program]]\npolicy = \'\'\'udp none\ntcp listen 0\'\'\'").starts_with("c.toml:3:12: program.policy: this is no port"));
+    EXPECT_TRUE(refusal("[[program]]\npolicy = \'\'\'udp nonne\n\'\'\'").starts_with("c.toml:2:17: program.policy: this is not understood"));
+    // Something in the string is escaped: the string is what can be pointed at.
+    EXPECT_TRUE(refusal("[[program]]\npolicy = \"udp\\u0020nonne\"").starts_with("c.toml:2:10: program.policy: this is not understood"));
+    EXPECT_TRUE(refusal("[[program]]\npolicy = 80").starts_with("c.toml:2:10: program.policy is an integer, must be a string"));
+    EXPECT_TRUE(refusal("[[program]]\npolicy = \"all\"\nusr = \"x\"").starts_with("c.toml:3:1: unknown key 'usr' in [program] (did you mean 'user'?)"));
+    EXPECT_TRUE(refusal("[program]\npolicy = \"all\"").starts_with("c.toml:1:1: program is a table, must be an array of tables: [[program]]"));
+    EXPECT_TRUE(refusal("[[program]]\nname = \"" + std::string(64, 'x') + "\"\npolicy = \"all\"").starts_with("c.toml:2:8: program.name is longer than 63 bytes"));
+    std::string many;
+    for (std::size_t i = 0; i <= kMostPrograms; ++i) many += "[[program]]\npolicy = \"all\"\n";
+    EXPECT_NE(refusal(many).find("more than 256 [[program]] tables"), std::string::npos);
+}
+
 // The annotated example documents every key with its default: it must parse, and change nothing.
 TEST(Config, ExampleIsValidAndHoldsTheDefaults) {
     const Result<Config> example = load_config(CULVERT_SOURCE_DIR "/packaging/config.example.toml");
@@ -299,6 +341,7 @@ TEST(Config, ExampleIsValidAndHoldsTheDefaults) {
     EXPECT_EQ(example->forwarding.enabled, defaults.forwarding.enabled);
     EXPECT_EQ(example->forwarding.reverse_path_check, defaults.forwarding.reverse_path_check);
     EXPECT_TRUE(example->filter.rules.empty());
+    EXPECT_TRUE(example->programs.empty());
     EXPECT_EQ(example->filter.otherwise, defaults.filter.otherwise);
 }
 

@@ -263,11 +263,12 @@ TEST_F(ListeningSocketTest, UnknownGroupIsNamed) {
 }
 
 TEST(Policy, ListsNarrowWhoMayAttach) {
-    SocketConfig config;
-    EXPECT_TRUE(Policy::create(config)->allows({1, 4242, 4242, {}}));
+    Config whole;
+    SocketConfig& config = whole.socket;
+    EXPECT_TRUE(Policy::create(whole)->allows({1, 4242, 4242, {}}));
     config.allow_users = {"daemon"};
     config.allow_groups = {"bin"};
-    const Result<Policy> policy = Policy::create(config);
+    const Result<Policy> policy = Policy::create(whole);
     ASSERT_TRUE(policy) << policy.error().message();
     EXPECT_TRUE(policy->allows({1, 0, 0, {}}));
     EXPECT_TRUE(policy->allows({1, 1, 4242, {}}));        // daemon
@@ -275,7 +276,26 @@ TEST(Policy, ListsNarrowWhoMayAttach) {
     EXPECT_TRUE(policy->allows({1, 4242, 4242, {7, 2}}));  // bin among the others
     EXPECT_FALSE(policy->allows({1, 4242, 4242, {7}}));
     config.allow_users = {"no-such-user-here"};
-    EXPECT_EQ(Policy::create(config).error().message(), "socket.allow_users: no user \"no-such-user-here\"");
+    EXPECT_EQ(Policy::create(whole).error().message(), "socket.allow_users: no user \"no-such-user-here\"");
+}
+
+TEST(Policy, FirstProgramThatFitsCounts) {
+    Config config;
+    config.programs = {{"nginx", "daemon", "tcp listen 80"}, {"nginx", "", "none"}, {"", "bin", "udp none"}};
+    const Result<Policy> policy = Policy::create(config);
+    ASSERT_TRUE(policy) << policy.error().message();
+    const auto text = [&](uid_t uid, const char* name) {
+        const auto found = policy->of({1, uid, uid, {}}, name);
+        return found == nullptr ? "nothing" : found->text;
+    };
+    EXPECT_EQ(text(1, "nginx"), "tcp listen 80");
+    EXPECT_EQ(text(0, "nginx"), "none");
+    EXPECT_EQ(text(2, "nginx"), "none");
+    EXPECT_EQ(text(2, "redis-server"), "udp none");
+    EXPECT_EQ(text(1, "redis-server"), "nothing");
+    EXPECT_FALSE(policy->of({1, 0, 0, {}}, "nginx")->rules.possible(shm::Policy::Protocol::kTcp));
+    config.programs = {{"nginx", "no-such-user-here", "none"}};
+    EXPECT_EQ(Policy::create(config).error().message(), "program.user: no user \"no-such-user-here\"");
 }
 
 TEST(Policy, PeerIsWhoTheKernelSays) {
