@@ -179,6 +179,8 @@ void FakeDaemon::serve(Control& control, bool& gone) {
             shm::Welcome welcome;
             welcome.geometry = options_.geometry;
             welcome.spin_us = options_.spin_us;
+            welcome.has_policy = options_.policy.has_value();
+            if (options_.policy) options_.policy->copy(welcome.policy, shm::kMostPolicyText);
             control.slot = welcome.process_slot = free_slot();
             const int fds[2] = {memory_.get(), doorbell_.get()};
             return answer(fd, &welcome, sizeof welcome, fds, 2);

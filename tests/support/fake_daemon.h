@@ -27,6 +27,7 @@ public:
     struct Options {
         shm::Geometry geometry{128, 64, 256, 256, 16, 8, 8};
         std::uint32_t spin_us = 0;
+        std::optional<std::string> policy = {};  // of [[program]]
     };
     FakeDaemon();
     explicit FakeDaemon(Options options);
