@@ -233,6 +233,7 @@ TEST_F(ListenSocketTest, OneWithoutADaemonWaitsForTheFirst) {
 }
 
 TEST_F(ListenSocketTest, AStrictProgramGetsNoConnectionOfTheKernels) {
+    preload::set_policy_for_test("loopback");  // else these connections are the kernel's by intention
     Fd listener = listening(SOCK_NONBLOCK);
     daemon.die();
     ::setenv(shm::kStrictVariable, "1", 1);
@@ -246,6 +247,7 @@ TEST_F(ListenSocketTest, AStrictProgramGetsNoConnectionOfTheKernels) {
     EXPECT_EQ(preload::raw::read(stranger.number(), &byte, 1), -1);
     EXPECT_EQ(errno, ECONNRESET);
     ::unsetenv(shm::kStrictVariable);
+    preload::set_policy_for_test(nullptr);
 }
 
 TEST_F(ListenSocketTest, ClosingTheListenerTellsTheDaemon) {
