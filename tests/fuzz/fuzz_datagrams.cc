@@ -51,7 +51,11 @@ void follow(Wishes& wishes, udp::GroupChange change, std::uint32_t interface, co
     switch (change) {
         case udp::GroupChange::kJoin: wishes[key] = {.excludes = true, .sources = {}}; break;
         case udp::GroupChange::kLeave: CHECK(wishes.erase(key) == 1); break;
-        case udp::GroupChange::kJoinSource: CHECK(wishes[key].sources.insert(source).second); break;
+        case udp::GroupChange::kJoinSource:
+            CHECK(!wishes[key].excludes || wishes[key].sources.empty());  // as Linux: who blocks nobody yet may change his mind
+            wishes[key].excludes = false;
+            CHECK(wishes[key].sources.insert(source).second);
+            break;
         case udp::GroupChange::kLeaveSource:
             CHECK(wishes.at(key).sources.erase(source) == 1);
             if (wishes.at(key).sources.empty()) wishes.erase(key);
