@@ -52,14 +52,42 @@ public:
     /// are dropped.
     template <class Visit>
     std::uint32_t collect(Visit&& visit) {
+        std::uint32_t unused = 0;
+        return collect_between(0, words(bits_), UINT32_MAX, unused, visit);
+    }
+
+    /// The same for `limit` of them, and up to 63 more; what is left stays for the next call, which begins with it if it gets the
+    /// same `next` (0 at first). So none waits for ever behind others that are posted again and again.
+    template <class Visit>
+    std::uint32_t collect_some(std::uint32_t limit, std::uint32_t& next, Visit&& visit) {
+        const std::uint32_t begin = next < words(bits_) ? next : 0;
+        next = 0;
+        std::uint32_t found = collect_between(begin, words(bits_), limit, next, visit);
+        if (found < limit && begin != 0) found += collect_between(0, begin, limit - found, next, visit);
+        return found;
+    }
+
+private:
+    /// The words [first, last). Where it stops at the limit, `next` is the word to go on with.
+    template <class Visit>
+    std::uint32_t collect_between(std::uint32_t first, std::uint32_t last, std::uint32_t limit, std::uint32_t& next, Visit&& visit) {
         std::uint32_t found = 0;
-        for (std::uint32_t i = 0; i < summary_words(bits_); ++i) {
+        for (std::uint32_t i = first / 64; i * 64 < last; ++i) {
             if (summary_[i].load(std::memory_order_relaxed) == 0) continue;
-            std::uint64_t summary = summary_[i].exchange(0, std::memory_order_seq_cst);
-            while (summary != 0) {
+            std::uint64_t mine = ~std::uint64_t{0};
+            if (i == first / 64) mine <<= first % 64;
+            // Bits beyond the end are a hostile writer's: taken with the last word, or any() would be true for ever.
+            if (last - i * 64 < 64 && last != words(bits_)) mine &= (std::uint64_t{1} << (last - i * 64)) - 1;
+            std::uint64_t summary = mine == ~std::uint64_t{0} ? summary_[i].exchange(0, std::memory_order_seq_cst)
+                                                              : summary_[i].fetch_and(~mine, std::memory_order_seq_cst) & mine;
+            for (; summary != 0; summary &= summary - 1) {
                 const std::uint32_t word = i * 64 + static_cast<std::uint32_t>(std::countr_zero(summary));
-                summary &= summary - 1;
-                if (word >= words(bits_)) continue;
+                if (word >= words(bits_)) break;
+                if (found >= limit) {
+                    summary_[i].fetch_or(summary, std::memory_order_seq_cst);
+                    next = word;
+                    return found;
+                }
                 std::uint64_t ready = words_[word].exchange(0, std::memory_order_seq_cst);
                 while (ready != 0) {
                     const std::uint32_t index = word * 64 + static_cast<std::uint32_t>(std::countr_zero(ready));
@@ -73,7 +101,6 @@ public:
         return found;
     }
 
-private:
     Word* summary_ = nullptr;
     Word* words_ = nullptr;
     std::uint32_t bits_ = 0;

@@ -16,6 +16,11 @@ namespace {
 /// How long an accepted connection may be held by nobody, between a worker's accept() and its mark in the bitmap.
 constexpr Duration kSuspicion = std::chrono::seconds(1);
 
+/// Requests of one program that are looked at in a turn, and records that are searched for senders that wait for blocks: a
+/// twentieth of a millisecond or so each, whatever a program posts. What is left is looked at in the next turn.
+constexpr std::uint32_t kRequestsPerTurn = 512;
+constexpr std::uint32_t kStarvedPerTurn = 2048;
+
 }  // namespace
 
 /// Owner of connections whose socket is closed: they finish on their own, and only their blocks still matter.
@@ -271,7 +276,7 @@ std::uint32_t Tenant::poll(Instant now) {
         next_check_ = kNever;
         close_unheld(true);
     }
-    const std::uint32_t looked = dirty_.collect([&](std::uint32_t index) { look(index, now); });
+    const std::uint32_t looked = dirty_.collect_some(kRequestsPerTurn, next_request_, [&](std::uint32_t index) { look(index, now); });
     counters_.requests += looked;
     own_counters_.requests += looked;
     return looked;
@@ -312,6 +317,8 @@ void Tenant::mark_changed(std::uint32_t index) {
 }
 
 void Tenant::deliver_events() {
+    if (starved_left_ != 0) [[unlikely]]
+        tell_starved();
     for (const std::uint32_t index : changed_) {
         slots_[index].changed = false;
         publish(index);
@@ -394,7 +401,14 @@ void Tenant::wake_starved() {
     std::atomic<std::uint32_t>& starved = segment_.header().tx_starved;
     if (starved.load(std::memory_order_seq_cst) == 0) return;
     starved.store(0, std::memory_order_seq_cst);
-    for (std::uint32_t index = 0; index < segment_.geometry().sockets; ++index) {
+    starved_left_ = segment_.geometry().sockets;
+}
+
+/// A part of the search that wake_starved() has ordered: the flag is the application's, and so is how often it is set.
+void Tenant::tell_starved() {
+    for (std::uint32_t count = std::min(starved_left_, kStarvedPerTurn); count != 0; --count) {
+        --starved_left_;
+        const std::uint32_t index = starved_next_++ % segment_.geometry().sockets;
         const Kind kind = slots_[index].kind;
         if (kind != Kind::kStream && kind != Kind::kDatagram && kind != Kind::kRaw) continue;
         if ((segment_.socket(index).app.flags.load(std::memory_order_relaxed) & shm::kAppWantWrite) != 0)

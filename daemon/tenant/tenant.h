@@ -101,10 +101,10 @@ public:
 
     // --- the turn ---------------------------------------------------------------------------------------------------
     /// True when poll() would find something: the second look before sleeping.
-    bool has_requests() { return dirty_.any(); }
+    bool has_requests() { return dirty_.any() || starved_left_ != 0; }
     /// When poll() has to be called even without a request; kNever usually.
     Instant next_check() const { return next_check_; }
-    /// Looks at every dirty socket. Returns how many there were.
+    /// Looks at dirty sockets, some hundred at most: then it is the turn of others. Returns how many there were.
     std::uint32_t poll(Instant now);
     /// Publishes what has changed in this turn and wakes who waits for it.
     void deliver_events();
@@ -154,6 +154,7 @@ private:
     void notify(std::uint32_t index, std::uint32_t app_flags);
     void wake_later(std::uint32_t queue);
     void wake_starved();
+    void tell_starved();
     bool has_transmit_blocks();
     void drop(Drop reason);
     stack::tcp::ConnectionOwner* orphan() const;
@@ -194,6 +195,9 @@ private:
     std::uint32_t processes_used_ = 0;           // highest used + 1
     std::uint32_t live_processes_ = 0;
     std::uint32_t next_exclusive_ = 0;
+    std::uint32_t next_request_ = 0;             // word of dirty_ to go on with
+    std::uint32_t starved_left_ = 0;             // so many records are still to be told of blocks that came back,
+    std::uint32_t starved_next_ = 0;             // from this one on
     std::uint32_t orphans_ = 0;                  // closed connections that the stack still works on; no more than sockets
     Instant next_check_ = kNever;                // of the suspects
 };

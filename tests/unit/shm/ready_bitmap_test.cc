@@ -51,6 +51,36 @@ TEST(ReadyBitmap, MatchesASetUnderRandomUse) {
     }
 }
 
+TEST(ReadyBitmap, SomeAtATimeGoRoundAndLoseNone) {
+    Bitmap b(10000);
+    std::mt19937 random(5);
+    std::set<std::uint32_t> waiting;
+    std::uint32_t next = 0;
+    for (int round = 0; round < 400; ++round) {
+        if (round < 200) {
+            for (int i = 0; i < 200; ++i) {
+                const auto index = static_cast<std::uint32_t>(random() % 10000);
+                b.bitmap.post(index);
+                waiting.insert(index);
+            }
+        }
+        const std::size_t before = waiting.size();
+        const std::uint32_t found = b.bitmap.collect_some(100, next, [&](std::uint32_t index) { EXPECT_EQ(waiting.erase(index), 1u); });
+        EXPECT_LE(found, 163u);
+        EXPECT_GE(found, std::min<std::size_t>(before, 100));
+        EXPECT_EQ(b.bitmap.any(), !waiting.empty());
+    }
+    EXPECT_TRUE(waiting.empty());
+    // One that is posted again each time does not keep the others waiting.
+    for (std::uint32_t index = 0; index < 10000; index += 64) b.bitmap.post(index);
+    bool last = false;
+    for (int round = 0; round < 20; ++round) {
+        for (std::uint32_t index = 0; index < 640; index += 64) b.bitmap.post(index);
+        b.bitmap.collect_some(10, next, [&](std::uint32_t index) { last |= index == 9984; });
+    }
+    EXPECT_TRUE(last);
+}
+
 TEST(ReadyBitmap, AWriterThatDiesBetweenItsStepsLosesNobodyElsesBit) {
     Bitmap b(4096);
     b.memory[1].fetch_or(1);  // word 0 set, summary bit not: the writer of index 0 was killed half-way
@@ -62,6 +92,7 @@ TEST(ReadyBitmap, BitsBeyondTheEndAreDropped) {
     Bitmap b(64);
     for (Word& word : b.memory) word.store(~std::uint64_t{0});  // a hostile writer
     EXPECT_EQ(collect(b.bitmap).size(), 64u);
+    EXPECT_FALSE(b.bitmap.any()) << "or the engine would never sleep";
 }
 
 TEST(SocketBitmap, ClearTellsOneCallerOnly) {
