@@ -130,8 +130,12 @@ int main_or_throw(int argc, char** argv) {
         return EXIT_SUCCESS;
     }
     set_up_logging(config->log_level);
-    const Result<void> ran = control::run_daemon(*config, [options] { return read_config(options); });
-    return ran ? EXIT_SUCCESS : fail_to_start(ran.error());
+    for (control::Config now = *config;;) {
+        const Result<control::Ended> ran = control::run_daemon(now, [options] { return read_config(options); });
+        if (!ran) return fail_to_start(ran.error());
+        if (*ran == control::Ended::kForGood) return EXIT_SUCCESS;
+        if (Result<control::Config> fresh = read_config(options)) now = std::move(*fresh);  // else as before: it was good
+    }
 }
 
 }  // namespace

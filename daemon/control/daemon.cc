@@ -157,7 +157,7 @@ void add_devices(engine::Fleet& engines, ServedInterface& served) {
 
 }  // namespace
 
-Result<void> run_daemon(const Config& config, std::function<Result<Config>()> reload) {
+Result<Ended> run_daemon(const Config& config, std::function<Result<Config>()> reload) {
     if (config.interfaces.empty())
         return fail(0, "no interface to serve; name one with --interface or [[interface]] in the configuration");
     if (const std::string missing = missing_capabilities(); !missing.empty())
@@ -208,6 +208,12 @@ Result<void> run_daemon(const Config& config, std::function<Result<Config>()> re
         engine.stack().set_forwarding(config.forwarding.enabled, config.forwarding.reverse_path_check);
         engine.stack().set_address_observer(&reporter);
     });
+    Ended ended = Ended::kForGood;
+    feed.on_return([&](const std::string& name) {
+        spdlog::info("interface {} is back; beginning anew", name);
+        ended = Ended::kToBeginAnew;
+        loop->stop();
+    });
     feed.start(engines);
     {
         const EngineThreads threads(engines);
@@ -219,10 +225,10 @@ Result<void> run_daemon(const Config& config, std::function<Result<Config>()> re
             });
         });
         server->run();
-        sd_notify(0, "STOPPING=1");
+        sd_notify(0, ended == Ended::kForGood ? "STOPPING=1" : "STATUS=beginning anew");
     }
     feed.stop();
-    return {};
+    return ended;
 }
 
 }  // namespace culvert::control

@@ -10,8 +10,13 @@
 
 namespace culvert::control {
 
+enum class Ended {
+    kForGood,    // SIGTERM, SIGINT
+    kToBeginAnew // an interface has gone and come back: another one of the same name, to be opened like the first
+};
+
 /// Serves until SIGTERM or SIGINT. `reload` gives the configuration as it is then (SIGHUP). Errors: whatever keeps it from
 /// starting, in one line that says what to do.
-Result<void> run_daemon(const Config& config, std::function<Result<Config>()> reload);
+Result<Ended> run_daemon(const Config& config, std::function<Result<Config>()> reload);
 
 }  // namespace culvert::control

@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace culvert::control {
 namespace {
@@ -50,6 +51,7 @@ void KernelFeed::send_what_changed() {
 void KernelFeed::note(const MirrorChange& change) {
     if (const auto* link = std::get_if<LinkState>(&change.state)) {
         send_link(*link, change.removed);
+        if (!change.removed && link->up && lost_.contains(link->name) && on_return_) std::exchange(on_return_, nullptr)(link->name);
     } else if (const auto* address = std::get_if<AddressState>(&change.state)) {
         if (interfaces_.contains(address->ifindex)) addresses_changed_.insert(address->ifindex);
     } else if (std::holds_alternative<RouteState>(change.state)) {
@@ -69,7 +71,8 @@ void KernelFeed::send_link(const LinkState& link, bool removed) {
         spdlog::info("interface {} has gone to another network namespace, or away", link.name);
         up = true;
     } else if (removed) {
-        spdlog::error("interface {} is gone; restart culvertd when it is back", link.name);
+        spdlog::error("interface {} is gone; culvertd begins anew when one of that name is up", link.name);
+        lost_.insert(link.name);
     }
     engines_->post_all([index = static_cast<std::uint32_t>(link.ifindex), up, mtu = link.mtu, mac = link.mac, our_mac](engine::Engine& engine) {
         engine.stack().set_interface_state(index, up, mtu);

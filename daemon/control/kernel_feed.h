@@ -6,8 +6,10 @@
 //        +----resolve---- Mailbox <-- NeighborResolver (engine's thread)
 #pragma once
 
+#include <functional>
 #include <map>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "daemon/control/mailbox.h"
@@ -33,6 +35,9 @@ public:
     void add_interface(int ifindex) { interfaces_.insert(ifindex); }
     /// Startup, before start(): of this one only the state of the link is the kernel's.
     void add_interface(int ifindex, Dedicated dedicated) { dedicated_.emplace(ifindex, std::move(dedicated)); }
+    /// Called once, on the control thread, when an interface that had gone is there again under its name, and up. Devices and
+    /// XDP program were the old one's.
+    void on_return(std::function<void(const std::string& name)> handler) { on_return_ = std::move(handler); }
     /// Startup, before the engines run: posts everything that is known, and follows from now on.
     void start(engine::Fleet& engines);
     /// Control thread: the mirror's descriptor is readable.
@@ -58,6 +63,8 @@ private:
     std::set<int> interfaces_;
     std::map<int, Dedicated> dedicated_;
     std::set<int> addresses_changed_;
+    std::set<std::string> lost_;  // interfaces that have gone
+    std::function<void(const std::string& name)> on_return_;
     bool routes_changed_ = false;
 };
 

@@ -291,18 +291,22 @@ class Lab:
             command("ip", "netns", "add", name)
             command("ip", "-n", name, "link", "set", "lo", "up")
         for link in range(self.links):
-            device = f"veth{link}"
-            queues = ("numtxqueues", self.queues, "numrxqueues", self.queues)
-            command("ip", "-n", self.server, "link", "add", device, "mtu", self.mtu, *queues, "type", "veth",
-                    "peer", "name", device, "mtu", self.mtu, *queues, "netns", self.client)
-            for name, host in ((self.server, 1), (self.client, 2)):
-                command("ip", "-n", name, "address", "add", f"10.77.{link}.{host}/24", "dev", device)
-                command("ip", "-n", name, "address", "add", f"fd77:{link + 1}::{host}/64", "dev", device, "nodad")
-                command("ip", "-n", name, "link", "set", device, "up")
+            self.make_link(link)
         with open(f"/run/netns/{self.client}") as file:
             _enter_namespace(file.fileno())
         for link in range(self.links):
             self.ping(f"10.77.{link}.1")
+
+    def make_link(self, link=0):
+        """One veth pair with its addresses; also to make it once more after `ip link del`."""
+        device = f"veth{link}"
+        queues = ("numtxqueues", self.queues, "numrxqueues", self.queues)
+        command("ip", "-n", self.server, "link", "add", device, "mtu", self.mtu, *queues, "type", "veth",
+                "peer", "name", device, "mtu", self.mtu, *queues, "netns", self.client)
+        for name, host in ((self.server, 1), (self.client, 2)):
+            command("ip", "-n", name, "address", "add", f"10.77.{link}.{host}/24", "dev", device)
+            command("ip", "-n", name, "address", "add", f"fd77:{link + 1}::{host}/64", "dev", device, "nodad")
+            command("ip", "-n", name, "link", "set", device, "up")
 
     def close(self):
         """Ends every program and removes the hosts."""
