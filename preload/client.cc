@@ -14,6 +14,7 @@
 #include <new>
 #include <utility>
 
+#include "preload/confined.h"
 #include "preload/environment.h"
 #include "preload/fd_table.h"
 #include "preload/libc.h"
@@ -236,7 +237,7 @@ Client* Client::attached() noexcept {
         return client;
     if (now_ns() < next_attempt_ns.load(std::memory_order_relaxed)) return nullptr;
     const KeepErrno keep;
-    if (in_borrowed_memory()) return nullptr;
+    if (in_borrowed_memory() || is_confined()) return nullptr;
     const MutexGuard guard(attach_mutex);
     client = current();
     if (client != nullptr && !client->daemon_gone()) return client;
@@ -321,14 +322,10 @@ bool Client::daemon_gone() const noexcept { return gone_.load(std::memory_order_
 bool Client::check_daemon() noexcept {
     if (daemon_gone()) return true;
     const KeepErrno keep;
-    char byte = 0;
-    iovec part{&byte, 1};
-    msghdr message{};
-    message.msg_iov = &part;
-    message.msg_iovlen = 1;
-    // An answer under way is looked at, not taken.
-    const long got = ::syscall(SYS_recvmsg, control_fd(), &message, MSG_PEEK | MSG_DONTWAIT);
-    if (got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR))) return false;
+    // Only looked at: an answer may be under way. By poll, which is all that a confined process may do.
+    pollfd control{control_fd(), POLLRDHUP, 0};
+    const timespec now{};
+    if (raw::ppoll(&control, 1, &now, nullptr) <= 0) return false;
     mark_gone();
     return true;
 }
@@ -442,7 +439,7 @@ bool Client::send_message(const void* request, std::size_t size, int fd) noexcep
 }
 
 bool Client::ask(const void* request, std::size_t size, int fd, std::uint32_t& value) noexcept {
-    if (daemon_gone()) return false;
+    if (daemon_gone() || is_confined()) return false;
     const MutexGuard guard(control_mutex_);
     shm::Answer answer;
     if (!send_message(request, size, fd) ||
@@ -467,7 +464,7 @@ bool Client::grant_raw(int fd) noexcept {
 }
 
 std::optional<EventQueue> Client::add_queue() noexcept {
-    if (daemon_gone()) return std::nullopt;
+    if (daemon_gone() || is_confined()) return std::nullopt;
     const KeepErrno keep;
     EventQueue queue;
     queue.eventfd = move_away(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -484,7 +481,7 @@ void Client::remove_queue(EventQueue queue) noexcept {
     const KeepErrno keep;
     shm::RemoveQueue request;
     request.queue = queue.index;
-    if (!daemon_gone()) {
+    if (!daemon_gone() && !is_confined()) {
         const MutexGuard guard(control_mutex_);
         send_message(&request, sizeof request, -1);
     }

@@ -1,11 +1,15 @@
-// The rest: stdio on a socket, and syscall(2) as a function.
+// The rest: stdio on a socket, syscall(2) as a function, and what a program says before it locks itself up.
 #include "preload/interpose.h"
 
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+
+#include "preload/confined.h"
 
 using namespace culvert::preload;
 
@@ -120,6 +124,31 @@ bool our_call(long number, const long (&a)[6], long& result) noexcept {
 
 }  // namespace
 
+namespace {
+
+/// `install` asks the kernel for a seccomp filter, which may hold at once.
+template <class Install>
+auto with_a_filter(Install&& install) noexcept {
+    const bool before = confined.exchange(true, std::memory_order_relaxed);
+    const auto result = install();
+    if (result < 0) confined.store(before, std::memory_order_relaxed);
+    return result;
+}
+
+LibcFunction<int(int, unsigned long, unsigned long, unsigned long, unsigned long)> libc_prctl{"prctl"};
+
+}  // namespace
+
+CULVERT_EXPORT int prctl(int option, ...) noexcept {
+    unsigned long a[4];
+    va_list arguments;
+    va_start(arguments, option);
+    for (unsigned long& argument : a) argument = va_arg(arguments, unsigned long);
+    va_end(arguments);
+    const auto call = [&] { return libc_prctl(option, a[0], a[1], a[2], a[3]); };
+    return option == PR_SET_SECCOMP && !in_borrowed_memory() ? with_a_filter(call) : call();
+}
+
 CULVERT_EXPORT long syscall(long number, ...) noexcept {
     long a[6];
     va_list arguments;
@@ -128,5 +157,8 @@ CULVERT_EXPORT long syscall(long number, ...) noexcept {
     va_end(arguments);
     long result = 0;
     if (our_call(number, a, result)) return result;
-    return libc::syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+    const auto call = [&] { return libc::syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]); };
+    const bool filters = (number == SYS_seccomp && a[0] != SECCOMP_GET_ACTION_AVAIL && a[0] != SECCOMP_GET_NOTIF_SIZES) ||
+                         (number == SYS_prctl && a[0] == PR_SET_SECCOMP);
+    return filters && !in_borrowed_memory() ? with_a_filter(call) : call();
 }

@@ -106,6 +106,7 @@ private:
     nfds_t kernel_count_ = 0;
     Client* client_ = nullptr;
     bool has_queue_ = false;
+    bool crowded_ = false;  // the limit of descriptors leaves no room for the shim's own in a poll
     EventQueue queue_;
 };
 
@@ -153,7 +154,7 @@ int Poll::look_at_ours() noexcept {
 int Poll::look_at_kernel(std::int64_t timeout_ns, const sigset_t* mask) {
     pollfd* const kernel = kernel_.get();
     nfds_t count = count_;
-    if (client_ != nullptr) {
+    if (client_ != nullptr && !crowded_) {
         if (has_queue_) kernel[count++] = {queue_.eventfd, POLLIN, 0};
         if (!client_->daemon_gone()) kernel[count++] = {client_->control_fd(), POLLIN | POLLRDHUP, 0};
     }
@@ -289,8 +290,16 @@ int Poll::run(const timespec* timeout, const sigset_t* mask) {
         std::int64_t slice = has_queue_ || client_ == nullptr || client_->daemon_gone() ? INT64_MAX : kWithoutQueueNs;
         if (orphaned()) slice = std::min(slice, Client::until_next_attempt_ns());
         const bool blind = slice != INT64_MAX && (left < 0 || left > slice);
+        const int before = errno;
         const int result = look_at_kernel(blind ? slice : left, mask);
+        if (result < 0 && errno == EINVAL && client_ != nullptr && !crowded_) {  // poll takes no more entries than RLIMIT_NOFILE
+            errno = before;
+            stop_watching();
+            crowded_ = true;
+            continue;
+        }
         if (result < 0) return -1;
+        if (crowded_ && client_ != nullptr) client_->check_daemon();
         if (result == 0 && blind && revive()) {
             start_over();
             continue;

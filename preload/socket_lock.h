@@ -7,12 +7,11 @@
 // on the futex for a millisecond at a time.
 #pragma once
 
-#include <sched.h>
-
 #include <atomic>
 #include <cstdint>
 
 #include "preload/client.h"
+#include "preload/confined.h"
 #include "shm/wakeup.h"
 
 namespace culvert::preload {
@@ -37,7 +36,7 @@ private:
             std::uint32_t held = 0;
             if (word_.compare_exchange_weak(held, mine, std::memory_order_acquire, std::memory_order_relaxed)) return;
             if (round < kYields)
-                ::sched_yield();
+                yield_core();
             else
                 shm::futex_wait(word_, held, 1'000'000);
             // Nobody is left who would free a dead process's lock.

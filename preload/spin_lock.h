@@ -7,10 +7,10 @@
 // Fork takes it first (fork.cc), so a child never inherits it locked by a thread that it does not have.
 #pragma once
 
-#include <sched.h>
-
 #include <atomic>
 #include <cstdint>
+
+#include "preload/confined.h"
 
 namespace culvert::preload {
 
@@ -26,7 +26,7 @@ public:
             std::uintptr_t owner = 0;
             if (owner_.compare_exchange_weak(owner, me, std::memory_order_acquire, std::memory_order_relaxed)) return true;
             if (owner == me) return false;
-            if (owner != 0) ::sched_yield();
+            if (owner != 0) yield_core();
         }
     }
     void unlock() noexcept { owner_.store(0, std::memory_order_release); }

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "preload/address.h"
+#include "preload/confined.h"
 #include "preload/fail.h"
 #include "preload/header_options.h"
 #include "preload/libc.h"
@@ -31,6 +32,7 @@ std::size_t total_bytes(const iovec* parts, std::size_t count) noexcept {
 }
 
 void raise_sigpipe() noexcept {
+    if (is_confined()) return;
     const KeepErrno keep;
     ::syscall(SYS_tgkill, ::syscall(SYS_getpid), ::syscall(SYS_gettid), SIGPIPE);
 }

@@ -6,11 +6,12 @@
 // and tries looking again only now and then.
 #pragma once
 
-#include <sched.h>
 #include <time.h>
 
 #include <atomic>
 #include <cstdint>
+
+#include "preload/confined.h"
 
 namespace culvert::preload {
 
@@ -35,7 +36,7 @@ public:
 
     SpinWait(SpinHistory& history, std::uint32_t spin_us) noexcept : history_(&history), spin_us_(spin_us) {
         const std::uint32_t fruitless = history.fruitless.load(std::memory_order_relaxed);
-        if (fruitless >= kGiveUpAfter && fruitless % kTryAgainEvery != 0) spin_us_ = 0;
+        if (is_confined() || (fruitless >= kGiveUpAfter && fruitless % kTryAgainEvery != 0)) spin_us_ = 0;
     }
 
     /// True if the waiter may look once more. Gives the core away first. Counts the wait as fruitless when time is up.
@@ -47,7 +48,7 @@ public:
                                       std::memory_order_relaxed);
             return false;
         }
-        ::sched_yield();
+        yield_core();
         return true;
     }
     /// A look found something.

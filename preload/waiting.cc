@@ -4,13 +4,14 @@
 #include <signal.h>
 #include <sys/syscall.h>
 
+#include "preload/confined.h"
 #include "shm/wakeup.h"
 
 namespace culvert::preload {
 
 int sleep_on(std::atomic<std::uint32_t>& word, std::uint32_t expected, std::int64_t wake_at_ns,
              bool restartable) noexcept {
-    if (restartable) {
+    if (restartable && !is_confined()) {
         // FUTEX_WAIT with a timeout fails with EINTR after any handler. futex_waitv takes an absolute time, so the kernel
         // restarts it as it restarts recv(): exactly when the handler has SA_RESTART. Linux 5.16.
         static constinit std::atomic<bool> missing{false};
@@ -33,6 +34,7 @@ int sleep_on(std::atomic<std::uint32_t>& word, std::uint32_t expected, std::int6
 }
 
 bool handlers_restart() noexcept {
+    if (is_confined()) return false;
     const KeepErrno keep;
     bool any = false;
     for (int signal = 1; signal < NSIG; ++signal) {
