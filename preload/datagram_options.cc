@@ -296,6 +296,7 @@ bool Socket::keep_send_option(int level, int name, int number) noexcept {
             case IPV6_MULTICAST_LOOP: defaults.loop[1] = number != 0; return true;
             case IPV6_MULTICAST_IF: defaults.group_interface[1] = static_cast<std::uint32_t>(std::max(number, 0)); return true;
             case IPV6_MTU_DISCOVER: defaults.rule[1] = rule_of(number); return true;
+            case IPV6_MTU: datagram_->fragment_size6 = static_cast<std::uint32_t>(std::max(number, 0)); return true;
             case IPV6_DONTFRAG:
                 if (number != 0) defaults.rule[1] = shm::PathRule::kObey;
                 return true;

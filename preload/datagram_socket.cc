@@ -282,6 +282,9 @@ ssize_t Socket::send_datagram(int fd, const msghdr& message, int flags) noexcept
     if (address == nullptr) mtu = shared().daemon.path_mtu.load(std::memory_order_relaxed);
     std::size_t length = 0;
     for (std::size_t i = 0; i < message.msg_iovlen; ++i) length += message.msg_iov[i].iov_len;
+    // IPV6_MTU: what is longer is cut smaller than the path asks for, which only the kernel does.
+    if (!v4 && datagram_->fragment_size6 != 0 && length + headers_of(v4) > datagram_->fragment_size6)
+        return send_by_kernel(fd, message, flags);
     if (const int error = check_length(length, header, v4, mtu)) return fail(error);
     header.length = static_cast<std::uint32_t>(length);
     return send_datagram_blocks(message, header, flags);

@@ -25,6 +25,7 @@ struct DatagramState {
     bool bound = false;          // by bind(): the policy of listen counts; else that of connect for each peer
     shm::KernelReason kernel_reason = shm::KernelReason::kOption;  // with kernel_only
     bool corked = false;         // MSG_MORE: the kernel holds the beginning of a datagram
+    std::uint32_t fragment_size6 = 0;  // IPV6_MTU; 0: as the path says
     bool groups_lost = false;    // more groups than are remembered
     std::uint32_t group_count = 0;
     GroupRequest groups[kMaxGroups];  // joined, for the daemon that comes first, or next

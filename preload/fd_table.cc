@@ -1,18 +1,11 @@
 #include "preload/fd_table.h"
 
-#include <sys/mman.h>
-#include <sys/resource.h>
-
-#include <algorithm>
-
 namespace culvert::preload {
 
 namespace {
 
-constexpr std::uint32_t kMaxDescriptors = 1u << 20;
-
 /// One bit a descriptor: ours, the application must not close it. In .bss, so untouched pages cost nothing.
-constinit std::atomic<std::uint64_t> protected_bits[kMaxDescriptors / 64] = {};
+constinit std::atomic<std::uint64_t> protected_bits[(1u << 20) / 64] = {};
 
 void drop_reference(Description& description) noexcept {
     if (description.references.fetch_sub(1, std::memory_order_acq_rel) == 1) description.dispose();
@@ -39,25 +32,13 @@ DescriptionRef::~DescriptionRef() {
     if (description_ != nullptr) drop_reference(*description_);
 }
 
-FdTable::FdTable() noexcept {
-    rlimit limit{};
-    std::uint64_t wanted = kMaxDescriptors;
-    if (::getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_max != RLIM_INFINITY)
-        wanted = std::min<std::uint64_t>(wanted, limit.rlim_max);
-    void* memory = ::mmap(nullptr, wanted * sizeof(std::atomic<Description*>), PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) return;  // size_ stays 0: every descriptor is the kernel's
-    slots_ = static_cast<std::atomic<Description*>*>(memory);
-    size_ = static_cast<std::uint32_t>(wanted);
-}
-
 FdTable& FdTable::instance() noexcept {
-    static FdTable table;
+    static constinit FdTable table;
     return table;
 }
 
 DescriptionRef FdTable::find(int fd) noexcept {
-    if (static_cast<unsigned>(fd) >= size_) return {};
+    if (static_cast<unsigned>(fd) >= kMaxDescriptors) return {};
     for (;;) {
         Description* description = slots_[fd].load(std::memory_order_acquire);
         if (description == nullptr) return {};
@@ -68,7 +49,7 @@ DescriptionRef FdTable::find(int fd) noexcept {
 }
 
 void FdTable::insert(int fd, Description& description) noexcept {
-    if (static_cast<unsigned>(fd) >= size_) return;
+    if (static_cast<unsigned>(fd) >= kMaxDescriptors) return;
     description.references.fetch_add(1, std::memory_order_relaxed);
     description.descriptors.fetch_add(1, std::memory_order_relaxed);
     std::uint32_t used = used_.load(std::memory_order_relaxed);

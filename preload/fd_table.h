@@ -1,7 +1,8 @@
 // Which descriptor is whose: one pointer a descriptor, null for the kernel's.
 //
-// Looked up by every interposed call, so a kernel descriptor costs one bounds check and one load. The array is mapped
-// once (malloc-free, lazily backed) for as many descriptors as the hard limit allows, at most 1 M.
+// Looked up by every interposed call, so a kernel descriptor costs one bounds check and one load. The array is zeroes in .bss: no
+// constructor, since an allocator that is preloaded beside us opens and reads files before anybody's constructors ran, and untouched
+// pages cost nothing.
 #pragma once
 
 #include <atomic>
@@ -38,7 +39,7 @@ public:
     }
     /// What is behind `fd` at this moment, without a reference: type-stable, but perhaps closed already and another's. Or null.
     const Description* peek(int fd) const noexcept {
-        return static_cast<unsigned>(fd) < size_ ? slots_[fd].load(std::memory_order_acquire) : nullptr;
+        return static_cast<unsigned>(fd) < kMaxDescriptors ? slots_[fd].load(std::memory_order_acquire) : nullptr;
     }
     /// True if `calls` on the descriptor are not simply libc's.
     bool concerns(int fd, Description::Passes calls) const noexcept {
@@ -65,11 +66,12 @@ public:
     void unprotect(int fd) noexcept;
 
 private:
-    FdTable() noexcept;
+    constexpr FdTable() noexcept = default;
 
-    std::atomic<Description*>* slots_ = nullptr;
-    std::uint32_t size_ = 0;
+    static constexpr std::uint32_t kMaxDescriptors = 1u << 20;  // the kernel's default for fs.nr_open
+
     std::atomic<std::uint32_t> used_{0};  // highest entry ever used + 1
+    std::atomic<Description*> slots_[kMaxDescriptors] = {};
 };
 
 }  // namespace culvert::preload

@@ -10,6 +10,7 @@
 #include <cstdlib>
 
 #include "preload/confined.h"
+#include "preload/policy.h"
 
 using namespace culvert::preload;
 
@@ -160,5 +161,8 @@ CULVERT_EXPORT long syscall(long number, ...) noexcept {
     const auto call = [&] { return libc::syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]); };
     const bool filters = (number == SYS_seccomp && a[0] != SECCOMP_GET_ACTION_AVAIL && a[0] != SECCOMP_GET_NOTIF_SIZES) ||
                          (number == SYS_prctl && a[0] == PR_SET_SECCOMP);
-    return filters && !in_borrowed_memory() ? with_a_filter(call) : call();
+    if (filters && !in_borrowed_memory()) return with_a_filter(call);
+    const long result_of_kernel = call();
+    if (number == SYS_io_uring_setup && result_of_kernel >= 0 && !in_borrowed_memory()) note_io_uring();
+    return result_of_kernel;
 }

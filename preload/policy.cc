@@ -1,14 +1,20 @@
 #include "preload/policy.h"
 
+#include <atomic>
 #include <cerrno>
 
 #include "preload/address.h"
 #include "preload/client.h"
 #include "preload/environment.h"
+#include "preload/fd_table.h"
+#include "preload/libc.h"
+#include "preload/socket.h"
 
 namespace culvert::preload {
 
 namespace {
+
+constinit std::atomic<bool> has_ring{false};
 
 enum class State { kNone, kGood, kBad };
 constinit State state = State::kNone;
@@ -29,7 +35,16 @@ void set_policy_for_test(const char* text) noexcept {
 
 void read_policy() noexcept { set_policy_for_test(environment(shm::kPolicyVariable)); }
 
+void note_io_uring() noexcept {
+    if (has_ring.exchange(true, std::memory_order_relaxed)) return;
+    const KeepErrno keep;
+    FdTable::instance().for_each([](int fd, Description& description) {
+        if (description.kind() == Description::Kind::kSocket) Socket::of(description).give_back(fd, shm::KernelReason::kIoUring);
+    });
+}
+
 shm::KernelReason why_kernel(shm::Policy::Protocol protocol, shm::Policy::Call call, const shm::WireEndpoint& endpoint) noexcept {
+    if (has_ring.load(std::memory_order_relaxed)) [[unlikely]] return shm::KernelReason::kIoUring;
     if (state == State::kBad) [[unlikely]] return shm::KernelReason::kBadPolicy;
     const shm::Policy* const daemons = of_daemon();
     const bool loopback = is_loopback(endpoint);
@@ -42,6 +57,7 @@ shm::KernelReason why_kernel(shm::Policy::Protocol protocol, shm::Policy::Call c
 }
 
 shm::KernelReason why_never(shm::Policy::Protocol protocol) noexcept {
+    if (has_ring.load(std::memory_order_relaxed)) [[unlikely]] return shm::KernelReason::kIoUring;
     if (state == State::kBad) [[unlikely]] return shm::KernelReason::kBadPolicy;
     if (state == State::kGood && !own.possible(protocol)) return shm::KernelReason::kPolicy;
     // A daemon that comes in place of one that has gone may have another policy: then the socket is watched.
@@ -74,6 +90,7 @@ int strict_error(shm::KernelReason reason) noexcept {
         case shm::KernelReason::kBadPolicy: error = ENETDOWN; break;
         case shm::KernelReason::kTableFull: error = ENOBUFS; break;
         case shm::KernelReason::kRefused: error = EADDRNOTAVAIL; break;
+        case shm::KernelReason::kIoUring:
         case shm::KernelReason::kOption: error = EOPNOTSUPP; break;
         default: return 0;
     }

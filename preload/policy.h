@@ -12,6 +12,9 @@ namespace culvert::preload {
 
 /// Reads CULVERT_POLICY. Once, when the library is loaded.
 void read_policy() noexcept;
+/// The program has made an io_uring: what it does to sockets with it, nobody beside the program sees. From now on sockets are the
+/// kernel's; listeners and datagram sockets that are Culvert's already go back. Established connections stay.
+void note_io_uring() noexcept;
 /// As if the environment had said `text`; null: nothing. For tests.
 void set_policy_for_test(const char* text) noexcept;
 

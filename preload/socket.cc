@@ -179,6 +179,18 @@ bool Socket::record_lost() const noexcept {
     return client_->daemon_gone() || shared().daemon.generation.load(std::memory_order_acquire) != generation_;
 }
 
+void Socket::give_back(int fd, shm::KernelReason reason) noexcept {
+    if (path() == Path::kListener) {
+        Client* const client = client_;
+        stop_listening(fd);
+        client->note_reason(fd, reason);
+    } else if (type_ == SOCK_DGRAM && !is_raw()) {
+        leave_to_kernel(fd);
+        datagram_->kernel_reason = reason;
+        if (Client* const client = Client::current()) client->note_reason(fd, reason);
+    }
+}
+
 std::uint32_t Socket::prepare_record(Client& client) noexcept {
     const auto record = client.take_record();
     if (!record) return shm::kNoIndex;

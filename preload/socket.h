@@ -90,6 +90,9 @@ public:
     std::int64_t send_timeout_ns() const noexcept { return send_timeout_ns_.load(std::memory_order_relaxed); }
     bool nonblocking() const noexcept { return nonblocking_.load(std::memory_order_relaxed); }
 
+    /// Lets the kernel have a listener or a datagram socket for good; connections stay, and what is raw.
+    void give_back(int fd, shm::KernelReason reason) noexcept;
+
     Path path() const noexcept { return path_.load(std::memory_order_acquire); }
     /// SOCK_STREAM, SOCK_DGRAM or SOCK_RAW; AF_INET or AF_INET6.
     int type() const noexcept { return type_; }

@@ -96,7 +96,8 @@ struct alignas(kCacheLine) SegmentHeader {
     X(kSharedAddress, "raw or ping, and no address is Culvert's alone")    \
     X(kDaemonPolicy, "excluded by the daemon's policy")                    \
     X(kBadPolicy, "CULVERT_POLICY is not understood")                      \
-    X(kDatagramPair, "kernel half of a Culvert datagram socket")
+    X(kDatagramPair, "kernel half of a Culvert datagram socket")           \
+    X(kIoUring, "the program uses io_uring")
 
 enum class KernelReason : std::uint8_t {
 #define CULVERT_REASON_ENUM(name, text) name,

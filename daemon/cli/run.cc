@@ -74,6 +74,8 @@ bool set_environment(const RunOptions& options, const std::optional<std::string>
         ::unsetenv("CULVERT_SOCKET");
     }
     if (options.strict) ::setenv("CULVERT_STRICT", "1", 1);
+    // libuv (node) may hand epoll_ctl to an io_uring, which no preloaded library sees; it does without when told so.
+    ::setenv("UV_USE_IO_URING", "0", 1);
     return true;
 }
 

@@ -227,5 +227,116 @@ class Haproxy(Story):
                 self.assertNotIn("Non-2xx", text)
 
 
+APACHE = """
+ServerRoot {directory}
+PidFile {directory}/apache.pid
+ErrorLog {directory}/error.log
+LogLevel warn
+Mutex file:{directory}
+ServerName culvert
+User www-data
+Group www-data
+LoadModule mpm_{mpm}_module /usr/lib/apache2/modules/mod_mpm_{mpm}.so
+LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
+LoadModule proxy_module /usr/lib/apache2/modules/mod_proxy.so
+LoadModule proxy_http_module /usr/lib/apache2/modules/mod_proxy_http.so
+LoadModule ssl_module /usr/lib/apache2/modules/mod_ssl.so
+{limits}
+Listen {port}
+Listen {tls} https
+DocumentRoot {root}
+KeepAliveTimeout 60
+MaxKeepAliveRequests 0
+EnableSendfile On
+ProxyPass /sink http://{here}:8090/
+<VirtualHost *:{tls}>
+    SSLEngine on
+    SSLCertificateFile {certificate}
+    SSLCertificateKeyFile {key}
+</VirtualHost>
+"""
+
+
+class Apache(Story):
+    """prefork (a process for each connection, accept serialized) and event (threads, listener and connections in one epoll set)."""
+
+    @classmethod
+    def prepare(cls):
+        lab = cls.lab
+        cls.certificate = Certificate(lab)
+        cls.files = {"small": SMALL_BYTES, "big.bin": pseudo_random(10 << 20, 51)}
+        root = lab.path("htdocs")
+        os.makedirs(root)
+        for name, data in cls.files.items():
+            with open(f"{root}/{name}", "wb") as file:
+                file.write(data)
+        sink = lab.start("sink", [PYTHON, f"{PROGRAMS}/upload_sink.py", "8090"], under=cls.culvert)
+        lab.wait_for_port(lab.ip4(), 8090, sink, under=cls.culvert)
+        cls.apaches = {}
+        for mpm, port, limits in (("prefork", 8600, "StartServers 40\nMaxRequestWorkers 60\nMinSpareServers 30\nMaxSpareServers 60"), ("event", 8700, "StartServers 2\nThreadsPerChild 25\nMaxRequestWorkers 50")):
+            directory = lab.path(f"apache-{mpm}")
+            os.makedirs(directory)
+            with open(f"{directory}/apache.conf", "w") as file:
+                file.write(APACHE.format(directory=directory, mpm=mpm, port=port, tls=port + 1, limits=limits, root=root, here=lab.ip4(),
+                                         certificate=cls.certificate.file, key=cls.certificate.key))
+            program = lab.start(f"apache-{mpm}", ["apache2", "-d", directory, "-f", f"{directory}/apache.conf", "-D", "FOREGROUND"],
+                                under=cls.culvert)
+            for each in (port, port + 1):
+                lab.wait_for_port(lab.ip4(), each, program, under=cls.culvert)
+            cls.apaches[port] = program
+
+    def test_files(self):
+        for port, _ in self.apaches.items():
+            with self.carried(20):
+                for number in range(20):
+                    address = self.lab.ip6() if number % 2 else self.lab.ip4()
+                    self.assertEqual(fetch(address, "/small", port), (200, SMALL_BYTES))
+            with self.carried(8), concurrent.futures.ThreadPoolExecutor(8) as pool:
+                hashes = set(pool.map(lambda _: sha256(fetch(self.lab.ip4(), "/big.bin", port)[1]), range(8)))
+            self.assertEqual(hashes, {sha256(self.files["big.bin"])})
+
+    def test_keep_alive_under_load(self):
+        for port, _ in self.apaches.items():
+            with self.carried(30):
+                text = self.lab.call("wrk", "-t1", "-c30", "-d2s", f"http://{self.lab.ip4()}:{port}/small")
+            self.assertNotIn("Socket errors", text)
+            self.assertNotIn("Non-2xx", text)
+
+    def test_ab_with_a_connection_for_each_request(self):
+        for port, _ in self.apaches.items():
+            with self.carried(2000):
+                text = self.lab.call("ab", "-q", "-n", "2000", "-c", "20", f"http://{self.lab.ip4()}:{port}/small")
+            self.assertIn("Failed requests:        0", text)
+
+    def test_https(self):
+        for port, _ in self.apaches.items():
+            with self.carried(3):
+                for number in range(3):
+                    out = self.lab.path("https")
+                    self.lab.call("curl", "-sSf", "--cacert", self.certificate.file, f"https://{self.lab.ip4()}:{port + 1}/big.bin", "-o", out)
+                    with open(out, "rb") as file:
+                        self.assertEqual(sha256(file.read()), sha256(self.files["big.bin"]))
+
+    def test_proxied_upload(self):
+        body = pseudo_random(5 << 20, 52)
+        for port, _ in self.apaches.items():
+            with self.carried(2), self.carried(1, "tcp_active_opens"):
+                self.assertEqual(fetch(self.lab.ip4(), "/sink", port, method="POST", body=body), (200, sha256(body).encode()))
+
+    def test_graceful_restart_under_load(self):
+        for port, program in self.apaches.items():
+            def children():
+                with open(f"/proc/{program.pid}/task/{program.pid}/children") as file:
+                    return set(file.read().split())
+            with Clients(3, self.lab.ip4(), port) as clients:
+                old = children()
+                program.send(signal.SIGUSR1)
+                until(lambda: children() and not old & children(), "Apache to replace its children", 30)
+            self.assertGreater(clients.served, 3)
+            with self.carried(5):
+                for _ in range(5):
+                    self.assertEqual(fetch(self.lab.ip4(), "/small", port), (200, SMALL_BYTES))
+
+
 if __name__ == "__main__":
     run()

@@ -181,6 +181,19 @@ TEST_F(DatagramSocketTest, Connected) {
     EXPECT_EQ(ntohs(peer.sin_port), 53);
 }
 
+TEST_F(DatagramSocketTest, AnMtuOfItsOwnLeavesTheSocketToCulvert) {  // unbound and BIND set 1280
+    Fd fd(Socket::open(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    const int mtu = 1280;
+    ASSERT_EQ(fd->set_option(fd.number(), IPPROTO_IPV6, IPV6_MTU, &mtu, sizeof mtu), 0);
+    sockaddr_in6 any{};
+    any.sin6_family = AF_INET6;
+    ASSERT_EQ(fd->bind(fd.number(), reinterpret_cast<sockaddr*>(&any), sizeof any), 0);
+    EXPECT_EQ(fd->path(), Socket::Path::kDatagram);
+    const int odd = 1;  // what nobody knows is the kernel's
+    ASSERT_EQ(fd->set_option(fd.number(), SOL_SOCKET, SO_TIMESTAMPING, &odd, sizeof odd), 0);
+    EXPECT_EQ(fd->path(), Socket::Path::kKernel);
+}
+
 TEST_F(DatagramSocketTest, ErrorsComeOnce) {
     Fd fd = bound();
     daemon.segment().socket(fd->record()).daemon.error = ECONNREFUSED;

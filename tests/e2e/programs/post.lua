@@ -1,0 +1,3 @@
+-- wrk: every request uploads two kilobytes.
+wrk.method = "POST"
+wrk.body = string.rep("culvert ", 256)
