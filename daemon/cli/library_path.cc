@@ -31,8 +31,14 @@ std::string find_library() {
     return {};
 }
 
-std::string preload_value(const std::string& library, const char* existing) {
-    if (existing == nullptr || *existing == '\0') return library;
+bool must_be_first(std::string_view library) {
+    library.remove_prefix(library.rfind('/') + 1);  // npos + 1 is 0
+    return library.starts_with("libasan.so") || library.starts_with("libclang_rt.asan");
+}
+
+std::string preload_value(const std::string& library, const char* existing, const std::string& first) {
+    const std::string ours = first.empty() ? library : first + ":" + library;
+    if (existing == nullptr || *existing == '\0') return ours;
     // ld.so(8): the list is separated by spaces or colons.
     std::string_view rest(existing);
     while (!rest.empty()) {
@@ -41,7 +47,9 @@ std::string preload_value(const std::string& library, const char* existing) {
         if (end == std::string_view::npos) break;
         rest.remove_prefix(end + 1);
     }
-    return library + ":" + existing;
+    const std::string_view all(existing);
+    if (must_be_first(all.substr(0, all.find_first_of(": ")))) return std::string(all) + ":" + library;
+    return ours + ":" + existing;
 }
 
 }  // namespace culvert::cli

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace culvert::cli {
@@ -12,7 +13,11 @@ std::vector<std::string> library_candidates();
 /// The first candidate that can be read; empty when none can.
 std::string find_library();
 
-/// `existing` (may be null) with `library` put in front, once.
-std::string preload_value(const std::string& library, const char* existing);
+/// True for the runtimes that end a program in which they are not the first library: AddressSanitizer's.
+bool must_be_first(std::string_view library);
+
+/// `existing` (may be null) with `library` put in front, once; but behind a library that must be first, be it the first of
+/// `existing` or `first` (may be empty), which the program is linked with.
+std::string preload_value(const std::string& library, const char* existing, const std::string& first = {});
 
 }  // namespace culvert::cli

@@ -6,6 +6,8 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <optional>
 #include <string_view>
@@ -124,6 +126,40 @@ std::string why_unreachable(const std::string& path, uid_t uid, gid_t gid) {
         return reason.empty() ? reason : of + reason;
     }
     return {};
+}
+
+std::vector<std::string> needed_libraries(const std::string& path) {
+    constexpr std::size_t kMaxEntries = 4096;
+    constexpr std::size_t kMaxName = 256;
+    const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    Elf64_Ehdr header;
+    if (!fd || !read_at(fd.get(), &header, sizeof header, 0) || std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0) return {};
+    if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_phentsize != sizeof(Elf64_Phdr) || header.e_phnum > kMaxProgramHeaders) return {};
+    std::vector<Elf64_Phdr> segments(header.e_phnum);
+    if (!read_at(fd.get(), segments.data(), segments.size() * sizeof(Elf64_Phdr), static_cast<off_t>(header.e_phoff))) return {};
+
+    std::vector<Elf64_Dyn> entries;
+    for (const Elf64_Phdr& segment : segments) {
+        if (segment.p_type != PT_DYNAMIC) continue;
+        entries.resize(std::min<std::size_t>(segment.p_filesz / sizeof(Elf64_Dyn), kMaxEntries));
+        if (!read_at(fd.get(), entries.data(), entries.size() * sizeof(Elf64_Dyn), static_cast<off_t>(segment.p_offset))) return {};
+    }
+    // The names' table is told by its address; where in the file that is, the segments say.
+    std::optional<std::uint64_t> names;
+    for (const Elf64_Dyn& entry : entries) {
+        if (entry.d_tag != DT_STRTAB) continue;
+        for (const Elf64_Phdr& segment : segments)
+            if (segment.p_type == PT_LOAD && entry.d_un.d_ptr >= segment.p_vaddr && entry.d_un.d_ptr - segment.p_vaddr < segment.p_filesz)
+                names = entry.d_un.d_ptr - segment.p_vaddr + segment.p_offset;
+    }
+    std::vector<std::string> found;
+    for (const Elf64_Dyn& entry : entries) {
+        if (entry.d_tag == DT_NULL) break;
+        if (entry.d_tag != DT_NEEDED || !names || entry.d_un.d_val > INT32_MAX) continue;
+        char name[kMaxName] = {};
+        if (::pread(fd.get(), name, sizeof name - 1, static_cast<off_t>(*names + entry.d_un.d_val)) > 0) found.emplace_back(name);
+    }
+    return found;
 }
 
 }  // namespace culvert::cli

@@ -9,6 +9,7 @@
 #include <sys/types.h>
 
 #include <string>
+#include <vector>
 
 #include "shm/base/error.h"
 
@@ -20,5 +21,8 @@ Result<std::string> find_program(const std::string& name, const char* search_pat
 /// Empty when LD_PRELOAD reaches the program at `path`; else the reason, to stand behind "LD_PRELOAD cannot reach it: ".
 /// `uid` and `gid` are those of the caller. A file that cannot be read is given the benefit of the doubt.
 std::string why_unreachable(const std::string& path, uid_t uid, gid_t gid);
+
+/// Names of the libraries that the ELF file at `path` asks for (DT_NEEDED), in order; none if it is something else or damaged.
+std::vector<std::string> needed_libraries(const std::string& path);
 
 }  // namespace culvert::cli

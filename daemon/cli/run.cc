@@ -57,7 +57,7 @@ bool check_reachable(const std::string& program, Obstacles& obstacles) {
     return reason.empty() || obstacles.accept(fmt::format("LD_PRELOAD cannot reach {}: {}", program, reason));
 }
 
-bool set_environment(const RunOptions& options, const std::optional<std::string>& policy, Obstacles& obstacles) {
+bool set_environment(const RunOptions& options, const std::string& program, const std::optional<std::string>& policy, Obstacles& obstacles) {
     if (policy) ::setenv(shm::kPolicyVariable, policy->c_str(), 1);
     const std::string library = find_library();
     if (library.empty()) {
@@ -67,7 +67,10 @@ bool set_environment(const RunOptions& options, const std::optional<std::string>
     }
     if (library.find_first_of(": ") != std::string::npos)
         return obstacles.accept(fmt::format("LD_PRELOAD cannot name \"{}\": no colon or space allowed", library));
-    ::setenv("LD_PRELOAD", preload_value(library, std::getenv("LD_PRELOAD")).c_str(), 1);
+    std::string first;
+    for (const std::string& needed : needed_libraries(program))
+        if (must_be_first(needed)) first = needed;
+    ::setenv("LD_PRELOAD", preload_value(library, std::getenv("LD_PRELOAD"), first).c_str(), 1);
     if (options.socket_path != control::kDefaultSocketPath) {
         ::setenv("CULVERT_SOCKET", options.socket_path.c_str(), 1);
     } else {
@@ -162,7 +165,7 @@ int run(const RunOptions& options) {
         return kExitRefused;
     }
     Obstacles obstacles(options);
-    if (!check_reachable(*path, obstacles) || !check_daemon(options, obstacles) || !set_environment(options, *policy, obstacles))
+    if (!check_reachable(*path, obstacles) || !check_daemon(options, obstacles) || !set_environment(options, *path, *policy, obstacles))
         return kExitRefused;
     return options.stats ? run_with_stats(options, *path) : execute(*path, options.command);
 }

@@ -228,6 +228,17 @@ class PythonVariants(RuntimeStory):
                 self.echo_many(port, 20)
 
 
+class Sanitizer(RuntimeStory):
+    def test_address_sanitizer(self):
+        """gcc's runtime ends a program in which it is not the first library: `culvert run` puts it in front of ours."""
+        program = self.lab.start("asan", [os.path.join(netns.BUILD, "bin/sanitized_echo"), "8451"], under=self.culvert)
+        self.addCleanup(program.kill)
+        self.lab.wait_for_port(self.lab.ip4(), 8451, program, under=self.culvert)
+        self.echo(8451, 2)
+        self.echo_many(8451)
+        self.assertNotIn("ERROR", program.output())
+
+
 class IoUring(RuntimeStory):
     """A program whose accept, receive and send are the kernel's own, by an io_uring: it must be served by the kernel."""
 

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <filesystem>
@@ -234,6 +235,31 @@ TEST(PreloadValue, IsPutInFrontOnce) {
     EXPECT_EQ(preload_value("/l.so", "/a.so /b.so"), "/l.so:/a.so /b.so");
     EXPECT_EQ(preload_value("/l.so", "/a.so:/l.so"), "/a.so:/l.so");
     EXPECT_EQ(preload_value("/l.so", "/l.so.1"), "/l.so:/l.so.1");
+}
+
+TEST(PreloadValue, StandsBehindASanitizer) {  // which ends the program if it is not the first library
+    EXPECT_EQ(preload_value("/l.so", "libasan.so.8"), "libasan.so.8:/l.so");
+    EXPECT_EQ(preload_value("/l.so", "/usr/lib/libclang_rt.asan-x86_64.so /a.so"), "/usr/lib/libclang_rt.asan-x86_64.so /a.so:/l.so");
+    EXPECT_EQ(preload_value("/l.so", "/a.so:libasan.so.8"), "/l.so:/a.so:libasan.so.8");
+    EXPECT_EQ(preload_value("/l.so", nullptr, "libasan.so.8"), "libasan.so.8:/l.so");
+    EXPECT_EQ(preload_value("/l.so", "/a.so", "libasan.so.8"), "libasan.so.8:/l.so:/a.so");
+}
+
+TEST(NeededLibraries, AreReadFromTheFile) {
+    const std::vector<std::string> needed = needed_libraries("/proc/self/exe");
+    EXPECT_NE(std::find(needed.begin(), needed.end(), "libc.so.6"), needed.end());
+    EXPECT_TRUE(needed_libraries("/etc/passwd").empty());
+    EXPECT_TRUE(needed_libraries("/nonexistent").empty());
+    // Cut off anywhere, it names fewer libraries or none.
+    std::ifstream whole("/proc/self/exe", std::ios::binary);
+    std::string bytes(4096, '\0');
+    whole.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    const std::string path = testing::TempDir() + "/cut-" + std::to_string(::getpid());
+    for (const std::size_t length : {4ul, 63ul, 64ul, 100ul, 500ul, 4096ul}) {
+        std::ofstream(path, std::ios::binary) << bytes.substr(0, length);
+        EXPECT_LE(needed_libraries(path).size(), needed.size());
+    }
+    ::unlink(path.c_str());
 }
 
 TEST(FindProgram, SearchesAsExecvp) {
