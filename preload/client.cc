@@ -23,6 +23,7 @@
 #include "preload/socket_lock.h"
 #include "shm/attach_protocol.h"
 #include "shm/base/unique_fd.h"
+#include "shm/base/fault_point.h"
 
 namespace culvert::preload {
 
@@ -280,6 +281,7 @@ Client* Client::attach_over(int control) noexcept {
                 welcome.kind == shm::MessageKind::kWelcome && welcome.status == shm::AttachStatus::kOk &&
                 welcome.abi_version == shm::kAbiVersion && fds[0] >= 0 && fds[1] >= 0 &&
                 welcome.process_slot < welcome.geometry.processes;
+    CULVERT_FAULT_POINT(attach_welcomed);
     shm::Policy policy;
     if (good && welcome.has_policy) {
         shm::PolicyError error;
@@ -362,7 +364,9 @@ std::optional<std::uint32_t> Client::take_record() noexcept {
             bits &= bits - 1;
             // The hold before the claim: a process killed in between leaves nothing that nobody holds.
             held.set(record);
+            CULVERT_FAULT_POINT(record_held);
             if (free.clear(record)) {
+                CULVERT_FAULT_POINT(record_claimed);
                 next_record_word_.store(word, std::memory_order_relaxed);
                 return record;
             }
@@ -411,8 +415,10 @@ void Client::let_go_of(std::uint32_t record, std::uint32_t generation, bool may_
         const SpinGuard guard(holds_lock_);
         last = segment_.holders(process_slot()).clear(record);
     }
+    CULVERT_FAULT_POINT(close_let_go);
     if (!last || shared.daemon.generation.load(std::memory_order_acquire) != generation) return;
     shared.app.flags.fetch_or(shm::kAppClosed, std::memory_order_seq_cst);
+    CULVERT_FAULT_POINT(close_said);
     post(record);
 }
 

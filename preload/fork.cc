@@ -20,6 +20,7 @@
 #include "preload/signals_off.h"
 #include "preload/socket.h"
 #include "shm/attach_protocol.h"
+#include "shm/base/fault_point.h"
 
 namespace culvert::preload {
 
@@ -64,6 +65,7 @@ void Client::prepare_child() noexcept {
             raw::close(ends[0]);
         }
     }
+    CULVERT_FAULT_POINT(fork_granted);
     // Held until the fork is done: what another thread accepts or closes meanwhile comes before or after.
     holds_taken = holds_lock_.lock();
     if (child_slot_ == shm::kNoIndex) return;
@@ -75,6 +77,7 @@ void Client::prepare_child() noexcept {
         socket.note_shared();
         held.set(socket.record());
     });
+    CULVERT_FAULT_POINT(fork_held);
 }
 
 void Client::after_fork_in_parent() noexcept {
@@ -117,6 +120,7 @@ void Client::become_child() noexcept {
         mark_gone();
         return;
     }
+    CULVERT_FAULT_POINT(fork_child);
     slot_.store(child_slot_, std::memory_order_relaxed);
     segment_.process(child_slot_).pid.store(static_cast<std::uint32_t>(::syscall(SYS_getpid)),
                                             std::memory_order_relaxed);

@@ -16,6 +16,7 @@
 #include "preload/own_fd.h"
 #include "preload/socket.h"
 #include "preload/socket_inline.h"
+#include "shm/base/fault_point.h"
 
 namespace culvert::preload {
 
@@ -161,9 +162,11 @@ int Socket::accept_culvert(sockaddr* address, socklen_t* length, int flags) noex
             return -2;
         }
         if (*record < geometry.app_sockets || *record >= geometry.sockets) continue;  // not a connection
+        CULVERT_FAULT_POINT(accept_taken);
         const shm::DaemonLine& line = client_->segment().socket(*record).daemon;
         const std::uint32_t generation = line.generation.load(std::memory_order_acquire);
         const bool fresh = client_->hold(*record);
+        CULVERT_FAULT_POINT(accept_held);
         const std::uint32_t status = line.status.load(std::memory_order_acquire);
         // Freed before we held it (the listener was closed meanwhile): dead, and not as a connection that was reset is.
         if (line.generation.load(std::memory_order_acquire) != generation ||
@@ -180,6 +183,7 @@ int Socket::accept_culvert(sockaddr* address, socklen_t* length, int flags) noex
         socket->set_path(Path::kConnection);
         const shm::WireEndpoint remote = socket->shared().remote;
         FdTable::instance().insert(fd, *socket);
+        CULVERT_FAULT_POINT(accept_done);
         if (address != nullptr) from_wire(remote, family_, address, length);
         return fd;
     }

@@ -23,6 +23,7 @@
 #include "preload/socket_lock.h"
 #include "preload/startup.h"
 #include "preload/waiting.h"
+#include "shm/base/fault_point.h"
 
 namespace culvert::preload {
 
@@ -134,6 +135,7 @@ void Socket::adopt(Client& client, std::uint32_t record, Path path) noexcept {
     generation_.store(client.segment().socket(record).daemon.generation.load(std::memory_order_acquire), std::memory_order_release);
     error_reported_.store(false, std::memory_order_relaxed);
     set_path(path);
+    CULVERT_FAULT_POINT(socket_adopted);
     notify_became_ours(*this);
 }
 
@@ -209,8 +211,11 @@ int Socket::operate(Client& client, std::uint32_t record, shm::Operation operati
     shared.operation.local = local;
     shared.operation.remote = remote;
     const std::uint32_t sequence = shared.app.operation_sequence.load(std::memory_order_relaxed) + 1;
+    CULVERT_FAULT_POINT(operation_written);
     shared.app.operation_sequence.store(sequence, std::memory_order_release);
+    CULVERT_FAULT_POINT(operation_submitted);
     client.post(record);
+    CULVERT_FAULT_POINT(operation_posted);
     const auto answered = [&] {
         return shared.daemon.operation_done.load(std::memory_order_acquire) == sequence || client.daemon_gone();
     };
@@ -218,6 +223,7 @@ int Socket::operate(Client& client, std::uint32_t record, shm::Operation operati
     while (wait_for(client, shared, answers, std::max<std::int64_t>(deadline - now_ns(), 0), answered) == EINTR) {
     }
     if (shared.daemon.operation_done.load(std::memory_order_acquire) != sequence) return ENETDOWN;
+    CULVERT_FAULT_POINT(operation_answered);
     return shared.daemon.operation_result.load(std::memory_order_relaxed);
 }
 

@@ -17,6 +17,7 @@
 #include "preload/socket.h"
 #include "preload/socket_inline.h"
 #include "preload/waiting.h"
+#include "shm/base/fault_point.h"
 
 namespace culvert::preload {
 
@@ -99,6 +100,7 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
     if (const int error = operate(*client, record, shm::Operation::kRoute, 0, {}, *remote); error != 0)
         return through_kernel(reason_of_route(error, *remote));
     shm::WireEndpoint source = client->segment().socket(record).local;
+    CULVERT_FAULT_POINT(connect_routed);
 
     // The kernel's socket holds the port, so that no other program gets it.
     sockaddr_storage name{};
@@ -123,6 +125,7 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
         local->port = port;
     }
     local->family = remote->family;
+    CULVERT_FAULT_POINT(connect_bound);
     if (const int error = operate(*client, record, shm::Operation::kConnect, 0, *local, *remote); error != 0)
         return through_kernel(reason_of(error, shm::KernelReason::kRefused));
 
@@ -274,6 +277,7 @@ ssize_t Socket::send_stream(std::size_t total, int flags, Fill&& fill) noexcept 
                     taken += size;
                 }
                 if (count == 0) break;
+                CULVERT_FAULT_POINT(send_blocks_taken);
                 const ssize_t got = fill(parts.data(), count);
                 if (got < 0) source_error = static_cast<int>(-got);
                 const std::size_t batch = got > 0 ? static_cast<std::size_t>(got) : 0;
@@ -305,7 +309,9 @@ ssize_t Socket::send_stream(std::size_t total, int flags, Fill&& fill) noexcept 
                 // Counted before it is pushed: what is released is never more than what is queued.
                 record.app.tx_queued.store(record.app.tx_queued.load(std::memory_order_relaxed) + batch,
                                            std::memory_order_release);
+                CULVERT_FAULT_POINT(send_counted);
                 shm::push_chain(record.app.tx_list, meta, newest, oldest);
+                CULVERT_FAULT_POINT(send_pushed);
                 client_->post(record_.load(std::memory_order_relaxed));
                 sent += batch;
             }
@@ -399,6 +405,7 @@ void Socket::refill_stash() noexcept {
     shm::SocketRecord& record = shared();
     std::uint32_t link = shm::take_all(record.daemon.rx_list);
     if (link == shm::kEmptyList) return;
+    CULVERT_FAULT_POINT(receive_list_taken);
     const std::uint32_t limit = client_->segment().geometry().blocks();
     shm::BlockMeta* const meta = client_->segment().block_meta();
     const std::uint32_t newest = link;
@@ -415,6 +422,7 @@ void Socket::refill_stash() noexcept {
     else
         meta[record.app.stash_tail.load(std::memory_order_relaxed) - 1].next.store(oldest, std::memory_order_relaxed);
     record.app.stash_tail.store(newest, std::memory_order_relaxed);
+    CULVERT_FAULT_POINT(receive_stashed);
 }
 
 /// Copies from the stash, after the first `skip` bytes of the application's buffers. Under rx_lock.
@@ -510,6 +518,7 @@ ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags)
                 reach = this->reach(copied);
             const Taken taken = take_bytes(parts, count, copied, peek, (flags & MSG_TRUNC) != 0, reach);
             copied += taken.bytes;
+            CULVERT_FAULT_POINT(receive_copied);
             at_mark = taken.bytes == reach.most;
             if (taken.bytes + taken.passed != 0 && !peek && !lost) consumed(taken.bytes + taken.passed);
             // The daemon forgets the mark that we have passed.
@@ -568,6 +577,7 @@ int Socket::shutdown(int fd, int how) noexcept {
         // After what other threads are just sending.
         const SocketLock lock(*client_, record.app.tx_lock);
         record.app.flags.fetch_or(flags, std::memory_order_seq_cst);
+        CULVERT_FAULT_POINT(shutdown_flagged);
     }
     client_->post(record_.load(std::memory_order_relaxed));
     // Our own readers and writers sleep on the daemon's word; the daemon would not wake them for a SHUT_RD.

@@ -14,6 +14,7 @@
 #include <spdlog/spdlog.h>
 
 #include "shm/base/check.h"
+#include "shm/base/fault_point.h"
 
 namespace culvert::control {
 namespace {
@@ -215,6 +216,7 @@ void AttachService::hello(Connection& connection, const shm::Hello& message, con
         return refuse(connection, shm::AttachStatus::kFull, "no memory for another segment: " + mapping.error().message());
     }
     tenant->segment = std::make_shared<shm::Segment>(std::move(*mapping));
+    CULVERT_FAULT_POINT(attach_segment_made);
     tenants_.emplace(tenant->id, tenant);
     connection.pause();
     auto handed_over = std::make_shared<shm::Segment>(std::move(*segment));
@@ -229,6 +231,7 @@ void AttachService::hello(Connection& connection, const shm::Hello& message, con
                 return refuse(*self, shm::AttachStatus::kFull, slot.error().message());
             }
             ++statistics_.attached;
+            CULVERT_FAULT_POINT(attach_added);
             spdlog::info("attached {} (pid {}, uid {}) as tenant {} of engine {}", tenant->program, self->peer().pid, tenant->uid,
                          tenant->id, tenant->engine);
             serve(self, {tenant, *slot});

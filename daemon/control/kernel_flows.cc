@@ -19,7 +19,9 @@ namespace {
 constexpr std::array<std::uint8_t, 2> kFamilies{AF_INET, AF_INET6};
 constexpr std::array<std::uint8_t, 2> kProtocols{IPPROTO_TCP, IPPROTO_UDP};
 constexpr std::uint32_t kAllStates = 0xffffffffu;
-constexpr std::uint32_t kConnected = kAllStates & ~(1u << TCP_LISTEN) & ~(1u << TCP_CLOSE);
+/// TIME-WAIT is over but for late copies, and a client that takes the same port again means somebody new: thousands of them would
+/// keep a busy port with the kernel for a minute. (FIN-WAIT-2 without a process is told as what it is.)
+constexpr std::uint32_t kConnected = kAllStates & ~(1u << TCP_LISTEN) & ~(1u << TCP_CLOSE) & ~(1u << TCP_TIME_WAIT);
 
 struct SocketDeleter {
     void operator()(nl_sock* socket) const { nl_socket_free(socket); }

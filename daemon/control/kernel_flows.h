@@ -21,7 +21,7 @@ struct KernelSocket {
     std::uint32_t send_queue = 0;
 };
 
-/// Every TCP connection of this network namespace but closed and listening ones; `port` 0: any, else its local port.
+/// Every TCP connection of this network namespace but closed and listening ones and those in TIME-WAIT; `port` 0: any, else its local port.
 /// Connections on a dual-stack socket come with their IPv4 addresses.
 Result<std::vector<KernelSocket>> kernel_connections(Port port);
 

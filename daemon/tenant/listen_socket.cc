@@ -1,4 +1,5 @@
 #include "daemon/tenant/sockets.h"
+#include "shm/base/fault_point.h"
 
 namespace culvert::tenant {
 
@@ -45,7 +46,9 @@ stack::tcp::ConnectionOwner* ListenSocket::on_accept(stack::tcp::Connection& con
     slot.stream.open(connection, shm::kStatusReady);
     record.daemon.window_position.store(connection.receive_buffer() / 2, std::memory_order_relaxed);
     record.daemon.status.store(shm::kStatusReady, std::memory_order_release);
+    CULVERT_FAULT_POINT(accept_made);
     slot.stream.ticket = {index_, queue_.add(index)};
+    CULVERT_FAULT_POINT(accept_queued);
     tenant_.mark_changed(index);   // data that came with the last segment of the handshake
     tenant_.mark_changed(index_);  // the listener has become readable
     return &slot.stream;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "daemon/tenant/sockets.h"
+#include "shm/base/fault_point.h"
 
 namespace culvert::tenant {
 
@@ -42,6 +43,7 @@ void Tenant::run_operation(std::uint32_t index, std::uint32_t sequence, Instant 
     const shm::WireEndpoint local = record.operation.local;
     const shm::WireEndpoint remote = record.operation.remote;
     int result = EINVAL;
+    CULVERT_FAULT_POINT(operation_read);
     switch (code) {
         case shm::Operation::kRoute: result = route(index, local, remote); break;
         case shm::Operation::kConnect: result = start_connect(index, local, remote, now); break;
@@ -72,6 +74,7 @@ void Tenant::run_operation(std::uint32_t index, std::uint32_t sequence, Instant 
         case shm::Operation::kNone:
         default: drop(Drop::kTenantBadRequest); break;
     }
+    CULVERT_FAULT_POINT(operation_done);
     Slot& slot = slots_[index];
     slot.operation_done = sequence;
     record.daemon.operation_result.store(result, std::memory_order_relaxed);

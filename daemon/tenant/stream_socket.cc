@@ -6,6 +6,7 @@
 
 #include "shm/block_list.h"
 #include "shm/urgent.h"
+#include "shm/base/fault_point.h"
 
 namespace culvert::tenant {
 
@@ -136,6 +137,7 @@ void StreamSocket::close(bool linger_zero) {
             linger_zero = true;
         }
         ++tenant_->orphans_;
+        CULVERT_FAULT_POINT(connection_orphaned);
         connection->close(*tenant_->orphan(), unread() != 0, linger_zero);
     }
     stage_.clear();
@@ -187,6 +189,7 @@ bool StreamSocket::publish(std::uint32_t app_flags) {
     }
     if (!stage_.empty()) {
         stage_.publish(tenant_->segment_, line.rx_list);
+        CULVERT_FAULT_POINT(data_published);
         line.rx_delivered.store(delivered_, std::memory_order_release);
         news = true;
     }
@@ -249,6 +252,7 @@ std::uint32_t StreamSocket::on_data(stack::tcp::Connection& connection, stack::P
     }
     const std::uint32_t taken = stage_.append(tenant_->segment_, tenant_->ledger_, lent_, payload, length);
     if (taken < length) tenant_->drop(Drop::kTenantNoBlock);
+    CULVERT_FAULT_POINT(data_staged);
     if ((status_ & shm::kStatusUrgent) != 0) [[unlikely]]
         catch_urgent(payload, taken);
     delivered_ += taken;
@@ -288,6 +292,7 @@ void StreamSocket::on_end_of_stream(stack::tcp::Connection&) {
 }
 
 void StreamSocket::on_released(stack::tcp::Connection&, stack::SendChunk* first) {
+    CULVERT_FAULT_POINT(data_acknowledged);
     tenant_->ledger_.release(first);
     tenant_->wake_starved();
 }

@@ -8,6 +8,7 @@
 #include "daemon/tenant/sockets.h"
 #include "shm/base/check.h"
 #include "shm/wakeup.h"
+#include "shm/base/fault_point.h"
 
 namespace culvert::tenant {
 
@@ -120,6 +121,7 @@ void Tenant::remove_process(std::uint32_t slot, Instant now) {
     for (std::uint32_t queue = 0; queue < queues_used_; ++queue)
         if (queue_fds_[queue] && queue_process_[queue] == slot) remove_queue(queue);
     release_locks(slot);
+    CULVERT_FAULT_POINT(process_removed);
     close_unheld(false);
     if (live_processes_ != 0) next_check_ = now + kSuspicion;
 }
@@ -257,6 +259,7 @@ void Tenant::close_listener(std::uint32_t index) {
 }
 
 void Tenant::close_socket(std::uint32_t index) {
+    CULVERT_FAULT_POINT(socket_closing);
     Slot& slot = slots_[index];
     switch (slot.kind) {
         case Kind::kFree: return;
@@ -324,6 +327,7 @@ void Tenant::deliver_events() {
         publish(index);
     }
     changed_.clear();
+    CULVERT_FAULT_POINT(events_published);
     // Waking may hand this core to the application at once, so everything is published before: otherwise it would find one
     // socket, answer, sleep again, and be woken again for the next.
     for (const std::uint32_t index : records_to_wake_)

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import statistics
+import threading
 import time
 import unittest
 
@@ -229,6 +230,42 @@ class KilledUnderLoad(Outage):
         self.assertLess(statistics.median(resets), SERVED_AGAIN)
         self.assertLess(statistics.median(served), SERVED_AGAIN)
         self.assertLess(statistics.median(carried), CARRIED_AGAIN)
+
+
+class TakenOver(Outage):
+    def test_no_connection_is_lost_when_culvert_takes_over(self):
+        """Connections are opened and closed all the time while the daemon comes: those that the kernel has begun, also half, it ends."""
+        nginx = Nginx(self.lab, under=self.culvert, port=7030)
+        errors, done, stop = [], [0], threading.Event()
+
+        def load():
+            while not stop.is_set():
+                try:
+                    with socket.create_connection((self.lab.ip4(), 7030), 20) as connection:
+                        connection.sendall(b"GET /small HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                        if read_body(connection) != SMALL_BYTES:
+                            errors.append("other bytes")
+                    done[0] += 1
+                except (OSError, AssertionError) as error:
+                    errors.append(f"{type(error).__name__} {error}")
+        for turn in range(5):
+            self.assertEqual(self.culvert.stop(), 0)
+            until(lambda: self._small(7030), "the kernel to serve", 20)
+            stop.clear()
+            threads = [threading.Thread(target=load) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            self.culvert.start()
+            until(lambda: self.listens(7030, 4), "Culvert to listen again", 30)
+            # What is in TIME-WAIT in the kernel does not keep its clients there: they take the same ports again.
+            after, opened = done[0], self.culvert.counters()["tcp_passive_opens"]
+            until(lambda: done[0] > after + 500, "the load to go on", 30)
+            self.assertGreater(self.culvert.counters()["tcp_passive_opens"] - opened, 450)
+            stop.set()
+            for thread in threads:
+                thread.join()
+            self.assertEqual(errors, [], f"turn {turn}, after {done[0]} connections")
+        nginx.program.kill()
 
 
 class NobodyTouchesIt(Outage):

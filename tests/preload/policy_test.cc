@@ -233,7 +233,7 @@ TEST_F(PolicyTest, StrictListenerResetsWhomTheKernelAcceptsMeanwhile) {
     };
     strict_without_daemon();
     daemon->die();
-    ASSERT_TRUE(client->check_daemon());
+    while (!client->check_daemon()) std::this_thread::yield();
     // Loopback would have been the kernel's with a daemon, too (and when it is not: listen_socket_test.cc).
     const int over_loopback = dial("127.0.0.1");
     const int accepted = listener->accept(listener.number(), nullptr, nullptr, 0);

@@ -242,7 +242,9 @@ void TcpImpl::input_unmatched(const Segment& segment, std::uint32_t hash, std::o
             return;
         }
     }
-    shared_.counters.drop(Drop::kTcpNoListener);
+    // What comes late, or twice, from a connection that has ended is no sign that somebody missed a listener.
+    const bool listens = !segment.flags.syn() && listeners_.find(segment.local, hash) != nullptr;
+    shared_.counters.drop(listens ? Drop::kTcpStray : Drop::kTcpNoListener);
     shared_.output.send_reset(segment, now);
 }
 

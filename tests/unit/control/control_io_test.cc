@@ -345,6 +345,20 @@ TEST(KernelFlows, FindsConnectionsByLocalPort) {
     EXPECT_EQ(found->front().state, TCP_ESTABLISHED);
 }
 
+TEST(KernelFlows, WhatIsOverIsNot) {
+    LoopbackPair pair(AF_INET);
+    ASSERT_TRUE(pair.ok);
+    pair.server.reset();  // closes first: FIN-WAIT-2, which is still to end
+    Result<std::vector<KernelSocket>> found = kernel_connections(pair.port);
+    ASSERT_TRUE(found) << found.error().message();
+    ASSERT_EQ(found->size(), 1u);
+    EXPECT_EQ(found->front().state, TCP_FIN_WAIT2);
+    pair.client.reset();  // TIME-WAIT: whoever uses these ports now is somebody new
+    found = kernel_connections(pair.port);
+    ASSERT_TRUE(found) << found.error().message();
+    EXPECT_TRUE(found->empty());
+}
+
 TEST(KernelFlows, ConnectionOfADualStackListenerIsIpv4) {
     const LoopbackPair pair(AF_INET6);
     ASSERT_TRUE(pair.ok);

@@ -6,31 +6,25 @@
 #include <gtest/gtest.h>
 #include <sys/eventfd.h>
 
-#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <ctime>
-#include <random>
-#include <thread>
 
-#include "tests/support/segment_parts.h"
+#include "tests/support/scribbler.h"
 #include "tests/unit/tenant/tenant_world.h"
 
 namespace culvert::tenant {
 namespace {
 
+using test::Random;
+using test::Scribbler;
+using test::ScribblingThread;
 using test::SegmentPart;
 
 std::uint32_t from_environment(const char* name, std::uint32_t otherwise) {
     const char* const value = std::getenv(name);
     return value != nullptr ? static_cast<std::uint32_t>(std::strtoul(value, nullptr, 0)) : otherwise;
 }
-
-struct Random {
-    explicit Random(std::uint32_t seed) : engine(seed) {}
-    std::uint32_t operator()() { return static_cast<std::uint32_t>(engine()) << 16 ^ static_cast<std::uint32_t>(engine()); }
-    std::minstd_rand engine;
-};
 
 constexpr int kRoundsOfALife = 30;
 constexpr bool kSlow =
@@ -45,64 +39,6 @@ double cpu_ms() {
     ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
     return static_cast<double>(now.tv_sec) * 1e3 + static_cast<double>(now.tv_nsec) / 1e6;
 }
-
-/// Writes over one part: random words, all ones, zeroes, small numbers, single bits.
-class Scribbler {
-public:
-    Scribbler(shm::Segment& segment, const SegmentPart& part, std::uint32_t seed)
-        : bytes_(reinterpret_cast<std::uint8_t*>(&segment.header())), part_(part), random_(seed) {}
-
-    void scribble() {
-        // The first instances are those in use, mostly.
-        const std::uint64_t few = std::min<std::uint64_t>(part_.count, 72);
-        const std::uint64_t instance = random_() % 4 == 0 ? random_() % part_.count : random_() % few;
-        const std::uint64_t begin = part_.offset + instance * part_.stride;
-        const std::uint64_t at = random_() % part_.bytes;
-        const std::uint64_t length = std::min<std::uint64_t>(part_.bytes - at, random_() % 8 == 0 ? 256 : 4);
-        const std::uint32_t word = value();
-        for (std::uint64_t i = 0; i < length; ++i)
-            __atomic_store_n(bytes_ + begin + at + i, static_cast<std::uint8_t>(word >> i % 4 * 8), __ATOMIC_RELAXED);
-    }
-
-private:
-    std::uint32_t value() {
-        switch (random_() % 6) {
-            case 0: return 0;
-            case 1: return UINT32_MAX;
-            case 2: return random_() % 8;
-            case 3: return random_() % 1024;
-            case 4: return std::uint32_t{1} << random_() % 32;
-            default: return random_();
-        }
-    }
-
-    std::uint8_t* bytes_;
-    SegmentPart part_;
-    Random random_;
-};
-
-/// The same from a thread of its own, at any moment of a turn, until it is stopped.
-class ScribblingThread {
-public:
-    explicit ScribblingThread(Scribbler scribbler) : scribbler_(scribbler), thread_([this] { run(); }) {}
-    ~ScribblingThread() {
-        stop_ = true;
-        thread_.join();
-    }
-    ScribblingThread(const ScribblingThread&) = delete;
-
-private:
-    void run() {
-        while (!stop_.load(std::memory_order_relaxed)) {
-            for (int i = 0; i < 64; ++i) scribbler_.scribble();
-            std::this_thread::yield();
-        }
-    }
-
-    Scribbler scribbler_;
-    std::atomic<bool> stop_{false};
-    std::thread thread_;
-};
 
 /// The hostile program's other thread: it goes on using its sockets, whatever it finds in its own segment.
 class HostileProgram {
