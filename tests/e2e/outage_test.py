@@ -360,6 +360,48 @@ class NobodyTouchesIt(Outage):
         self.try_all()
 
 
+class Families(Outage):
+    """Masters that only hold listeners for their workers, before, during and after."""
+
+    def reload(self, nginx):
+        old = nginx.workers()
+        os.kill(nginx.master(), signal.SIGHUP)
+        until(lambda: (new := nginx.workers()) and not set(new) & set(old) and len(new) == len(old), "new workers", 30)
+
+    def test_nginx_reloads_without_a_daemon_and_with_the_next(self):
+        nginx = Nginx(self.lab, under=self.culvert, port=7040)
+        self.culvert.program.kill()
+        self.reload(nginx)
+        self.assertTrue(self._small(7040))
+        self.culvert.start()
+        until(lambda: self.listens(7040, 4), "Culvert to listen again", 30)
+        with self.carried(20):
+            self.assertTrue(all(self._small(7040) for _ in range(20)))
+        self.reload(nginx)
+        until(lambda: self.listens(7040, 4), "the new workers to be Culvert's", 30)
+        with self.carried(20):
+            self.assertTrue(all(self._small(7040) for _ in range(20)))
+        self.assertEqual(nginx.program.stop(signal.SIGQUIT), 0)
+        self.wait_for_no_sockets()
+
+    def test_descriptors_and_memory_do_not_grow(self):
+        """A program that has seen many daemons holds no more than one that has seen two."""
+        redis = Redis(self.lab, under=self.culvert, port=7041)
+        held = []
+        for _ in range(7):
+            self.culvert.program.kill()
+            self.culvert.start()
+            until(lambda: self.listens(7041, 2), "Culvert to listen again", 30)
+            with self.carried(1), RedisClient(self.lab.ip4(), 7041) as client:
+                self.assertEqual(client.ask("PING"), "PONG")
+            until(lambda: not any(line["state"] == "ESTABLISHED" for line in self.culvert.sockets()), "the client to be gone", 20)
+            with open(f"/proc/{redis.program.pid}/maps") as maps:
+                segments = sum("memfd:culvert " in line for line in maps)
+            held.append((open_descriptors(redis.program.pid), segments))
+        self.assertEqual(held[3:], [held[3]] * 4, held)
+        redis.program.kill()
+
+
 class Clients(Outage):
     def test_client_that_connects_again_and_again(self):
         """No connect() fails: the daemon or the kernel makes it."""
