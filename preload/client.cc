@@ -168,7 +168,7 @@ void Client::unlock_attaching() noexcept { ::pthread_mutex_unlock(&attach_mutex)
 Client* Client::nobody() noexcept {
     static constinit std::atomic<Client*> made{nullptr};
     Client* known = made.load(std::memory_order_acquire);
-    if (known != nullptr) return known;
+    if (known != nullptr || is_confined()) return known;
     const KeepErrno keep;
     void* const memory = ::mmap(nullptr, sizeof(Client), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return nullptr;
@@ -238,7 +238,11 @@ Client* Client::attached() noexcept {
         return client;
     if (now_ns() < next_attempt_ns.load(std::memory_order_relaxed)) return nullptr;
     const KeepErrno keep;
-    if (in_borrowed_memory() || is_confined()) return nullptr;
+    if (in_borrowed_memory()) return nullptr;
+    if (is_confined()) {  // never again: who waits for a daemon must not wake for it each millisecond
+        next_attempt_ns.store(now_ns() + kLongestPauseNs, std::memory_order_relaxed);
+        return nullptr;
+    }
     const MutexGuard guard(attach_mutex);
     client = current();
     if (client != nullptr && !client->daemon_gone()) return client;
