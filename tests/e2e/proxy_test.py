@@ -331,8 +331,8 @@ class Apache(Story):
             with Clients(3, self.lab.ip4(), port) as clients:
                 old = children()
                 program.send(signal.SIGUSR1)
-                until(lambda: children() and not old & children(), "Apache to replace its children", 30)
-            self.assertGreater(clients.served, 3)
+                until(lambda: children() and not old & children(), "Apache to replace its children", 60)
+            self.assertGreater(clients.served, 0)
             with self.carried(5):
                 for _ in range(5):
                     self.assertEqual(fetch(self.lab.ip4(), "/small", port), (200, SMALL_BYTES))
