@@ -16,7 +16,6 @@ static_assert(sizeof(signalfd_siginfo) == 128);
 constexpr time_t kTickSeconds = 2;               // well below half of WatchdogSec=30s
 constexpr std::uint32_t kSilentTicks = 2;        // 2 to 4 s: a shim says hello at once, and waits no longer than that itself
 constexpr std::size_t kMostSilent = 256;          // then the eldest goes at once
-constexpr std::uint32_t kTicksPerFlowCheck = 5;  // kernel flows are looked at every 10 s
 
 }  // namespace
 
@@ -146,7 +145,8 @@ void Server::read_timer() {
             });
         if (std::exchange(accept_later_, false)) accept_next();
         close_silent();
-        if (++ticks_ % kTicksPerFlowCheck == 0) parts_.steering.forget_finished_flows();
+        ++ticks_;
+        parts_.steering.forget_finished_flows();  // asks the kernel only while there are some
         read_timer();
     });
 }
