@@ -448,12 +448,13 @@ bool Client::send_message(const void* request, std::size_t size, int fd) noexcep
     return send_with_fd(control_fd(), request, size, fd);
 }
 
-bool Client::ask(const void* request, std::size_t size, int fd, std::uint32_t& value) noexcept {
+/// `received`: a descriptor that comes with the answer, or -1.
+bool Client::ask(const void* request, std::size_t size, int fd, std::uint32_t& value, int* received) noexcept {
     if (daemon_gone() || is_confined()) return false;
     const MutexGuard guard(control_mutex_);
     shm::Answer answer;
     if (!send_message(request, size, fd) ||
-        !receive_with_fds(control_fd(), &answer, sizeof answer, nullptr, 0, kAnswerTimeoutNs) ||
+        !receive_with_fds(control_fd(), &answer, sizeof answer, received, received != nullptr ? 1 : 0, kAnswerTimeoutNs) ||
         answer.kind != shm::MessageKind::kAnswer) {
         // No answer, or not one: what comes later could not be told from the next answer. The daemon must hear of it, or
         // it would serve for ever a process that has turned away.
@@ -471,6 +472,19 @@ bool Client::grant_raw(int fd) noexcept {
     const shm::GrantRaw request;
     std::uint32_t unused = 0;
     return ask(&request, sizeof request, fd, unused);
+}
+
+int Client::ask_stand_in(std::uint32_t record, std::uint32_t generation, int family) noexcept {
+    const KeepErrno keep;
+    shm::AskStandIn request;
+    request.record = record;
+    request.generation = generation;
+    request.family = family == AF_INET6 ? 6 : 4;
+    std::uint32_t unused = 0;
+    int received = -1;
+    if (ask(&request, sizeof request, -1, unused, &received)) return received;
+    if (received >= 0) raw::close(received);
+    return -1;
 }
 
 std::optional<EventQueue> Client::add_queue() noexcept {

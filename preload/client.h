@@ -87,6 +87,9 @@ public:
     /// Shows the daemon a raw or ping socket of the kernel's: one kBindRaw of that kind is then let through. False: not so.
     bool grant_raw(int fd) noexcept;
 
+    /// The kernel socket that stands in for a connection which leaves the program; of the caller. -1: there is none.
+    int ask_stand_in(std::uint32_t record, std::uint32_t generation, int family) noexcept;
+
     /// `queue` wants news of `record` (sets its watch bit, then AppLine::watch) / does not any more.
     void watch(std::uint32_t queue, std::uint32_t record) noexcept;
     void unwatch(std::uint32_t queue, std::uint32_t record) noexcept;
@@ -126,7 +129,7 @@ private:
     static constexpr std::uint32_t kPooledQueues = 32;
 
     Client(shm::Segment&& segment, std::uint32_t slot, std::uint32_t spin_us, int control, int doorbell) noexcept;
-    bool ask(const void* request, std::size_t size, int fd, std::uint32_t& value) noexcept;
+    bool ask(const void* request, std::size_t size, int fd, std::uint32_t& value, int* received = nullptr) noexcept;
     bool send_message(const void* request, std::size_t size, int fd) noexcept;
     static void lock_attaching() noexcept;
     static void unlock_attaching() noexcept;

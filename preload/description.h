@@ -56,6 +56,10 @@ public:
     virtual std::uint32_t poll_now(bool wants_write) noexcept = 0;
     /// True if the kernel descriptor must be polled too: a listener takes connections from both sides.
     virtual bool polls_kernel_too() const noexcept = 0;
+    /// True if the connection has left the program by another's hand (leave.cc); then poll_now() says nothing, and leave()
+    /// makes it the kernel's here, too. Not to be called with a set's lock held.
+    virtual bool has_left() const noexcept { return false; }
+    virtual bool leave() noexcept { return false; }
     /// Number of the shared socket record; valid while is_ours().
     virtual std::uint32_t record() const noexcept = 0;
     /// Whose segment that is. Null: nobody's.

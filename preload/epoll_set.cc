@@ -592,11 +592,15 @@ void EpollSet::collect() noexcept {
 }
 
 // Looks at each candidate once, oldest first, and reports those that are ready, after the `count` events that are there.
-int EpollSet::walk(epoll_event* events, int count, int max_events) noexcept {
+int EpollSet::walk(epoll_event* events, int count, int max_events, Seen& seen) noexcept {
     for (std::uint32_t left = entries_.candidates(); left > 0 && count < max_events; --left) {
         EpollEntry& entry = *entries_.oldest();
         entries_.dismiss(entry);
         if (!entry.target->is_ours()) reconsider(any_descriptor(), entry);  // back on the kernel path
+        if (entry.ours && entry.target->has_left() && seen.left_count < Seen::kMostLeft) {
+            seen.left[seen.left_count++] = entry.fd;
+            continue;  // the kernel's instance has it in a moment
+        }
         if (!entry.armed || !entry.ours) continue;
         const std::uint32_t asked = (entry.events & ~kFlags) | kAlways;
         const std::uint32_t mask = with_aliases(entry.target->poll_now((entry.events & EPOLLOUT) != 0)) & asked;
@@ -689,6 +693,17 @@ int EpollSet::translate(epoll_event* events, int count, Seen& seen) noexcept {
 
 // Both sides, without waiting: Culvert's candidates and, now and then, what the kernel has.
 int EpollSet::look(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept {
+    const int count = look_locked(epoll_fd, events, max_events, seen);
+    if (seen.left_count != 0) follow(seen);
+    return count;
+}
+
+void EpollSet::follow(Seen& seen) noexcept {
+    while (seen.left_count != 0)
+        if (const DescriptionRef ref = FdTable::instance().find(seen.left[--seen.left_count])) ref->leave();
+}
+
+int EpollSet::look_locked(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept {
     Lock lock(*this);
     ++round_;
     collect();
@@ -698,7 +713,7 @@ int EpollSet::look(int epoll_fd, epoll_event* events, int max_events, Seen& seen
         kernel = std::max(0, harvest(epoll_fd, events, (max_events + 1) / 2, seen));
     // The eventfd's edge has been taken, perhaps from a sleeper: what it stood for is looked at here, or passed on.
     if (seen.private_event) collect();
-    const int count = walk(events, kernel, max_events);
+    const int count = walk(events, kernel, max_events, seen);
     wake_others();
     settle_pollable();
     return count;

@@ -105,6 +105,9 @@ private:
     /// What one look came across besides events to report.
     struct Seen {
         bool private_event = false;  // the eventfd or the control connection
+        static constexpr int kMostLeft = 16;
+        int left[kMostLeft] = {};  // descriptors of connections that have left the program by another's hand
+        int left_count = 0;
     };
 
     int add(int epoll_fd, int fd, Description& target, const epoll_event& event) noexcept;
@@ -132,11 +135,13 @@ private:
         return ours_.load(std::memory_order_relaxed) == 0 && !has_queue_.load(std::memory_order_seq_cst);
     }
     static int wait_on(int epoll_fd, epoll_event* events, int count, int max_events, std::int64_t left_ns, const sigset_t* mask);
-    int walk(epoll_event* events, int count, int max_events) noexcept;
+    int walk(epoll_event* events, int count, int max_events, Seen& seen) noexcept;
+    static void follow(Seen& seen) noexcept;
     void wake_others() noexcept;
     void pass_on(const Seen& seen) noexcept;
     void settle_pollable() noexcept;
     int look(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept;
+    int look_locked(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept;
     int harvest(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept;
     int translate(epoll_event* events, int count, Seen& seen) noexcept;
     bool spin(std::int64_t timeout_ns) noexcept;

@@ -38,7 +38,8 @@ void Client::before_fork() noexcept {
     const KeepErrno keep;
     // A handler that forked between here and the end would wait for us.
     const std::uint64_t mask = SignalsOff::change(~std::uint64_t{0});
-    EpollSet::before_fork();  // first: a set's lock is held while the daemon is asked for a queue
+    ::pthread_mutex_lock(&Socket::leaving_mutex());  // held while sets are told
+    EpollSet::before_fork();  // before the others: a set's lock is held while the daemon is asked for a queue
     ::pthread_mutex_lock(&fork_mutex);
     signals_before = mask;
     lock_attaching();
@@ -91,6 +92,7 @@ void Client::after_fork_in_parent() noexcept {
     const std::uint64_t mask = signals_before;
     ::pthread_mutex_unlock(&fork_mutex);
     EpollSet::after_fork_in_parent();
+    ::pthread_mutex_unlock(&Socket::leaving_mutex());
     SignalsOff::change(mask);
 }
 
@@ -106,6 +108,7 @@ void Client::after_fork_in_child() noexcept {
     unlock_attaching();
     ::pthread_mutex_unlock(&fork_mutex);
     EpollSet::after_fork_in_child();
+    ::pthread_mutex_unlock(&Socket::leaving_mutex());
     SignalsOff::change(signals_before);
 }
 

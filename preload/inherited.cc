@@ -32,10 +32,12 @@ bool is_tcp_listener(int fd) noexcept {
 }
 
 void remember(int fd) noexcept {
-    const int found = inherited_left.load(std::memory_order_relaxed);
-    if (found == kMost) return;
-    listeners[found].store(fd + 1, std::memory_order_relaxed);
-    inherited_left.store(found + 1, std::memory_order_relaxed);
+    for (std::atomic<int>& place : listeners) {
+        int nobody = 0;
+        if (!place.compare_exchange_strong(nobody, fd + 1, std::memory_order_relaxed)) continue;
+        inherited_left.fetch_add(1, std::memory_order_relaxed);
+        return;
+    }
 }
 
 /// The number that `name` is; -1: none ("." and "..").
@@ -64,6 +66,10 @@ void find_inherited() noexcept {
         }
     }
     raw::close(folder);
+}
+
+void remember_listener(int fd) noexcept {
+    if (is_tcp_listener(fd)) remember(fd);
 }
 
 void meet_inherited(int fd) noexcept {

@@ -43,6 +43,8 @@ inline SocketRef any_socket(int fd) noexcept {
     if (!table.contains(fd)) return {};
     DescriptionRef ref = table.find(fd);
     if (!ref || ref->kind() != Description::Kind::kSocket) return {};
+    if (Socket& socket = Socket::of(*ref.get()); socket.has_left()) [[unlikely]]
+        socket.leave();
     return SocketRef(std::move(ref));
 }
 

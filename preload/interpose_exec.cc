@@ -1,6 +1,8 @@
 // exec with an environment of the caller's own. A server that hands its listeners to its successor (nginx on SIGUSR2) gives it
 // few variables; without LD_PRELOAD the successor would serve through the kernel only. So where a listener of Culvert's is
-// passed on, what is missing is added. A program that says LD_PRELOAD itself is believed.
+// passed on, what is missing is added. A program that says LD_PRELOAD itself is believed. Connections that the next program
+// will find become kernel sockets first (leave.cc). libc's exec functions call each other by names that nobody can interpose,
+// so each is here.
 //
 // Also called in the child of a vfork: nothing is changed or allocated but on the stack.
 #include "preload/interpose.h"
@@ -10,8 +12,10 @@
 #include <spawn.h>
 
 #include <algorithm>
+#include <cstdarg>
 
 #include "preload/environment.h"
+#include "preload/leave.h"
 
 using namespace culvert::preload;
 
@@ -31,6 +35,31 @@ bool passes_listener_on() noexcept {
     return found;
 }
 
+/// A listener that we alone hold waits again in accept() as the program wants it: whom it is passed to may not know us.
+/// Undone if the exec fails.
+class BlockingAgain {
+public:
+    BlockingAgain() noexcept {
+        if (!in_borrowed_memory()) set(false);
+    }
+    ~BlockingAgain() {
+        if (!in_borrowed_memory()) set(true);
+    }
+    BlockingAgain(const BlockingAgain&) = delete;
+
+private:
+    static void set(bool nonblocking) noexcept {
+        const KeepErrno keep;
+        FdTable::instance().for_each([nonblocking](int fd, Description& description) {
+            if (description.kind() != Description::Kind::kSocket || !description.is_ours()) return;
+            const Socket& socket = Socket::of(description);
+            if (socket.path() != Socket::Path::kListener || socket.nonblocking() || socket.is_shared()) return;
+            const int flags = raw::fcntl(fd, F_GETFL, 0);
+            if (flags >= 0) raw::fcntl(fd, F_SETFL, nonblocking ? flags | O_NONBLOCK : flags & ~O_NONBLOCK);
+        });
+    }
+};
+
 /// Calls run(environment) with what `envp` lacks.
 template <class Run>
 int with_environment(char* const envp[], Run run) noexcept {
@@ -45,6 +74,14 @@ int with_environment(char* const envp[], Run run) noexcept {
     return run(all);
 }
 
+/// Replaces the program: everything that is to be passed on goes first. Returns only if it fails.
+template <class Run>
+int replace_program(char* const envp[], Run run) noexcept {
+    leave_by_exec(false);
+    const BlockingAgain blocking;
+    return with_environment(envp, run);
+}
+
 LibcFunction<int(const char*, char* const[], char* const[])> libc_execve{"execve"};
 LibcFunction<int(const char*, char* const[], char* const[])> libc_execvpe{"execvpe"};
 LibcFunction<int(int, char* const[], char* const[])> libc_fexecve{"fexecve"};
@@ -52,30 +89,81 @@ LibcFunction<int(int, const char*, char* const[], char* const[], int)> libc_exec
 using Spawn = int(pid_t*, const char*, const posix_spawn_file_actions_t*, const posix_spawnattr_t*, char* const[], char* const[]);
 LibcFunction<Spawn> libc_posix_spawn{"posix_spawn"};
 LibcFunction<Spawn> libc_posix_spawnp{"posix_spawnp"};
+LibcFunction<int(posix_spawn_file_actions_t*, int, int)> libc_adddup2{"posix_spawn_file_actions_adddup2"};
+
+/// The words of execl() and its like, from `first` on. Steps through `arguments` up to the null behind them.
+std::size_t count_words(const char* first, va_list& arguments) noexcept {
+    std::size_t count = 0;
+    for (const char* word = first; word != nullptr; word = va_arg(arguments, const char*)) ++count;
+    return count;
+}
+
+void copy_words(const char* first, va_list arguments, char** words) noexcept {
+    for (const char* word = first; word != nullptr; word = va_arg(arguments, const char*)) *words++ = const_cast<char*>(word);
+    *words = nullptr;
+}
 
 }  // namespace
 
 CULVERT_EXPORT int execve(const char* path, char* const argv[], char* const envp[]) noexcept {
-    return with_environment(envp, [&](char* const all[]) { return libc_execve(path, argv, all); });
+    return replace_program(envp, [&](char* const all[]) { return libc_execve(path, argv, all); });
 }
+CULVERT_EXPORT int execv(const char* path, char* const argv[]) noexcept { return execve(path, argv, environ); }
 CULVERT_EXPORT int execvpe(const char* file, char* const argv[], char* const envp[]) noexcept {
-    return with_environment(envp, [&](char* const all[]) { return libc_execvpe(file, argv, all); });
+    return replace_program(envp, [&](char* const all[]) { return libc_execvpe(file, argv, all); });
 }
+CULVERT_EXPORT int execvp(const char* file, char* const argv[]) noexcept { return execvpe(file, argv, environ); }
 CULVERT_EXPORT int fexecve(int fd, char* const argv[], char* const envp[]) noexcept {
-    return with_environment(envp, [&](char* const all[]) { return libc_fexecve(fd, argv, all); });
+    return replace_program(envp, [&](char* const all[]) { return libc_fexecve(fd, argv, all); });
 }
 CULVERT_EXPORT int execveat(int folder, const char* path, char* const argv[], char* const envp[], int flags) noexcept {
     if (libc_execveat.get() == nullptr) {
         errno = ENOSYS;
         return -1;
     }
-    return with_environment(envp, [&](char* const all[]) { return libc_execveat(folder, path, argv, all, flags); });
+    return replace_program(envp, [&](char* const all[]) { return libc_execveat(folder, path, argv, all, flags); });
 }
+
+// The words are put into an array on the stack: in the child of a vfork there may be no allocation.
+#define CULVERT_WORDS(words, first)                                                        \
+    va_list arguments;                                                                     \
+    va_start(arguments, first);                                                            \
+    const std::size_t count = count_words(first, arguments);                               \
+    va_end(arguments);                                                                     \
+    auto** const words = static_cast<char**>(::alloca((count + 1) * sizeof(char*)));       \
+    va_start(arguments, first);                                                            \
+    copy_words(first, arguments, words)
+
+CULVERT_EXPORT int execl(const char* path, const char* first, ...) noexcept {
+    CULVERT_WORDS(words, first);
+    va_end(arguments);
+    return execve(path, words, environ);
+}
+CULVERT_EXPORT int execlp(const char* file, const char* first, ...) noexcept {
+    CULVERT_WORDS(words, first);
+    va_end(arguments);
+    return execvpe(file, words, environ);
+}
+CULVERT_EXPORT int execle(const char* path, const char* first, ...) noexcept {
+    CULVERT_WORDS(words, first);
+    char* const* const envp = va_arg(arguments, char**);  // behind the null
+    va_end(arguments);
+    return execve(path, words, envp);
+}
+#undef CULVERT_WORDS
+
+// The child is libc's own and never comes by here: what it shall find must be there before.
 CULVERT_EXPORT int posix_spawn(pid_t* pid, const char* path, const posix_spawn_file_actions_t* actions,
                                const posix_spawnattr_t* attributes, char* const argv[], char* const envp[]) noexcept {
+    leave_by_exec(true);
     return with_environment(envp, [&](char* const all[]) { return libc_posix_spawn(pid, path, actions, attributes, argv, all); });
 }
 CULVERT_EXPORT int posix_spawnp(pid_t* pid, const char* file, const posix_spawn_file_actions_t* actions,
                                 const posix_spawnattr_t* attributes, char* const argv[], char* const envp[]) noexcept {
+    leave_by_exec(true);
     return with_environment(envp, [&](char* const all[]) { return libc_posix_spawnp(pid, file, actions, attributes, argv, all); });
+}
+CULVERT_EXPORT int posix_spawn_file_actions_adddup2(posix_spawn_file_actions_t* actions, int fd, int copy) noexcept {
+    if (const SocketRef socket = our_socket(fd)) socket->spawned.store(true, std::memory_order_relaxed);
+    return libc_adddup2(actions, fd, copy);
 }

@@ -11,6 +11,7 @@
 #include <cstdarg>
 
 #include "preload/epoll_set.h"
+#include "preload/leave.h"
 
 namespace culvert::preload {
 
@@ -42,15 +43,28 @@ namespace {
 bool known(int fd) noexcept { return FdTable::instance().contains(fd); }
 
 int duplicated(int original, int copy) noexcept {
-    if (copy >= 0 && known(original) && !in_borrowed_memory()) follow_duplicate(original, copy);
+    if (copy < 0 || (!known(original) && !borrowed_copies())) return copy;
+    if (in_borrowed_memory())
+        note_borrowed_copy(original, copy);
+    else if (known(original))
+        follow_duplicate(original, copy);
     return copy;
 }
 
 /// dup2 and dup3 once it is clear that `copy` is another number. `place` does it.
 template <class Place>
 int place_duplicate(int original, int copy, Place&& place) noexcept {
-    if ((!known(original) && !known(copy) && !FdTable::instance().is_protected(copy)) || in_borrowed_memory())
-        return place();
+    if (!known(original) && !known(copy) && !FdTable::instance().is_protected(copy) && !borrowed_copies()) return place();
+    if (in_borrowed_memory()) {
+        // Ours are close-on-exec, and needed until then.
+        if (FdTable::instance().is_protected(copy)) {
+            errno = EBUSY;
+            return -1;
+        }
+        const int result = place();
+        if (result >= 0) note_borrowed_copy(original, result);
+        return result;
+    }
     // The shim's own descriptors lie high; who wants exactly that number is told that it is in use.
     if (FdTable::instance().is_protected(copy) || FdTable::instance().is_protected(original)) {
         errno = FdTable::instance().is_protected(original) ? EBADF : EBUSY;
@@ -91,13 +105,16 @@ int close_stretch(unsigned first, unsigned last, int flags) noexcept {
 
 int close_many(unsigned first, unsigned last, int flags) noexcept {
     // With CLOSE_RANGE_CLOEXEC nothing is closed now, and ours are close-on-exec anyway.
-    if ((flags & CLOSE_RANGE_CLOEXEC) != 0 || first > last || in_borrowed_memory())
-        return close_stretch(first, last, flags);
+    if ((flags & CLOSE_RANGE_CLOEXEC) != 0 || first > last) return close_stretch(first, last, flags);
+    const auto spare_ours = [flags](unsigned begin, unsigned end) { return close_stretch(begin, end, flags); };
+    if (in_borrowed_memory()) {
+        note_borrowed_close(first, last);
+        return between_protected(first, last, spare_ours);
+    }
     FdTable::instance().for_each([first, last](int fd, Description&) {
         if (static_cast<unsigned>(fd) >= first && static_cast<unsigned>(fd) <= last) take_out(fd);
     });
-    return between_protected(first, last,
-                             [flags](unsigned begin, unsigned end) { return close_stretch(begin, end, flags); });
+    return between_protected(first, last, spare_ours);
 }
 
 int control(int fd, int command, long argument, LibcFunction<int(int, int, ...)>& original) {
@@ -122,11 +139,16 @@ int control(int fd, int command, long argument, LibcFunction<int(int, int, ...)>
 }  // namespace
 
 CULVERT_EXPORT int close(int fd) {
-    if (FdTable::instance().is_protected(fd) && !in_borrowed_memory()) {
+    if (FdTable::instance().is_protected(fd)) {
         errno = EBADF;
         return -1;
     }
-    if (known(fd) && !in_borrowed_memory()) take_out(fd);
+    if (known(fd) || borrowed_copies()) {
+        if (in_borrowed_memory())
+            note_borrowed_close(static_cast<unsigned>(fd), static_cast<unsigned>(fd));
+        else
+            take_out(fd);
+    }
     return libc::close.get()(fd);
 }
 CULVERT_EXPORT int __close(int fd) { return close(fd); }

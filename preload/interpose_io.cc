@@ -5,6 +5,7 @@
 #include <sys/sendfile.h>
 
 #include "preload/bounce.h"
+#include "preload/leave.h"
 
 using namespace culvert::preload;
 
@@ -107,7 +108,9 @@ CULVERT_EXPORT ssize_t __recvfrom_chk(int fd, void* data, std::size_t length, st
 
 CULVERT_EXPORT ssize_t recvmsg(int fd, msghdr* message, int flags) {
     if (const SocketRef socket = our_socket(fd)) return receive(socket, fd, *message, flags);
-    return libc::recvmsg.get()(fd, message, flags);
+    const ssize_t got = libc::recvmsg.get()(fd, message, flags);
+    if (got >= 0 && message->msg_controllen != 0) meet_received(*message);
+    return got;
 }
 
 CULVERT_EXPORT int recvmmsg(int fd, mmsghdr* messages, unsigned count, int flags, timespec* timeout) {
@@ -115,7 +118,10 @@ CULVERT_EXPORT int recvmmsg(int fd, mmsghdr* messages, unsigned count, int flags
         const CancellationOff off(uses_kernel_calls(socket));
         return socket->receive_many(fd, messages, count, flags, timeout);
     }
-    return libc::recvmmsg.get()(fd, messages, count, flags, timeout);
+    const int got = libc::recvmmsg.get()(fd, messages, count, flags, timeout);
+    for (int i = 0; i < got; ++i)
+        if (messages[i].msg_hdr.msg_controllen != 0) meet_received(messages[i].msg_hdr);
+    return got;
 }
 
 // --- write ------------------------------------------------------------------------------------------------------------
@@ -164,6 +170,7 @@ CULVERT_EXPORT ssize_t sendmsg(int fd, const msghdr* message, int flags) {
     const bool connects = (flags & MSG_FASTOPEN) != 0;
     if (const SocketRef socket = connects ? any_socket(fd) : sending_socket(fd))
         return send_message(socket, fd, *message, flags);
+    if (message != nullptr && message->msg_controllen != 0) leave_by_message(*message);
     return libc::sendmsg.get()(fd, message, flags);
 }
 
@@ -172,6 +179,8 @@ CULVERT_EXPORT int sendmmsg(int fd, mmsghdr* messages, unsigned count, int flags
         const CancellationOff off(uses_kernel_calls(socket));
         return socket->send_many(fd, messages, count, flags);
     }
+    for (unsigned i = 0; messages != nullptr && i < count; ++i)
+        if (messages[i].msg_hdr.msg_controllen != 0) leave_by_message(messages[i].msg_hdr);
     return libc::sendmmsg.get()(fd, messages, count, flags);
 }
 

@@ -158,6 +158,9 @@ CULVERT_EXPORT long syscall(long number, ...) noexcept {
     va_end(arguments);
     long result = 0;
     if (our_call(number, a, result)) return result;
+    const bool foreign = !FdTable::instance().is_protected(static_cast<int>(a[0]));  // we ourselves come by here, too
+    if (number == SYS_sendmsg && foreign) return sendmsg(static_cast<int>(a[0]), reinterpret_cast<const msghdr*>(a[1]), static_cast<int>(a[2]));
+    if (number == SYS_recvmsg && foreign) return recvmsg(static_cast<int>(a[0]), reinterpret_cast<msghdr*>(a[1]), static_cast<int>(a[2]));
     const auto call = [&] { return libc::syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]); };
     const bool filters = (number == SYS_seccomp && a[0] != SECCOMP_GET_ACTION_AVAIL && a[0] != SECCOMP_GET_NOTIF_SIZES) ||
                          (number == SYS_prctl && a[0] == PR_SET_SECCOMP);

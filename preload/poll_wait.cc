@@ -51,6 +51,7 @@ struct Ours {
     DescriptionRef ref;
     bool watched;
     std::uint32_t record;
+    bool left = false;  // the kernel's since we began
 };
 
 /// Is `fd` ours to answer for? Sets that are polled from outside are told so on the way.
@@ -63,6 +64,7 @@ bool concerns_us(int fd) noexcept {
         static_cast<EpollSet*>(ref.get())->make_pollable(fd);
         return false;
     }
+    if (ref->has_left()) ref->leave();
     return ref->is_ours();
 }
 
@@ -87,6 +89,7 @@ public:
 private:
     void sort_out() noexcept;
     int look_at_ours() noexcept;
+    void follow_the_left() noexcept;
     int look_at_kernel(std::int64_t timeout_ns, const sigset_t* mask);
     int merge() noexcept;
     void start_watching() noexcept;
@@ -139,6 +142,7 @@ int Poll::look_at_ours() noexcept {
     int ready = 0;
     for (nfds_t i = 0; i < ours_count_; ++i) {
         Ours& ours = ours_.get()[i];
+        if (ours.left) continue;
         pollfd& entry = fds_[ours.index];
         std::uint32_t mask = ours.ref->poll_now((entry.events & (POLLOUT | POLLWRNORM)) != 0);
         if ((mask & EPOLLIN) != 0) mask |= POLLRDNORM;
@@ -148,6 +152,20 @@ int Poll::look_at_ours() noexcept {
         if (entry.revents != 0) ++ready;
     }
     return ready;
+}
+
+// A connection that has left the program meanwhile is looked for in the kernel from here on.
+void Poll::follow_the_left() noexcept {
+    for (nfds_t i = 0; i < ours_count_; ++i) {
+        Ours& ours = ours_.get()[i];
+        if (ours.ref->has_left()) ours.ref->leave();
+        if (ours.left || ours.ref->is_ours()) continue;
+        ours.left = true;
+        pollfd& half = kernel_.get()[ours.index];
+        if (half.fd < 0) ++kernel_count_;
+        half = fds_[ours.index];
+        half.revents = fds_[ours.index].revents = 0;
+    }
 }
 
 // The kernel's answer; the shim's own two descriptors stand behind the application's.
@@ -278,6 +296,7 @@ int Poll::run(const timespec* timeout, const sigset_t* mask) {
     for (bool first = true;; first = false) {
         // Cleared before the look: what is posted after it stays in the bitmap.
         if (has_queue_) client_->segment().ready(queue_.index).collect([](std::uint32_t) {});
+        follow_the_left();
         ready = look_at_ours();
         if (ready > 0) return merge();
         if (first && spin(timeout_ns)) continue;

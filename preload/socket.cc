@@ -300,9 +300,11 @@ ssize_t Socket::send(int fd, const msghdr& message, int flags) noexcept {
     if (path() != Path::kConnection) return libc::sendmsg(fd, &message, flags);
     if (message.msg_controllen != 0 && message.msg_control != nullptr && refuses_control(message)) {
         const ssize_t able = send_parts(nullptr, 0, flags);  // the state of the connection is told first
-        return able < 0 ? able : fail(EINVAL);
+        return able == -1 ? able : fail(EINVAL);
     }
-    return send_parts(message.msg_iov, message.msg_iovlen, flags);
+    const ssize_t sent = send_parts(message.msg_iov, message.msg_iovlen, flags);
+    if (sent == kElsewhere) return follow() ? libc::sendmsg(fd, &message, flags) : -1;
+    return sent;
 }
 
 ssize_t Socket::receive(int fd, msghdr& message, int flags) noexcept {
@@ -311,6 +313,7 @@ ssize_t Socket::receive(int fd, msghdr& message, int flags) noexcept {
     if (path == Path::kDatagram) return receive_datagram(fd, message, flags);
     if (path != Path::kConnection) return libc::recvmsg(fd, &message, flags);
     const ssize_t got = receive_stream(message.msg_iov, message.msg_iovlen, flags);
+    if (got == kElsewhere) return follow() ? libc::recvmsg(fd, &message, flags) : -1;
     if (got >= 0) {
         // A stream reports no source; msg_namelen of a connected TCP socket comes back as 0.
         message.msg_namelen = 0;
@@ -468,6 +471,7 @@ std::uint32_t Socket::poll_now(bool wants_write) noexcept {
     const bool lost = record.daemon.generation.load(std::memory_order_relaxed) != generation_;
     if ((status & shm::kStatusDead) != 0 || lost)
         return events | EPOLLIN | EPOLLRDNORM | EPOLLOUT | EPOLLWRNORM | EPOLLRDHUP | EPOLLHUP;
+    if ((status & shm::kStatusMoved) != 0) return 0;  // the kernel will say
     if ((status & shm::kStatusReady) == 0) return events;  // connecting
     const bool no_more_input = (status & shm::kStatusPeerClosed) != 0 || (wants & shm::kAppShutRead) != 0;
     const bool no_more_output = (status & shm::kStatusWriteClosed) != 0 || (wants & shm::kAppShutWrite) != 0;

@@ -60,6 +60,20 @@ public:
     /// The Socket behind a description of Kind::kSocket.
     static Socket& of(Description& description) noexcept { return static_cast<Socket&>(description); }
 
+    /// The connection leaves the program (leave.cc): the kernel's socket that stands in for it takes the place of the
+    /// placeholder, in this process, and the Socket is the kernel's from then on. False: it stays what it is.
+    bool leave() noexcept override;
+    /// Somebody else of the program has let the connection leave: this process follows with its next call.
+    bool has_left() const noexcept override {
+        return path() == Path::kConnection &&
+               (shared().daemon.status.load(std::memory_order_relaxed) & shm::kStatusMoved) != 0;
+    }
+    /// The kernel's socket for a process that shares our memory but not our descriptors, which executes another program:
+    /// nothing here is changed. -1: none. The caller's.
+    int stand_in_for_borrower() noexcept;
+    /// A datagram socket leaves the program: its packets are the kernel's from now on.
+    void leave_datagrams(int fd) noexcept;
+
     /// A listening TCP socket that was there before the library is Culvert's, too, from now on, if a daemon takes it.
     static void inherit(int fd) noexcept;
 
@@ -105,8 +119,14 @@ public:
     // Description
     void on_last_close() noexcept override;
     void dispose() noexcept override;
+    /// A posix_spawn_file_actions_t names it: the next spawn takes it along, close-on-exec or not.
+    std::atomic<bool> spawned{false};
+
     /// Other processes may hold our record too, from now on (fork).
+    bool is_shared() const noexcept { return shared_.load(std::memory_order_relaxed); }
     void note_shared() noexcept { shared_.store(true, std::memory_order_relaxed); }
+    /// Taken around a fork, so that the child finds it unlocked.
+    static pthread_mutex_t& leaving_mutex() noexcept;
     bool is_ours() const noexcept override { return path() != Path::kKernel; }
     std::uint32_t poll_now(bool wants_write) noexcept override;
     bool polls_kernel_too() const noexcept override {
@@ -200,6 +220,14 @@ private:
     bool has_ordinary_bytes() const noexcept;
     std::uint64_t bytes_to_mark(std::uint64_t unread) const noexcept;
     ssize_t receive_urgent(const iovec* parts, std::size_t count, int flags) noexcept;
+
+    // leave.cc
+    /// What a transfer returns that found the connection gone to a stand-in: the caller follows with leave(), and goes to the kernel.
+    static constexpr ssize_t kElsewhere = -2;
+    bool is_elsewhere() const noexcept { return path() != Path::kConnection || has_left(); }
+    bool follow() noexcept;
+    int fetch_stand_in() noexcept;
+    void dress(int stand_in) noexcept;
 
     // listen_socket.cc
     /// kUnknown, kListenerPair: fd is a listener of Culvert's, too; else why not, which has been noted.

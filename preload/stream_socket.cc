@@ -241,7 +241,7 @@ int Socket::wait_writable(std::int64_t timeout_ns) noexcept {
     return wait_for(*client_, record, spin_history_, timeout_ns, [&] {
         if (record_lost()) return true;
         const std::uint32_t status = record.daemon.status.load(std::memory_order_acquire);
-        if ((status & (shm::kStatusDead | shm::kStatusWriteClosed)) != 0) return true;
+        if ((status & (shm::kStatusDead | shm::kStatusWriteClosed | shm::kStatusMoved)) != 0) return true;
         if (record.daemon.error.load(std::memory_order_relaxed) != 0) return true;
         if ((record.app.flags.load(std::memory_order_relaxed) & shm::kAppShutWrite) != 0) return true;
         return (status & shm::kStatusReady) != 0 && (has_room() || arm_write_notice());
@@ -262,6 +262,8 @@ ssize_t Socket::send_stream(std::size_t total, int flags, Fill&& fill) noexcept 
         bool source_ended = false;
         {
             const SocketLock lock(*client_, record.app.tx_lock);
+            if (is_elsewhere()) [[unlikely]]
+                return sent != 0 ? static_cast<ssize_t>(sent) : kElsewhere;
             state = send_state();
             while (state == 0 && sent < total && !source_ended) {
                 std::array<std::uint32_t, kBlocksPerPush> blocks;
@@ -388,6 +390,7 @@ ssize_t Socket::sendfile(int fd, int in_fd, off_t* offset, std::size_t count) no
         at += got;
         return got;
     });
+    if (sent == kElsewhere) return follow() ? libc::sendfile(fd, in_fd, offset, count) : -1;
     if (sent >= 0 && offset != nullptr) *offset = at;
     return sent;
 }
@@ -511,6 +514,8 @@ ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags)
         bool at_mark = false;
         if (!lost || client_->daemon_gone()) {
             const SocketLock lock(*client_, record.app.rx_lock);
+            if (is_elsewhere()) [[unlikely]]
+                return copied != 0 ? static_cast<ssize_t>(copied) : kElsewhere;
             refill_stash();
             // After the stash: whoever finds the urgent octet there knows of it. [RFC9293 3.8.5]
             Reach reach;
@@ -538,7 +543,7 @@ ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags)
         const int woken = wait_for(*client_, record, spin_history_, left, [&] {
             return (readable() && has_ordinary_bytes()) || record_lost() || record.daemon.error.load(std::memory_order_relaxed) != 0 ||
                    (record.daemon.status.load(std::memory_order_acquire) &
-                    (shm::kStatusPeerClosed | shm::kStatusDead)) != 0 ||
+                    (shm::kStatusPeerClosed | shm::kStatusDead | shm::kStatusMoved)) != 0 ||
                    (record.app.flags.load(std::memory_order_relaxed) & shm::kAppShutRead) != 0;
         });
         if (want == 0) return 0;  // recv() of no bytes waits once, as Linux does, and is content with what comes

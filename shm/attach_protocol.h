@@ -12,6 +12,10 @@
 //                                         has let somebody make it who gave it to this program, and so that it may do
 //                                         with it what such a socket can do
 //                                <----    Answer (status); one kBindRaw of such a socket is then let through
+//   AskStandIn (record)          ---->    a connection leaves the program (exec, SCM_RIGHTS): the daemon makes a pair of
+//                                         kernel sockets with the connection's own names, and carries bytes between one of
+//                                         them and the connection from now on. Asked again: the same one
+//                                <----    Answer (status) + [the other one]
 //
 // Each process has its own control connection; its end of file tells the daemon that the process is gone. The doorbell
 // wakes a sleeping engine (shm/wakeup.h). A request of an administrator (culvert ss, stat) starts with '{' (JSON) instead
@@ -37,6 +41,7 @@ enum class MessageKind : std::uint32_t {
     kAddProcess = 0x43560005,
     kAnswer = 0x43560006,
     kGrantRaw = 0x43560007,
+    kAskStandIn = 0x43560008,
 };
 
 struct Hello {
@@ -81,6 +86,15 @@ struct GrantRaw {
     MessageKind kind = MessageKind::kGrantRaw;
 };
 static_assert(sizeof(GrantRaw) == 4);
+
+/// The asker holds the record's tx_lock and rx_lock: nobody reads or writes while the connection moves.
+struct AskStandIn {
+    MessageKind kind = MessageKind::kAskStandIn;
+    std::uint32_t record = 0;
+    std::uint32_t generation = 0;
+    std::uint32_t family = 4;  // of the program's socket: 4 or 6
+};
+static_assert(sizeof(AskStandIn) == 16);
 
 struct Answer {
     MessageKind kind = MessageKind::kAnswer;

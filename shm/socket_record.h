@@ -42,6 +42,8 @@ inline constexpr std::uint32_t kStatusPeerClosed = 1u << 2;  // FIN received: en
 inline constexpr std::uint32_t kStatusDead = 1u << 3;        // reset, timed out, or closed on both sides; see error
 inline constexpr std::uint32_t kStatusWriteClosed = 1u << 4; // our FIN is queued; sending is EPIPE
 inline constexpr std::uint32_t kStatusUrgent = 1u << 5;      // SocketRecord::urgent may lie ahead of the reader
+inline constexpr std::uint32_t kStatusMoved = 1u << 6;       // left the program: the bytes go through a stand-in, which whoever
+                                                             // holds the record gets with AskStandIn (attach_protocol.h)
 
 /// Written by the application (any thread or process of it that holds the socket).
 struct alignas(kCacheLine) AppLine {

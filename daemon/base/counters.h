@@ -85,7 +85,9 @@ namespace culvert {
     X(busy_turns, "turns that found work")                              \
     X(sleeps, "times the engine went to sleep")                         \
     X(app_wakeups, "wake-ups of applications")                          \
-    X(requests, "sockets looked at on an application's request")
+    X(requests, "sockets looked at on an application's request")        \
+    X(stand_ins, "connections that have left their programs")           \
+    X(stand_in_bytes, "bytes carried for connections that have left their programs, both ways")
 
 struct Counters {
 #define CULVERT_COUNTER_FIELD(name, text) std::uint64_t name = 0;

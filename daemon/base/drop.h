@@ -140,7 +140,9 @@ namespace culvert {
     X(kTenantListenerShare, "listener refused: the application has its part of the stack's") \
     X(kTenantDatagramShare, "UDP socket refused: the application has its part of the stack's") \
     X(kTenantNoGrant, "raw or ping socket of an application that has not shown the kernel's") \
-    X(kTenantPolicy, "not allowed by the policy")
+    X(kTenantPolicy, "not allowed by the policy")                                             \
+    X(kStandInLimit, "connection cannot leave its program: too many have")                    \
+    X(kStandInNoMemory, "no memory to carry bytes of connections that have left their programs")
 
 enum class Drop : std::uint8_t {
 #define CULVERT_DROP_ENUM(name, text) name,

@@ -82,6 +82,27 @@ json line_of(const tenant::TenantSnapshot& tenant, const tenant::SocketSnapshot&
     return line;
 }
 
+/// A connection that has left its program.
+json line_of(const tenant::StandIn& stand_in) {
+    tenant::TenantSnapshot tenant;
+    tenant.id = stand_in.tenant_id;
+    tenant.program = stand_in.program;
+    tenant::SocketSnapshot socket;
+    socket.record = shm::kNoIndex;
+    socket.pid = stand_in.pid;
+    socket.receive_queue = stand_in.unread();
+    if (const stack::tcp::Connection* const connection = stand_in.connection()) {
+        socket.local = connection->local();
+        socket.remote = connection->remote();
+        socket.info = connection->info();
+        socket.state = socket.info.state;
+        socket.send_queue = connection->unacknowledged_bytes();
+    }
+    json line = line_of(tenant, socket);
+    line["why"] = "passed on to another program: bytes go through a kernel socket";
+    return line;
+}
+
 }  // namespace
 
 void AdminService::reply(Connection& connection, const json& answer) {
@@ -110,22 +131,31 @@ void AdminService::refuse(Connection& connection, const std::string& reason) { r
 
 void AdminService::answer_sockets(Connection& connection) {
     connection.pause();
-    using Snapshots = std::vector<tenant::TenantSnapshot>;
+    struct Snapshots {
+        std::vector<tenant::TenantSnapshot> tenants;
+        std::vector<json> passed_on;
+    };
     engines_.ask_all<Snapshots>(
         [](engine::Engine& engine) {
             Snapshots snapshots;
-            for (const auto& tenant : engine.tenants()) snapshots.push_back(tenant->snapshot());
+            for (const auto& tenant : engine.tenants()) snapshots.tenants.push_back(tenant->snapshot());
+            engine.stand_ins().for_each([&](const tenant::StandIn& each) { snapshots.passed_on.push_back(line_of(each)); });
             return snapshots;
         },
         [this, self = connection.shared_from_this()](std::vector<Snapshots> engines) {
             mailbox_.post([this, self, engines = std::move(engines)] {
                 json sockets = json::array();
-                for (std::size_t engine = 0; engine < engines.size(); ++engine)
-                    for (const tenant::TenantSnapshot& tenant : engines[engine])
+                for (std::size_t engine = 0; engine < engines.size(); ++engine) {
+                    for (const tenant::TenantSnapshot& tenant : engines[engine].tenants)
                         for (const tenant::SocketSnapshot& socket : tenant.sockets) {
                             sockets.push_back(line_of(tenant, socket));
                             sockets.back()["engine"] = engine;
                         }
+                    for (const json& line : engines[engine].passed_on) {
+                        sockets.push_back(line);
+                        sockets.back()["engine"] = engine;
+                    }
+                }
                 for (const auto& [id, tenant] : attach_.tenants()) append_kernel_sockets(*tenant, sockets);
                 reply(*self, {{"version", CULVERT_VERSION}, {"sockets", std::move(sockets)}});
             });
@@ -140,6 +170,7 @@ void AdminService::answer_statistics(Connection& connection) {
             for (const engine::Engine::ServedDevice& served : engine.devices())
                 report.devices.push_back({served.interface, served.device->describe(), served.device->statistics()});
             for (const auto& tenant : engine.tenants()) report.sockets += tenant->snapshot().sockets.size();
+            report.sockets += engine.stand_ins().size();
             report.tenants = engine.tenants().size();
             report.counters = engine.counters();
             return report;

@@ -286,6 +286,8 @@ void AttachService::packet(Connection& connection, const Process& process, Packe
         return add_process(connection, process, std::move(packet.fds[0]));
     if (kind == shm::MessageKind::kGrantRaw && parse_message<shm::GrantRaw>(packet.bytes) && packet.fds.size() == 1)
         return grant_raw(connection, process, packet.fds[0]);
+    if (kind == shm::MessageKind::kAskStandIn && packet.fds.empty())
+        if (const auto message = parse_message<shm::AskStandIn>(packet.bytes)) return ask_stand_in(connection, process, *message);
     if (kind == shm::MessageKind::kRemoveQueue && packet.fds.empty()) {
         const auto message = parse_message<shm::RemoveQueue>(packet.bytes);
         if (!message || process.tenant->queues.erase(message->queue) == 0)
@@ -328,6 +330,50 @@ void AttachService::grant_raw(Connection& connection, const Process& process, co
         const Result<void> granted = tenant != nullptr ? tenant->grant_raw(*kind) : fail(ESRCH, "tenant is gone");
         mailbox_.post([granted, self] {
             self->send_struct(answer(granted ? 0 : granted.error().code));
+            self->resume();
+        });
+    });
+}
+
+/// The engine says what the connection is called, or that it has moved already.
+void AttachService::ask_stand_in(Connection& connection, const Process& process, const shm::AskStandIn& message) {
+    if (message.family != 4 && message.family != 6) return malformed(connection, "stand-in of an unknown family");
+    connection.pause();
+    engine_of(*process.tenant).post([this, process, message, self = connection.shared_from_this()](engine::Engine& engine) {
+        tenant::Tenant* const tenant = engine.find_tenant(process.tenant->id);
+        // Shared because a std::function must be copyable.
+        const auto names = std::make_shared<Result<tenant::Leaving>>(
+            tenant != nullptr ? tenant->leaving(message.record, message.generation) : fail(ESRCH, "tenant is gone"));
+        mailbox_.post([this, process, message, names, self] {
+            if (*names && !(*names)->made) return make_stand_in(*self, process, message, **names);
+            std::vector<UniqueFd> fds;
+            if (*names) fds.push_back(std::move((*names)->made));
+            self->send_struct(answer(*names ? 0 : names->error().code), std::move(fds));
+            self->resume();
+        });
+    });
+}
+
+/// The connection is paused.
+void AttachService::make_stand_in(Connection& connection, const Process& process, const shm::AskStandIn& message,
+                                  const tenant::Leaving& names) {
+    Result<StandInMaker::Pair> made = stand_ins_ != nullptr ? stand_ins_->make(names.local, names.remote, message.family == 6)
+                                                            : fail(EOPNOTSUPP, "stand-ins");
+    if (!made) {
+        connection.send_struct(answer(made.error().code));
+        return connection.resume();
+    }
+    const auto pair = std::make_shared<StandInMaker::Pair>(std::move(*made));
+    engine_of(*process.tenant).post([this, process, message, pair, self = connection.shared_from_this()](engine::Engine& engine) {
+        tenant::Tenant* const tenant = engine.find_tenant(process.tenant->id);
+        const auto given = std::make_shared<Result<UniqueFd>>(
+            tenant != nullptr ? tenant->leave(message.record, message.generation, engine.stand_ins(), std::move(pair->ours),
+                                              std::move(pair->theirs), engine.now())
+                              : fail(ESRCH, "tenant is gone"));
+        mailbox_.post([given, self] {
+            std::vector<UniqueFd> fds;
+            if (*given) fds.push_back(std::move(**given));
+            self->send_struct(answer(*given ? 0 : given->error().code), std::move(fds));
             self->resume();
         });
     });

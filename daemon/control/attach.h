@@ -17,6 +17,7 @@
 #include "daemon/control/connection.h"
 #include "daemon/control/mailbox.h"
 #include "daemon/control/policy.h"
+#include "daemon/control/stand_in_maker.h"
 #include "daemon/engine/fleet.h"
 #include "shm/attach_protocol.h"
 #include "shm/segment.h"
@@ -50,8 +51,14 @@ public:
         std::uint64_t malformed = 0;        // messages that closed a connection
     };
 
-    AttachService(EventLoop& loop, Mailbox& mailbox, engine::Fleet& engines, const Config& config)
-        : loop_(loop), mailbox_(mailbox), engines_(engines), limits_(config.limits), spin_(config.engine.application_spin) {}
+    /// Without `stand_ins` no connection can leave its program.
+    AttachService(EventLoop& loop, Mailbox& mailbox, engine::Fleet& engines, const Config& config, StandInMaker* stand_ins = nullptr)
+        : loop_(loop),
+          mailbox_(mailbox),
+          engines_(engines),
+          limits_(config.limits),
+          spin_(config.engine.application_spin),
+          stand_ins_(stand_ins) {}
 
     /// Takes over a connection whose first packet is this one (not an administrator's).
     void first_packet(Connection& connection, Packet packet, const Policy& policy);
@@ -76,6 +83,8 @@ private:
     void add_queue(Connection& connection, const Process& process, ForeignFd eventfd);
     void add_process(Connection& connection, const Process& process, ForeignFd socket);
     void grant_raw(Connection& connection, const Process& process, const ForeignFd& socket);
+    void ask_stand_in(Connection& connection, const Process& process, const shm::AskStandIn& message);
+    void make_stand_in(Connection& connection, const Process& process, const shm::AskStandIn& message, const tenant::Leaving& names);
     void process_gone(const Process& process);
     std::uint32_t least_busy_engine();
     engine::Engine& engine_of(const TenantRecord& tenant) { return engines_[tenant.engine]; }
@@ -85,6 +94,7 @@ private:
     engine::Fleet& engines_;
     LimitsConfig limits_;
     std::chrono::microseconds spin_;
+    StandInMaker* stand_ins_;
     std::map<std::uint32_t, std::shared_ptr<TenantRecord>> tenants_;
     std::uint32_t next_id_ = 1;
     std::uint32_t last_engine_ = UINT32_MAX;  // given to the program that came last

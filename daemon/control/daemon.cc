@@ -98,6 +98,7 @@ public:
     }
     ~EngineThreads() {
         on_all([](engine::Engine& engine) {
+            engine.stand_ins().end_all();
             for (const auto& tenant : engine.tenants())
                 for (std::uint32_t slot = 0; slot < shm::kMaxProcesses && tenant->has_processes(); ++slot)
                     tenant->remove_process(slot, engine.now());
@@ -162,6 +163,8 @@ Result<Ended> run_daemon(const Config& config, std::function<Result<Config>()> r
         return fail(0, "no interface to serve; name one with --interface or [[interface]] in the configuration");
     if (const std::string missing = missing_capabilities(); !missing.empty())
         return fail(0, fmt::format("missing {}; run as root or with the capabilities of culvertd.service", missing));
+    Result<StandInMaker> stand_ins = StandInMaker::start();  // before any thread
+    if (!stand_ins) spdlog::warn("connections cannot leave their programs: {}", stand_ins.error().message());
     Policy policy = TRY(Policy::create(config));
     ListeningSocket socket = TRY(ListeningSocket::open(config.socket));
     const std::unique_ptr<NetlinkMirror> mirror = TRY(NetlinkMirror::open());
@@ -202,7 +205,8 @@ Result<Ended> run_daemon(const Config& config, std::function<Result<Config>()> r
 
     const std::unique_ptr<EventLoop> loop = TRY(EventLoop::create());
     const std::unique_ptr<Server> server =
-        TRY(Server::create({*loop, mailbox, engines, *mirror, feed, steering, std::move(reports), std::move(reload), set_filter}, config,
+        TRY(Server::create({*loop, mailbox, engines, *mirror, feed, steering, std::move(reports), std::move(reload), set_filter,
+                        stand_ins ? &*stand_ins : nullptr}, config,
                            std::move(socket), std::move(policy)));
     engines.post_all([&config, &reporter](engine::Engine& engine) {
         engine.stack().set_forwarding(config.forwarding.enabled, config.forwarding.reverse_path_check);

@@ -24,7 +24,7 @@ Server::Server(Parts parts, const Config& config, ListeningSocket socket, Policy
       config_(config),
       socket_(std::move(socket)),
       policy_(std::move(policy)),
-      attach_(parts_.loop, parts_.mailbox, parts_.engines, config),
+      attach_(parts_.loop, parts_.mailbox, parts_.engines, config, parts_.stand_ins),
       admin_(parts_.mailbox, parts_.engines, attach_, parts_.interfaces, [this] { return numbers(); }),
       watchdog_(sd_watchdog_enabled(0, nullptr) > 0) {}
 

@@ -38,6 +38,7 @@ public:
         std::function<Result<Config>()> reload;
         /// Puts the rules of a new configuration in force; on error the old ones stay where they could not be changed.
         std::function<Result<void>(const FilterConfig&)> set_filter;
+        StandInMaker* stand_ins = nullptr;  // null: no connection can leave its program
     };
 
     /// Blocks SIGTERM, SIGINT and SIGHUP in the calling thread and takes them as events from then on: call it before other

@@ -33,17 +33,19 @@ Engine::Engine(const EngineConfig& config, stack::NeighborResolver& resolver, st
     : config_(config),
       rng_(config.seed),
       peers_(exchange != nullptr ? std::make_unique<EnginePeers>(*exchange, self, counters_) : nullptr),
-      stack_(config.stack, resolver, ports, counters_, rng_, peers_.get()) {
+      stack_(config.stack, resolver, ports, counters_, rng_, peers_.get()),
+      stand_ins_(counters_, commons_) {
     commons_.connections.limit = config.stack.max_connections;
     commons_.listeners.limit = config.stack.max_listeners;
     commons_.datagram_sockets.limit = config.stack.max_udp_sockets;
     now_ = read_clock();
+    sleeper_.watch(stand_ins_.fd());
     if (peers_ == nullptr) return;
     peers_->set_own_addresses(stack_);
     exchange->set_sleeper(self, sleeper_);
 }
 
-Engine::~Engine() = default;
+Engine::~Engine() { stand_ins_.end_all(); }  // while the tenants are there to take their chunks back
 
 void Engine::add_device(std::unique_ptr<device::Device> device, stack::Interface interface) {
     const auto known = std::ranges::find(ports_, interface.index, [](const Port& port) { return port.interface->index; });
@@ -150,6 +152,9 @@ bool Engine::turn() {
     }
     busy |= run_commands();
     for (const auto& tenant : tenants_) busy |= tenant->poll(now_) != 0;
+    busy |= stand_ins_.turn();
+    if (stand_ins_.has_buried()) [[unlikely]]
+        for (UniqueFd& theirs : stand_ins_.take_buried()) sleeper_.close_elsewhere(std::move(theirs));
     if (stack_.next_deadline() <= now_) {
         stack_.advance(now_);
         busy = true;
@@ -175,7 +180,7 @@ bool Engine::turn() {
 
 bool Engine::work_waits() {
     if (commands_waiting_.load(std::memory_order_seq_cst) || stopping_.load(std::memory_order_seq_cst)) return true;
-    if (output_left_) return true;
+    if (output_left_ || stand_ins_.has_work()) return true;
     if (peers_ != nullptr && peers_->any_waiting()) return true;
     for (const Port& port : ports_)
         if (port.device->has_input()) return true;

@@ -23,6 +23,7 @@
 #include "daemon/engine/engine_peers.h"
 #include "daemon/engine/sleeper.h"
 #include "daemon/stack/stack.h"
+#include "daemon/tenant/stand_in.h"
 #include "daemon/tenant/tenant.h"
 #include "shm/base/unique_fd.h"
 
@@ -67,6 +68,8 @@ public:
     /// nullptr when there is none (it may have ended meanwhile).
     tenant::Tenant* find_tenant(std::uint32_t id);
     std::vector<std::unique_ptr<tenant::Tenant>>& tenants() { return tenants_; }
+    /// Connections that have left their programs.
+    tenant::StandIns& stand_ins() { return stand_ins_; }
     struct ServedDevice {
         std::uint32_t interface;  // ifindex
         device::Device* device;
@@ -104,6 +107,7 @@ private:
     std::vector<Port> ports_;
     std::array<RxPacket, kBurst> burst_{};
     tenant::Commons commons_;
+    tenant::StandIns stand_ins_;
     std::vector<std::unique_ptr<tenant::Tenant>> tenants_;
     Instant now_{};
     bool output_left_ = false;

@@ -13,6 +13,7 @@ namespace culvert::engine {
 
 namespace {
 constexpr unsigned kEntries = 64;
+constexpr std::uint64_t kNobody = UINT64_MAX;  // waits for this completion
 }
 
 Sleeper::Sleeper() : own_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)), doorbell_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
@@ -38,6 +39,18 @@ void Sleeper::arm(int fd) {
     }
     ::io_uring_prep_poll_multishot(entry, fd, POLLIN);
     ::io_uring_sqe_set_data64(entry, static_cast<std::uint64_t>(fd));
+}
+
+void Sleeper::close_elsewhere(UniqueFd fd) {
+    io_uring_sqe* entry = ::io_uring_get_sqe(&ring_);
+    if (entry == nullptr) {
+        ::io_uring_submit(&ring_);
+        entry = ::io_uring_get_sqe(&ring_);
+    }
+    ::io_uring_prep_close(entry, fd.release());
+    ::io_uring_sqe_set_flags(entry, IOSQE_ASYNC);
+    ::io_uring_sqe_set_data64(entry, kNobody);
+    ::io_uring_submit(&ring_);
 }
 
 void Sleeper::wait(Duration longest) {

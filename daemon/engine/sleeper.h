@@ -24,6 +24,8 @@ public:
     void watch(int fd);
     /// Sleeps until something happens, at most `longest` (zero or less: returns at once).
     void wait(Duration longest);
+    /// Closes a descriptor whose last close may take its time, on a thread of the kernel's.
+    void close_elsewhere(UniqueFd fd);
     /// Wakes a sleeper, now or at its next wait. Any thread of the daemon; never blocks, whatever applications do.
     void ring();
     /// What applications ring. They share it, so none may make it useless for the others: it is emptied at each wake-up.

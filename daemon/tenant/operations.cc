@@ -429,7 +429,7 @@ TenantSnapshot Tenant::snapshot() {
         if (live_[slot])
             snapshot.pids.push_back(segment_.process(slot).pid.load(std::memory_order_relaxed));
     for (std::uint32_t index = 0; index < segment_.geometry().sockets; ++index)
-        if (slots_[index].kind != Kind::kFree && slots_[index].kind != Kind::kIdle)
+        if (slots_[index].kind != Kind::kFree && slots_[index].kind != Kind::kIdle && slots_[index].kind != Kind::kMoved)
             snapshot.sockets.push_back(snapshot_of(index));
     return snapshot;
 }

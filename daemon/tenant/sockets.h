@@ -8,6 +8,7 @@
 // | kListener | listening                                        | Listener            |
 // | kDatagram | bound                                            | udp::Socket         |
 // | kRaw      | raw or ping, bound                               | raw::Socket         |
+// | kMoved    | a connection that has left the program           | none: its StandIn has it |
 #pragma once
 
 #include "daemon/stack/raw.h"
@@ -34,6 +35,9 @@ public:
     /// Nobody has accepted the connection, and its listener goes: another one on the same endpoint takes it, with all that has
     /// arrived. False: it does not, or the application has meddled with it; the connection is still ours.
     bool hand_to(stack::tcp::ListenerOwner& heir);
+
+    /// The connection leaves the program, with what has arrived. An errno value; then it is still ours.
+    int move_to(StandIn& stand_in);
 
     /// A look at the application's line: options have been applied before.
     void look(std::uint32_t app_flags);

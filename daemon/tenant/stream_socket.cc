@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "daemon/tenant/stand_in.h"
 #include "shm/block_list.h"
 #include "shm/urgent.h"
 #include "shm/base/fault_point.h"
@@ -174,6 +175,38 @@ bool StreamSocket::hand_to(stack::tcp::ListenerOwner& heir) {
     }
     close(true);  // gives back what is left here
     return true;
+}
+
+int StreamSocket::move_to(StandIn& stand_in) {
+    shm::Segment& segment = tenant_->segment_;
+    stage_.publish(segment, segment.socket(index_).daemon.rx_list);  // says how long the last block is
+    tenant_->ledger_.collect_returned();
+    // What is still lent has not been read: the last unread() bytes of the stream. The lengths are the application's to spoil.
+    std::uint64_t left = unread();
+    bool room = true;
+    tenant_->ledger_.for_each_lent(lent_, [&](std::uint32_t block) {
+        const shm::BlockMeta& meta = segment.block_meta()[block];
+        const std::uint32_t offset = std::min(meta.offset.load(std::memory_order_relaxed), shm::kBlockSize);
+        const std::uint32_t length = std::min(meta.length.load(std::memory_order_relaxed), shm::kBlockSize - offset);
+        if (length > left) return false;
+        left -= length;
+        room = stand_in.queue_unread({segment.block(block) + offset, length});
+        return room;
+    });
+    if (!room) return ENOBUFS;
+    if (left != 0) {
+        tenant_->drop(Drop::kTenantBadRequest);
+        return EBUSY;
+    }
+    stack::tcp::Connection* const connection = std::exchange(connection_, nullptr);
+    const bool ended = (status_ & shm::kStatusPeerClosed) != 0;
+    if (connection != nullptr) tenant_->connections_.give();  // the stand-in takes one
+    stand_in.begin(connection, connection != nullptr ? 0 : segment.socket(index_).daemon.error.load(std::memory_order_relaxed), ended);
+    stage_.clear();
+    tenant_->ledger_.reclaim(lent_);
+    ticket = {};
+    status_ = published_status_ = 0;
+    return 0;
 }
 
 bool StreamSocket::publish(std::uint32_t app_flags) {

@@ -1,11 +1,14 @@
 #include "daemon/tenant/tenant.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <cstring>
 #include <utility>
 
 #include "daemon/stack/tcp/listener.h"
 #include "daemon/tenant/sockets.h"
+#include "daemon/tenant/stand_in.h"
 #include "shm/base/check.h"
 #include "shm/wakeup.h"
 #include "shm/base/fault_point.h"
@@ -197,6 +200,68 @@ bool Tenant::finished() const {
     return live_processes_ == 0 && orphans_ == 0 && ledger_.transmitting() == 0;
 }
 
+// --- connections that leave --------------------------------------------------------------------------------------------
+
+Result<Leaving> Tenant::leaving(std::uint32_t index, std::uint32_t generation) {
+    const auto bad = [this](int code) {
+        drop(Drop::kTenantBadSocket);
+        return fail(code, "connection that leaves");
+    };
+    if (index >= segment_.geometry().sockets) return bad(EBADF);
+    const Slot& slot = slots_[index];
+    if (segment_.socket(index).daemon.generation.load(std::memory_order_relaxed) != generation) return bad(EBADF);
+    Leaving leaving;
+    if (slot.kind == Kind::kMoved) {
+        leaving.made.reset(::fcntl(moved_.at(index).theirs.get(), F_DUPFD_CLOEXEC, 0));
+        if (!leaving.made) return fail_errno("stand-in");
+        return leaving;
+    }
+    if (slot.kind != Kind::kStream) return bad(ENOTCONN);
+    if (const stack::tcp::Connection* const connection = slot.stream.connection()) {
+        using State = stack::tcp::State;
+        if (connection->state() == State::kSynSent || connection->state() == State::kSynReceived) return fail(ENOTCONN, "connection that leaves");
+        leaving.local = connection->local();
+        leaving.remote = connection->remote();
+    }
+    return leaving;
+}
+
+Result<UniqueFd> Tenant::leave(std::uint32_t index, std::uint32_t generation, StandIns& stand_ins, UniqueFd ours, UniqueFd theirs,
+                               Instant now) {
+    Leaving again = TRY(leaving(index, generation));
+    if (again.made) return std::move(again.made);  // somebody else of the program was quicker
+    look(index, now);
+    Slot& slot = slots_[index];
+    if (slot.kind != Kind::kStream) return fail(EBADF, "connection that leaves");
+    UniqueFd answer(::fcntl(theirs.get(), F_DUPFD_CLOEXEC, 0));
+    if (!answer) return fail_errno("stand-in");
+    StandIn* const stand_in = stand_ins.add(*this, std::move(ours));
+    if (stand_in == nullptr) return fail(ENOBUFS, "stand-ins");
+    if (const int error = slot.stream.move_to(*stand_in); error != 0) {
+        stand_ins.cancel(*stand_in);
+        return fail(error, "connection that leaves");
+    }
+    for (std::uint32_t process = 0; process < processes_used_ && stand_in->pid == 0; ++process)
+        if (live_[process] && segment_.holders(process).test(index))
+            stand_in->pid = segment_.process(process).pid.load(std::memory_order_relaxed);
+    slot.kind = Kind::kMoved;
+    moved_[index] = {std::move(theirs), &stand_ins};
+    segment_.socket(index).daemon.status.fetch_or(shm::kStatusMoved, std::memory_order_seq_cst);
+    mark_changed(index);
+    return answer;
+}
+
+void Tenant::forget_moved(std::uint32_t index) {
+    const auto moved = moved_.find(index);
+    moved->second.all->bury(std::move(moved->second.theirs));
+    moved_.erase(moved);
+}
+
+void Tenant::take_back(stack::SendChunk* first) {
+    ledger_.release(first);
+    wake_starved();
+}
+
 // --- records ----------------------------------------------------------------------------------------------------------
 
 void Tenant::reset_record(std::uint32_t index) {
@@ -268,6 +333,7 @@ void Tenant::close_socket(std::uint32_t index) {
         case Kind::kListener: close_listener(index); break;
         case Kind::kDatagram: slot.datagram.reset(); break;
         case Kind::kRaw: raw_sockets_.erase(index); break;
+        case Kind::kMoved: forget_moved(index); break;
     }
     free_record(index);
 }
@@ -353,6 +419,7 @@ void Tenant::publish(std::uint32_t index) {
         case Kind::kListener: news = true; break;
         case Kind::kDatagram: news |= slot.datagram->publish(flags); break;
         case Kind::kRaw: news |= raw_sockets_.at(index)->publish(flags); break;
+        case Kind::kMoved: news = true; break;
     }
     if (news) notify(index, flags);
 }

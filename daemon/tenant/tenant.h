@@ -30,6 +30,15 @@ class StreamSocket;
 class ListenSocket;
 class DatagramSocket;
 class RawSocket;
+class StandIn;
+class StandIns;
+
+/// What a connection is called, for the kernel socket that shall stand in for it; or that socket, if it is there.
+struct Leaving {
+    Endpoint local;
+    Endpoint remote;  // port 0 of both: the connection has ended, and has no names any more
+    UniqueFd made;
+};
 
 /// One line of `culvert ss`.
 struct SocketSnapshot {
@@ -94,6 +103,14 @@ public:
     /// One socket of that kind (shm::raw_kind) may be bound: a process of this tenant has shown the kernel's. ENOBUFS: too
     /// many; counted.
     Result<void> grant_raw(std::uint32_t kind);
+    /// A connection is about to leave the program. EBADF: no such socket; ENOTCONN: it is no connection, or not one yet.
+    Result<Leaving> leaving(std::uint32_t record, std::uint32_t generation);
+    /// It leaves: `ours` carries its bytes from now on, and the record remembers `theirs`, of which the answer is a duplicate.
+    /// Requires what leaving() says; also ENOBUFS: too many, or no memory; EBUSY: the application reads or writes meanwhile.
+    Result<UniqueFd> leave(std::uint32_t record, std::uint32_t generation, StandIns& stand_ins, UniqueFd ours, UniqueFd theirs,
+                           Instant now);
+    /// Chunks of ours that somebody else's connection has sent.
+    void take_back(stack::SendChunk* first);
     bool has_processes() const { return live_processes_ != 0; }
     /// True when no process is left and nothing of it is in the stack any more: it may be destroyed.
     bool finished() const;
@@ -118,7 +135,7 @@ private:
     friend class MessageLane;
     friend class RawSocket;
     class OrphanOwner;
-    enum class Kind : std::uint8_t { kFree, kIdle, kStream, kListener, kDatagram, kRaw };
+    enum class Kind : std::uint8_t { kFree, kIdle, kStream, kListener, kDatagram, kRaw, kMoved };
     struct Slot;
 
     void look(std::uint32_t index, Instant now);
@@ -190,6 +207,12 @@ private:
     Part datagram_sockets_;
     std::vector<std::uint32_t> raw_grants_;      // kinds of raw sockets that may be made
     std::unordered_map<std::uint32_t, std::unique_ptr<RawSocket>> raw_sockets_;  // by record: few, so not in the slots
+    struct Moved {
+        UniqueFd theirs;  // the other end of the stand-in, for others of the program that hold the record
+        StandIns* all = nullptr;
+    };
+    void forget_moved(std::uint32_t index);
+    std::unordered_map<std::uint32_t, Moved> moved_;  // by record of kMoved
     std::uint32_t queues_used_ = 0;              // highest used + 1
     std::vector<bool> live_;                     // by process slot; the record in the segment only mirrors it
     std::uint32_t processes_used_ = 0;           // highest used + 1

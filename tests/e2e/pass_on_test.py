@@ -1,0 +1,244 @@
+"""Connections that leave their program: by exec as inetd does it, and over SCM_RIGHTS, to programs with Culvert and without."""
+import os
+import random
+import signal
+import socket
+import struct
+import threading
+
+from story import Story, run
+from netns import ON_KERNEL, PYTHON, sha256, until
+
+PASSING = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "passing.py")
+CAT = ["/bin/busybox", "cat"]  # static: Culvert cannot be loaded into it
+MEGABYTES = 4 << 20
+
+
+def exchange(connection, size, seed=1):
+    """Sends, hears all of it back, and sees the end."""
+    data = random.Random(seed).randbytes(size)
+    sender = threading.Thread(target=lambda: (connection.sendall(data), connection.shutdown(socket.SHUT_WR)))
+    sender.start()
+    heard = bytearray()
+    while part := connection.recv(1 << 20):
+        heard += part
+    sender.join()
+    return len(heard) == size and sha256(heard) == sha256(data)
+
+
+def hear(connection, size):
+    """So many bytes, or all until the end."""
+    heard = b""
+    while len(heard) < size and (part := connection.recv(size - len(heard))):
+        heard += part
+    return heard
+
+
+class PassOn(Story):
+    port = 9000
+
+    def connect(self, port, address=None):
+        connection = socket.create_connection((address or self.lab.ip4(), port), timeout=60)
+        self.addCleanup(connection.close)
+        return connection
+
+    def serve(self, how, *words, ready="serving", **options):
+        PassOn.port += 1
+        server = self.lab.start(f"passing-{how}", [PYTHON, PASSING, PassOn.port, how, *words], under=self.culvert, **options)
+        self.addCleanup(server.kill)
+        until(lambda: ready in server.output(), f"the server to start: {server.output()}", 30)
+        if how != "send-listener":
+            self.culvert.wait_for_listener(PassOn.port)
+        return server
+
+    def receiver(self, what="receive", attached=False, environment=None):
+        path = os.path.join(self.lab.directory, f"channel-{PassOn.port}")
+        words = [PYTHON, PASSING, what, path]
+        program = self.lab.start(f"{what}-{PassOn.port}", words, under=self.culvert if attached else None,
+                                 env=dict(os.environ, **(environment or {})))
+        self.addCleanup(program.kill)
+        until(lambda: os.path.exists(path), f"the receiver: {program.output()}", 30)
+        return program, path
+
+    def passed_on(self):
+        return [line for line in self.culvert.sockets() if line["why"].startswith("passed on")]
+
+    def wait_for_none(self):
+        if not ON_KERNEL:
+            until(lambda: not self.passed_on(), f"the stand-ins to end: {self.passed_on()}", 30)
+
+    def check_exchange(self, server_port=None):
+        for address in (self.lab.ip4(), self.lab.ip6()):
+            with self.carried():
+                self.assertTrue(exchange(self.connect(server_port or PassOn.port, address), 1000))
+                self.assertTrue(exchange(self.connect(server_port or PassOn.port, address), MEGABYTES))
+        self.wait_for_none()
+
+    # --- exec ---------------------------------------------------------------------------------------------------------
+
+    def test_fork_and_exec(self):
+        self.serve("fork", *CAT)
+        self.check_exchange()
+
+    def test_vfork_and_exec(self):
+        self.serve("vfork", *CAT)
+        self.check_exchange()
+
+    def test_posix_spawn(self):
+        self.serve("spawn", *CAT)
+        self.check_exchange()
+
+    def test_exec_of_a_program_with_culvert(self):
+        """/bin/cat is loaded with the library, too."""
+        self.serve("fork", "/bin/cat")
+        self.check_exchange()
+
+    def test_exec_in_place(self):
+        server = self.serve("exec", *CAT)
+        self.assertTrue(exchange(self.connect(PassOn.port), MEGABYTES))
+        self.assertEqual(server.wait(), 0)
+        self.wait_for_none()
+
+    def test_exec_that_fails(self):
+        self.serve("missing")
+        self.check_exchange()
+
+    def test_names_are_true(self):
+        """What a program without Culvert is told of its socket."""
+        self.serve("fork", "/usr/bin/env", "-u", "LD_PRELOAD", PYTHON, "-c",
+                   "import socket; s = socket.socket(fileno=0); print(s.getpeername()[:2], s.getsockname()[:2], s.type.name, flush=True)")
+        connection = self.connect(PassOn.port)
+        heard = connection.makefile().readline()
+        mapped = "::ffff:"
+        self.assertEqual(heard, f"{(mapped + self.lab.ip4('client'), connection.getsockname()[1])} "
+                                f"{(mapped + self.lab.ip4(), PassOn.port)} SOCK_STREAM\n")
+
+    def test_both_ends_keep_it(self):
+        """The server keeps its copy while the child works, and has the last word."""
+        self.serve("keep", *CAT)
+        connection = self.connect(PassOn.port)
+        connection.sendall(b"hello")
+        self.assertEqual(hear(connection, 5), b"hello")
+        connection.shutdown(socket.SHUT_WR)
+        self.assertEqual(hear(connection, 100), b"BYE")
+        self.wait_for_none()
+
+    def test_bytes_that_came_before_go_first(self):
+        """They lie unread in the program when it passes the connection on."""
+        self.serve("fork", "/bin/sh", "-c", "sleep 0; exec /bin/busybox cat")
+        for _ in range(5):
+            connection = self.connect(PassOn.port)
+            self.assertTrue(exchange(connection, 300_000))
+        self.wait_for_none()
+
+    def test_many_others_stay(self):
+        """A child that would find a hundred connections gets the one that is its standard input; the others stay fast."""
+        server = self.serve("many", *CAT)
+        idle = [self.connect(PassOn.port) for _ in range(100)]
+        until(lambda: "idle" in server.output(), "the server to take the idle ones", 30)
+        self.assertTrue(exchange(self.connect(PassOn.port), 10_000))
+        if not ON_KERNEL:
+            self.assertLessEqual(len(self.passed_on()), 1)
+        for connection in idle:
+            connection.close()
+        self.wait_for_none()
+
+    def test_reset_reaches_the_child_and_the_peer(self):
+        self.serve("fork", PYTHON, "-c",
+                   "import os\ntry:\n  while os.read(0, 100): pass\nexcept ConnectionResetError: print('reset', file=open(os.environ['TOLD'], 'w'))",
+                   env=dict(os.environ, TOLD=os.path.join(self.lab.directory, "told")))
+        connection = self.connect(PassOn.port)
+        connection.sendall(b"x")
+        until(lambda: ON_KERNEL or self.passed_on(), "the connection to be passed on", 30)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        until(lambda: os.path.exists(os.path.join(self.lab.directory, "told")), "the child to hear of the reset", 30)
+        self.wait_for_none()
+
+    def test_killed_child(self):
+        """It leaves bytes unread: the peer gets a reset, as from the kernel."""
+        server = self.serve("fork", "/bin/busybox", "sleep", "1000")
+        connection = self.connect(PassOn.port)
+        connection.sendall(b"never read")
+        def children():
+            return [int(pid) for pid in open(f"/proc/{server.pid}/task/{server.pid}/children").read().split()]
+        child = until(lambda: [pid for pid in children() if "sleep" in open(f"/proc/{pid}/cmdline").read()], "the child", 30)[0]
+        if not ON_KERNEL:
+            until(self.passed_on, "the connection to be passed on", 30)
+        os.kill(child, signal.SIGKILL)
+        with self.assertRaises(ConnectionResetError):
+            connection.recv(1)
+        self.wait_for_none()
+
+    # --- SCM_RIGHTS -----------------------------------------------------------------------------------------------------
+
+    def test_message_to_a_stranger(self):
+        receiver, path = self.receiver()
+        self.serve("send", path)
+        self.check_exchange()
+        self.assertIn(f"'::ffff:{self.lab.ip4('client')}'", receiver.output())
+
+    def test_message_to_a_program_with_culvert(self):
+        _, path = self.receiver(attached=True)
+        self.serve("send", path)
+        self.check_exchange()
+
+    def test_both_write(self):
+        _, path = self.receiver(environment={"SHARED": "1"})
+        self.serve("share", path)
+        connection = self.connect(PassOn.port)
+        self.assertEqual(hear(connection, 2), b"on")
+        connection.sendall(b"abc")
+        self.assertEqual(hear(connection, 100), b"etwo")
+
+    def test_killed_sender(self):
+        _, path = self.receiver()
+        server = self.serve("send", path)
+        connection = self.connect(PassOn.port)
+        connection.sendall(b"ping")
+        self.assertEqual(hear(connection, 4), b"ping")
+        server.kill()
+        self.assertTrue(exchange(connection, MEGABYTES), "the receiver goes on")
+
+    def test_listener_to_a_program_with_culvert(self):
+        _, path = self.receiver("receive-listener", attached=True)
+        self.serve("send-listener", path, ready="passed")
+        port = PassOn.port
+        self.culvert.wait_for_listener(port)
+        self.check_exchange(port)
+
+    def test_listener_to_a_stranger(self):
+        """It serves through the kernel."""
+        receiver, path = self.receiver("receive-listener")
+        server = self.serve("send-listener", path, ready="passed")
+        until(lambda: "serving" in receiver.output(), "the receiver to serve", 30)
+        server.kill()
+        until(lambda: ON_KERNEL or not any(line["local"].endswith(f":{PassOn.port}") and line["path"] == "culvert"
+                                           for line in self.culvert.sockets()), "Culvert to let the port go", 30)
+        self.assertTrue(exchange(self.connect(PassOn.port), MEGABYTES))
+
+
+class KilledDaemon(PassOn):
+    """The stranger's socket ends with a reset, not as if the peer had closed."""
+
+    def test_killed_daemon(self):
+        if ON_KERNEL:
+            self.skipTest("no daemon to kill")
+        told = os.path.join(self.lab.directory, "told")
+        self.serve("fork", "/usr/bin/env", "-u", "LD_PRELOAD", PYTHON, "-c",
+                   "import os\ntry:\n  n = os.read(0, 1)\n  print('end' if not os.read(0, 1) else n, file=open(os.environ['TOLD'], 'w'))\n"
+                   "except ConnectionResetError: print('reset', file=open(os.environ['TOLD'], 'w'))",
+                   env=dict(os.environ, TOLD=told))
+        connection = self.connect(PassOn.port)
+        connection.sendall(b"x")
+        until(self.passed_on, "the connection to be passed on", 30)
+        os.kill(self.culvert.pid, signal.SIGKILL)
+        until(lambda: os.path.exists(told) and open(told).read(), "the child to hear of it", 30)
+        self.assertEqual(open(told).read().strip(), "reset")
+
+
+for name in [name for name in dir(PassOn) if name.startswith("test_")]:
+    setattr(KilledDaemon, name, None)
+
+if __name__ == "__main__":
+    run()
