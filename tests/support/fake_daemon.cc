@@ -144,6 +144,7 @@ void FakeDaemon::serve(Control& control, bool& gone) {
     union {
         shm::Hello hello;
         shm::RemoveQueue remove;
+        shm::AskStandIn stand_in;
         char bytes[512];
     } request{};
     iovec part{&request, sizeof request};
@@ -213,8 +214,34 @@ void FakeDaemon::serve(Control& control, bool& gone) {
             reply.error = grant_answer;
             return answer(fd, &reply, sizeof reply, nullptr, 0);
         }
+        case shm::MessageKind::kAskStandIn: {
+            if (refuse_stand_ins) {
+                reply.error = ENOBUFS;
+                return answer(fd, &reply, sizeof reply, nullptr, 0);
+            }
+            make_stand_in(request.stand_in.record);
+            const int theirs = stand_ins_[request.stand_in.record].theirs.get();
+            return answer(fd, &reply, sizeof reply, &theirs, 1);
+        }
         default: return;
     }
+}
+
+/// Under the lock.
+void FakeDaemon::make_stand_in(std::uint32_t record) {
+    if (stand_ins_.contains(record)) return;
+    int ends[2] = {-1, -1};
+    (void)::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends);
+    stand_ins_[record] = {UniqueFd(ends[0]), UniqueFd(ends[1])};
+    segment_->socket(record).daemon.status.fetch_or(shm::kStatusMoved);
+    notify(record);
+}
+
+int FakeDaemon::stand_in(std::uint32_t record, bool by_another) {
+    const std::lock_guard lock(mutex_);
+    if (by_another) make_stand_in(record);
+    const auto found = stand_ins_.find(record);
+    return found != stand_ins_.end() ? found->second.ours.get() : -1;
 }
 
 void FakeDaemon::process_gone(std::uint32_t slot) {

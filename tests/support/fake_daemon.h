@@ -90,6 +90,10 @@ public:
         shm::WireEndpoint local, remote;
     };
     std::vector<RawCall> raw_calls();
+    /// The daemon's end of the socket that stands in for a connection which has left its program; -1: it has not. Made now if
+    /// `by_another` process shall have let it leave.
+    int stand_in(std::uint32_t record, bool by_another = false);
+    std::atomic<bool> refuse_stand_ins{false};
     /// Requests on the control connection get an answer that is none.
     void answer_nonsense() { nonsense_ = true; }
 
@@ -166,6 +170,11 @@ private:
     std::atomic<std::uint32_t> path_mtu_{0};
     std::vector<GroupCall> group_calls_;
     std::vector<RawCall> raw_calls_;
+    void make_stand_in(std::uint32_t record);
+    struct StandIn {
+        UniqueFd ours, theirs;
+    };
+    std::map<std::uint32_t, StandIn> stand_ins_;
     std::atomic<bool> nonsense_{false};
     bool stopping_ = false;
     std::atomic<bool> dead_{false};
