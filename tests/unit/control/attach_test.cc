@@ -448,6 +448,26 @@ TEST_F(AttachTest, RawSocketsAreGrantedToThoseWhomTheKernelLets) {
     EXPECT_TRUE(other.ended());
 }
 
+TEST_F(AttachTest, WhatIsNoConnectionHasNoStandIn) {
+    start();
+    Client one = attached("inetd");
+    shm::AskStandIn ask;
+    for (const std::uint32_t record : {0u, 255u, 256u, UINT32_MAX}) {
+        ask.record = record;
+        ask.generation = 1;
+        one.say(ask);
+        EXPECT_NE(one.hear_message<shm::Answer>().error, 0) << record;
+    }
+    EXPECT_TRUE(one.fds.size() == 2) << "of the welcome";
+    EXPECT_TRUE(eventually([](const auto& now) { return now["tenants"] == 1 && now["drops"]["tenant_bad_socket"] == 4; }));
+    ask.family = 5;
+    one.say(ask);
+    EXPECT_TRUE(one.ended());
+    Client other = attached("liar");
+    other.say(shm::AskStandIn{}, 0);  // a descriptor that nobody wants
+    EXPECT_TRUE(other.ended());
+}
+
 TEST_F(AttachTest, MalformedMessagesCloseOnlyTheirConnection) {
     start();
     Client good = attached("nginx");
