@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstdarg>
 
+#include "preload/confined.h"
 #include "preload/environment.h"
 #include "preload/leave.h"
 
@@ -49,6 +50,7 @@ public:
 
 private:
     static void set(bool nonblocking) noexcept {
+        if (is_confined()) return;
         const KeepErrno keep;
         FdTable::instance().for_each([nonblocking](int fd, Description& description) {
             if (description.kind() != Description::Kind::kSocket || !description.is_ours()) return;

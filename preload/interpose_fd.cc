@@ -42,12 +42,20 @@ namespace {
 
 bool known(int fd) noexcept { return FdTable::instance().contains(fd); }
 
+/// `copy` refers to what `original` does. Standard streams are read and written by libc itself, by names that nobody can
+/// interpose, so a connection that becomes one leaves for the kernel at once (leave.cc), as it will with the exec that usually follows.
+void note_duplicate(int original, int copy) noexcept {
+    follow_duplicate(original, copy);
+    if (copy > STDERR_FILENO) return;
+    if (const SocketRef socket = any_socket(copy); socket && socket->path() == Socket::Path::kConnection) socket->leave();
+}
+
 int duplicated(int original, int copy) noexcept {
     if (copy < 0 || (!known(original) && !borrowed_copies())) return copy;
     if (in_borrowed_memory())
         note_borrowed_copy(original, copy);
     else if (known(original))
-        follow_duplicate(original, copy);
+        note_duplicate(original, copy);
     return copy;
 }
 
@@ -73,7 +81,7 @@ int place_duplicate(int original, int copy, Place&& place) noexcept {
     if (libc::fcntl(original, F_GETFD) < 0) return -1;  // EBADF, and `copy` stays open
     take_out(copy);
     const int result = place();
-    if (result >= 0) follow_duplicate(original, result);
+    if (result >= 0) note_duplicate(original, result);
     return result;
 }
 

@@ -15,6 +15,7 @@
 
 #include "preload/leave.h"
 
+#include "preload/confined.h"
 #include "preload/epoll_set.h"
 #include "preload/fd_table.h"
 #include "preload/inherited.h"
@@ -195,6 +196,7 @@ void note_borrowed_close(unsigned first, unsigned last) noexcept {
 }
 
 void leave_by_exec(bool spawns) noexcept {
+    if (is_confined()) return;
     const KeepErrno keep;
     FdTable& table = FdTable::instance();
     const auto goes = [spawns](int fd, Socket& socket) {
@@ -217,7 +219,7 @@ void leave_by_exec(bool spawns) noexcept {
 }
 
 void leave_by_message(const msghdr& message) noexcept {
-    if (message.msg_control == nullptr || in_borrowed_memory()) return;
+    if (message.msg_control == nullptr || is_confined() || in_borrowed_memory()) return;
     const KeepErrno keep;
     for_each_passed(message, [](int fd) {
         const DescriptionRef ref = FdTable::instance().find(fd);
@@ -229,7 +231,7 @@ void leave_by_message(const msghdr& message) noexcept {
 }
 
 void meet_received(const msghdr& message) noexcept {
-    if (message.msg_control == nullptr || in_borrowed_memory()) return;
+    if (message.msg_control == nullptr || is_confined() || in_borrowed_memory()) return;
     const KeepErrno keep;
     for_each_passed(message, [](int fd) {
         if (fd < 0) return;
@@ -285,7 +287,7 @@ bool Socket::follow() noexcept {
 }
 
 bool Socket::leave() noexcept {
-    if (path() != Path::kConnection || in_borrowed_memory()) return false;
+    if (path() != Path::kConnection || is_confined() || in_borrowed_memory()) return false;
     const KeepErrno keep;
     const LeavingGuard guard;
     if (path() != Path::kConnection) return true;  // another thread was quicker

@@ -10,6 +10,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -249,11 +250,20 @@ Result<StandInMaker> StandInMaker::start() {
     helpers.reset();
     Reply ready{};
     Pair none;
-    if (!receive_reply(mine.get(), ready, none)) return fail(ECHILD, "the helper for stand-ins says nothing");
+    StandInMaker maker(std::move(mine), pid, false);
+    if (!receive_reply(maker.helper_.get(), ready, none)) return fail(ECHILD, "the helper for stand-ins says nothing");
+    maker.true_names_ = ready.error == 0;
     if (ready.error != 0)
         spdlog::warn("no network namespace for connections that leave their program (neither CAP_SYS_ADMIN nor user namespaces): "
                      "whoever gets one sees 127.0.0.1 as its peer");
-    return StandInMaker(std::move(mine), ready.error == 0);
+    return maker;
+}
+
+StandInMaker::~StandInMaker() {
+    if (pid_ == 0) return;
+    ::kill(pid_, SIGKILL);  // it has nothing to put in order
+    while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
+    }
 }
 
 Result<StandInMaker::Pair> StandInMaker::make(const Endpoint& local, const Endpoint& remote, bool v6) {

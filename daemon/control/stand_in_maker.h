@@ -13,7 +13,10 @@
 // the host's own loopback, with names that are not true, and a warning at the start says so.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
+#include <utility>
 
 #include "daemon/wire/address.h"
 #include "shm/base/error.h"
@@ -30,7 +33,10 @@ public:
 
     /// Forks the helper. Requires: the process has no other thread yet.
     static Result<StandInMaker> start();
-    StandInMaker(StandInMaker&&) = default;
+    StandInMaker(StandInMaker&& other) noexcept
+        : helper_(std::move(other.helper_)), pid_(std::exchange(other.pid_, 0)), true_names_(other.true_names_) {}
+    /// Ends the helper.
+    ~StandInMaker();
 
     /// A connected pair; `theirs` has `local` as its own name and `remote` as its peer's if that can be had, otherwise, and if
     /// `local` has no port, names on loopback. Takes the time of three system calls of the helper's; a helper that does not answer
@@ -40,9 +46,10 @@ public:
     bool has_true_names() const { return true_names_; }
 
 private:
-    StandInMaker(UniqueFd helper, bool true_names) : helper_(std::move(helper)), true_names_(true_names) {}
+    StandInMaker(UniqueFd helper, pid_t pid, bool true_names) : helper_(std::move(helper)), pid_(pid), true_names_(true_names) {}
 
     UniqueFd helper_;  // none: given up
+    pid_t pid_ = 0;
     bool true_names_ = false;
 };
 

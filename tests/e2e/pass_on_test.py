@@ -103,6 +103,48 @@ class PassOn(Story):
         self.serve("missing")
         self.check_exchange()
 
+    def launch(self, name, words, mark=None):
+        """A server of somebody else's on the next port."""
+        PassOn.port += 1
+        words = [str(word).replace("PORT", str(PassOn.port)) for word in words]
+        program = self.lab.start(name, words, under=self.culvert)
+        self.addCleanup(program.kill)
+        self.culvert.wait_for_listener(PassOn.port)
+        if ON_KERNEL:
+            self.lab.wait_for_port(self.lab.ip4(), PassOn.port, program)
+        return program
+
+    def test_socat(self):
+        self.launch("socat", ["/usr/bin/socat", "TCP6-LISTEN:PORT,fork,reuseaddr,ipv6only=0", "EXEC:/bin/busybox cat,nofork"])
+        self.check_exchange()
+
+    def test_systemd_socket_activation_of_each_connection(self):
+        """The listener is shown to Culvert by the first poll; each connection is descriptor 3 of a program of its own."""
+        self.launch("activate", ["/usr/bin/systemd-socket-activate", "--accept", "--inetd", "-l", "PORT", *CAT])
+        self.check_exchange()
+
+    def test_shell(self):
+        """The shell's own connection, for a command that it starts: cat <&5."""
+        with socket.create_server((self.lab.ip4("client"), 0)) as listener:
+            port = listener.getsockname()[1]
+            told = os.path.join(self.lab.directory, "shell")
+            program = self.lab.start("shell", ["/bin/bash", "-c",
+                                               f"exec 5<>/dev/tcp/{self.lab.ip4('client')}/{port}; echo question >&5; "
+                                               f"/bin/busybox cat <&5 >{told}; echo more >&5"], under=self.culvert)
+            self.addCleanup(program.kill)
+            listener.settimeout(60)
+            connection, _ = listener.accept()
+            with connection:
+                self.assertEqual(hear(connection, 9), b"question\n")
+                data = random.Random(5).randbytes(500_000)
+                connection.sendall(data)
+                connection.shutdown(socket.SHUT_WR)
+                self.assertEqual(hear(connection, 100), b"more\n")
+            self.assertEqual(program.wait(), 0)
+            with open(told, "rb") as heard:
+                self.assertEqual(sha256(heard.read()), sha256(data))
+        self.wait_for_none()
+
     def test_names_are_true(self):
         """What a program without Culvert is told of its socket."""
         self.serve("fork", "/usr/bin/env", "-u", "LD_PRELOAD", PYTHON, "-c",
