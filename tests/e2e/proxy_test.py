@@ -273,7 +273,7 @@ class Apache(Story):
         sink = lab.start("sink", [PYTHON, f"{PROGRAMS}/upload_sink.py", "8090"], under=cls.culvert)
         lab.wait_for_port(lab.ip4(), 8090, sink, under=cls.culvert)
         cls.apaches = {}
-        for mpm, port, limits in (("prefork", 8600, "StartServers 40\nMaxRequestWorkers 60\nMinSpareServers 30\nMaxSpareServers 60"), ("event", 8700, "StartServers 2\nThreadsPerChild 25\nMaxRequestWorkers 50")):
+        for mpm, port, limits in (("prefork", 8600, "StartServers 40\nMaxRequestWorkers 60\nMinSpareServers 30\nMaxSpareServers 60"), ("event", 8700, "StartServers 2\nThreadsPerChild 64\nMaxRequestWorkers 128")):
             directory = lab.path(f"apache-{mpm}")
             os.makedirs(directory)
             with open(f"{directory}/apache.conf", "w") as file:
