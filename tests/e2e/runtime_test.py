@@ -119,6 +119,15 @@ class NodeVariants(RuntimeStory):
             for address in (self.lab.ip4(), self.lab.ip6()):
                 self.echo(8111, 1, address)
 
+    def test_cluster_module(self):
+        """The primary accepts and passes the connections to its workers over a socket pair, by SCM_RIGHTS."""
+        program = self.start("node-cluster", 8120, "3")
+        self.lab.wait_for_port(self.lab.ip4(), 8120, program)
+        body = pseudo_random(2 << 20, 2)
+        for number in range(9):
+            address = self.lab.ip6() if number % 2 else self.lab.ip4()
+            self.assertEqual(fetch(address, "/", 8120, method="POST", body=body), (200, sha256(body).encode()))
+
 
 class Java(RuntimeStory):
     @classmethod

@@ -72,6 +72,10 @@ class Ssh(Story):
             self.commands(2201)
             self.copy(2201)
 
+    def test_executing_itself(self):
+        self.commands(2202)
+        self.copy(2202)
+
     def test_forwarded_ports(self):
         """-L and -R: ssh under Culvert as well as sshd, one inside the other."""
         web = self.lab.start("http.server", [PYTHON, "-m", "http.server", "8301", "--bind", "0.0.0.0", "--directory", self.directory], under=self.culvert)
