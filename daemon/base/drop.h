@@ -18,6 +18,7 @@ namespace culvert {
     X(kEthernetNotForUs, "destination MAC is not ours")                                       \
     X(kVlanForeign, "tagged for a VLAN that is not ours")                                     \
     X(kEtherTypeUnknown, "EtherType we do not speak")                                         \
+    X(kIpLoopback, "127/8 or ::1 in a packet from outside")                                   \
     X(kArpMalformed, "ARP packet malformed")                                                  \
     X(kArpSenderInvalid, "ARP sender that no host can be")                                    \
     X(kArpOwn, "ARP packet of our own came back")                                             \

@@ -78,6 +78,7 @@ void Steering::keep_kernel_flows(Port port, TcpPort& state) {
 }
 
 void Steering::take_port(Protocol protocol, const Address& address, Port port) {
+    if (address.is_loopback()) return;  // never comes by an interface
     const std::lock_guard lock(mutex_);
     ++taken_;
     const bool ask = protocol == Protocol::kTcp && must_ask(address, port);
@@ -100,6 +101,7 @@ void Steering::take_port(Protocol protocol, const Address& address, Port port) {
 }
 
 void Steering::release_port(Protocol protocol, const Address& address, Port port) {
+    if (address.is_loopback()) return;
     const std::lock_guard lock(mutex_);
     --taken_;
     if (!address.is_unspecified()) {

@@ -51,6 +51,7 @@ void Engine::add_device(std::unique_ptr<device::Device> device, stack::Interface
     const auto known = std::ranges::find(ports_, interface.index, [](const Port& port) { return port.interface->index; });
     interface.tx = &device->tx();
     stack::Interface& served = known != ports_.end() ? *known->interface : stack_.add_interface(std::move(interface));
+    if (loopback_ == nullptr) loopback_ = &stack_.add_interface(stack::loopback_interface(device->tx()));
     if (device->readiness_fd() >= 0) sleeper_.watch(device->readiness_fd());
     ports_.push_back({std::move(device), &served});
 }
@@ -120,6 +121,8 @@ void Engine::remove_finished_tenants() {
 /// What other engines have for us: packets of our flows that reached them, and packets to be sent by our queues.
 bool Engine::receive_handed_over() {
     return peers_->receive([this](const HandedOver& handed) {
+        if (handed.note.interface == stack::kLoopbackIndex && handed.note.kind == HandOverNote::Kind::kOwn && loopback_ != nullptr)
+            return stack_.input_passed(*loopback_, handed.packet, true, now_);
         const auto port = std::ranges::find(ports_, handed.note.interface, [](const Port& p) { return p.interface->index; });
         if (port == ports_.end()) return counters_.drop(Drop::kHandOverNoInterface);
         if (handed.note.kind == HandOverNote::Kind::kLinkMessage)

@@ -105,6 +105,7 @@ private:
     stack::Stack stack_;
     Sleeper sleeper_;
     std::vector<Port> ports_;
+    stack::Interface* loopback_ = nullptr;  // what our programs say to each other on 127.0.0.1; known with the first device
     std::array<RxPacket, kBurst> burst_{};
     tenant::Commons commons_;
     tenant::StandIns stand_ins_;

@@ -37,6 +37,8 @@ struct Interface {
     std::uint32_t parent = 0;  // with `vlan`: ifindex of the interface whose device carries the frames; `index`: see is_only_vlan
     /// Neighbours are resolved by our own ARP and ND (link/), not by asking the kernel: every address is dedicated.
     bool resolves_itself = false;
+    /// 127.0.0.1 and ::1: our programs among themselves. No device, no link, no route leads here; `tx` only lends memory.
+    bool loopback = false;
     /// With `resolves_itself`: routers are listened to, which give addresses, routes and parameters (SLAAC).
     bool autoconfigures = false;
     /// With `resolves_itself`: an address is probed for before it is used [RFC5227] [RFC4862 5.4].
@@ -59,5 +61,23 @@ struct Interface {
         return family == Family::kIpv6 && mtu6 != 0 && mtu6 < mtu ? mtu6 : mtu;
     }
 };
+
+/// The kernel's ifindex of `lo`, in every network namespace.
+inline constexpr std::uint32_t kLoopbackIndex = 1;
+
+/// The loopback interface, whose packets borrow their memory from `tx`, of which nothing is ever sent. Only 127.0.0.1 of 127/8: the
+/// rest is the kernel's.
+inline Interface loopback_interface(TxQueue& tx) {
+    Interface interface;
+    interface.index = kLoopbackIndex;
+    interface.name = "lo";
+    interface.mtu = 65535;
+    interface.up = true;
+    interface.addresses = {{.address = Address::v4(127, 0, 0, 1), .prefix_length = 32},
+                           {.address = Address::parse("::1").value(), .prefix_length = 128}};
+    interface.tx = &tx;
+    interface.loopback = true;
+    return interface;
+}
 
 }  // namespace culvert::stack

@@ -37,7 +37,10 @@ IpInput::Destination IpInput::judge(const Interface& interface, const Address& s
     // [RFC1122 3.3.6 unicast-in-broadcast] a link-layer broadcast around a unicast address is silently discarded
     if (link_group) [[unlikely]]
         return refused(Drop::kIpUnicastInBroadcast);
-    if (impossible_source(source)) return refused(Drop::kIpSourceInvalid);
+    if (impossible_source(source) && !(from_ourselves && source.is_loopback())) [[unlikely]]
+        return refused(source.is_loopback() ? Drop::kIpLoopback : Drop::kIpSourceInvalid);
+    // [RFC1122 3.2.1.3 loopback] [RFC4291 2.5.3]
+    if (own->loopback && !from_ourselves) [[unlikely]] return refused(Drop::kIpLoopback);
     // Nobody outside speaks with our address: a forged packet must not pass for one of ours (LAND and kin).
     if (!from_ourselves && local_addresses_.contains(source)) return refused(Drop::kIpSourceInvalid);
     if (local_addresses_.directed_broadcast_of(source) != nullptr) return refused(Drop::kIpSourceInvalid);
@@ -48,6 +51,7 @@ IpInput::Destination IpInput::judge(const Interface& interface, const Address& s
 [[gnu::cold]] IpInput::Destination IpInput::judge_group(const Interface& interface, const Address& source,
                                                         const Address& destination, bool from_ourselves) const {
     Destination result;
+    if (destination.is_loopback() || (source.is_loopback() && !from_ourselves)) return refused(Drop::kIpLoopback);
     if (destination.is_multicast()) {
         // [RFC1122 3.2.1.3] [RFC1112 7.2] only groups that somebody here has joined
         if (link_ == nullptr || !link_->accepts_group(interface, destination, source))

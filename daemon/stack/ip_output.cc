@@ -19,7 +19,7 @@ MacAddress multicast_mac(const Address& group) {
     return {{0x33, 0x33, bytes[12], bytes[13], bytes[14], bytes[15]}};
 }
 
-bool serves(const Interface* interface) { return interface != nullptr && interface->up && interface->tx != nullptr; }
+bool serves(const Interface* interface) { return interface != nullptr && interface->up && interface->tx != nullptr && !interface->loopback; }
 
 std::uint32_t link_header_length(const Path& path) {
     return static_cast<std::uint32_t>(wire::kEthernetHeaderLength + (path.tagged ? wire::kVlanTagLength : 0));
@@ -53,9 +53,12 @@ Interface* IpOutput::interface_for_unrouted(const Address& source) const {
 }
 
 Result<Hop> IpOutput::find_hop(const Address& source, const Address& destination, std::uint32_t wanted) const {
-    if (destination.is_loopback() || destination.is_unspecified()) return fail(EHOSTUNREACH, "loopback");
+    if (destination.is_unspecified()) return fail(EHOSTUNREACH, "nowhere");
     if (Interface* const own = local_addresses_.owner(destination); own != nullptr)
         return Hop{own, destination, destination, true};
+    // [RFC1122 3.2.1.3 loopback] [RFC4291 2.5.3] neither as destination nor as source outside of this host
+    if (destination.is_loopback()) return fail(EHOSTUNREACH, "loopback");
+    if (source.is_loopback()) [[unlikely]] return fail(EINVAL, "loopback");
     Interface* const named = wanted != 0 ? interface_by_index(wanted) : nullptr;
     if (wanted != 0 && !serves(named)) return fail(ENETUNREACH, "not served");
 

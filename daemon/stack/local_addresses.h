@@ -19,6 +19,7 @@ struct LocalAddress {
     Address address;
     Interface* interface;
     bool dedicated;  // ours alone, not the kernel's
+    bool loopback = false;  // of the loopback interface: never on a wire
 };
 
 /// The last address of each IPv4 network. [RFC3021] a /31 has none.
@@ -40,7 +41,7 @@ public:
         last_ = 0;
         for (Interface* interface : interfaces) {
             for (const InterfaceAddress& own : interface->addresses) {
-                entries_.push_back({own.address, interface, own.dedicated || interface->resolves_itself});
+                entries_.push_back({own.address, interface, own.dedicated || interface->resolves_itself, interface->loopback});
                 // [RFC1122 3.3.6 formats left out] the obsolete form with all host bits zero is an ordinary address, as
                 // on Linux since 5.14
                 if (const auto broadcast = directed_broadcast(own))

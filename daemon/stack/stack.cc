@@ -362,7 +362,9 @@ public:
 
     Result<udp::Route> route_datagram(const udp::Socket* socket, const Endpoint& remote, std::uint32_t interface) const {
         const Address& to = remote.address;
-        const Hop hop = TRY(output_.find_hop(Address::any(to.family()), to, interface));
+        const Address from_loopback = socket != nullptr && socket->local().address.is_loopback() ? socket->local().address
+                                                                                                 : Address::any(to.family());
+        const Hop hop = TRY(output_.find_hop(from_loopback, to, interface));
         if (hop.local) {
             const Endpoint from{to, socket != nullptr ? socket->local().port : Port{0}};
             if (!udp_.would_receive(remote, from) &&

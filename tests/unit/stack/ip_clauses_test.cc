@@ -147,7 +147,35 @@ TEST_P(IpClauses, ASynFromAnImpossibleAddressDrawsNothing) {  // [RFC9293 3.9.2.
     std::vector<Address> impossible = {group, Address::any(our.family()), ip(v4 ? "127.0.0.1" : "::1"), our};
     if (v4) impossible.insert(impossible.end(), {ip("255.255.255.255"), ip("10.0.0.255")});
     for (const Address& from : impossible) EXPECT_TRUE(answers(syn(from, our)).empty()) << from.to_string();
-    EXPECT_EQ(counters.dropped(Drop::kIpSourceInvalid), impossible.size());
+    EXPECT_EQ(counters.dropped(Drop::kIpSourceInvalid), impossible.size() - 1);
+    EXPECT_EQ(counters.dropped(Drop::kIpLoopback), 1u);
+}
+
+TEST_P(IpClauses, LoopbackStaysInTheHost) {  // [RFC1122 3.2.1.3 loopback]
+    stack.add_interface(loopback_interface(tx));
+    NoAccept owner;
+    const Address inside = ip(v4 ? "127.0.0.1" : "::1");
+    ASSERT_TRUE(stack.listen({Address::any(our.family()), 80}, false, {}, owner));
+    EXPECT_EQ(stack.source_for({inside, 80}).value(), inside) << "the listener on every address has this one, too";
+    std::vector<std::pair<Address, Address>> martians{{peer, inside}, {inside, our}, {inside, inside}, {our, inside}};
+    if (v4) martians.insert(martians.end(), {{peer, ip("127.0.0.2")}, {ip("127.9.9.9"), our}});
+    for (const auto& [from, to] : martians) EXPECT_TRUE(answers(syn(from, to)).empty()) << from.to_string() << " to " << to.to_string();
+    EXPECT_EQ(counters.dropped(Drop::kIpLoopback), martians.size());
+    EXPECT_EQ(answers(syn(peer, our)).size(), 1u) << "the listener is there";
+    // Nor does it get out: as Linux, a socket bound to it reaches nobody else.
+    struct : tcp::ConnectionOwner {
+        void on_established(tcp::Connection&) override {}
+        std::uint32_t on_data(tcp::Connection&, Payload, std::uint32_t length) override { return length; }
+        void on_end_of_stream(tcp::Connection&) override {}
+        void on_released(tcp::Connection&, SendChunk*) override {}
+        void on_acknowledged(tcp::Connection&, std::uint32_t) override {}
+        void on_closed(tcp::Connection&, int) override {}
+    } nobody;
+    const auto refused = stack.connect({inside, 40000}, {peer, 80}, {}, nobody, now);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, EINVAL);
+    stack.flush(now);
+    EXPECT_TRUE(take_frames(tx).empty());
 }
 
 TEST_P(IpClauses, OptionsThatNobodyKnowsAreIgnored) {  // [RFC9293 3.9.2.1 MUST-50] [RFC1122 3.2.1.8 unknown, stream]

@@ -94,7 +94,7 @@ TEST_F(IpInputTest, EachMalformedPacketGivesExactlyItsReason) {
          [](Bytes& f) { std::fill_n(f.begin() + 26, 4, std::byte{255}); fix_ipv4_checksum(f); }, Drop::kIpSourceInvalid},
         {"from a broadcast address", true,
          [](Bytes& f) { f[29] = std::byte{255}; fix_ipv4_checksum(f); }, Drop::kIpSourceInvalid},
-        {"from loopback", true, [](Bytes& f) { f[26] = std::byte{127}; fix_ipv4_checksum(f); }, Drop::kIpSourceInvalid},
+        {"from loopback", true, [](Bytes& f) { f[26] = std::byte{127}; fix_ipv4_checksum(f); }, Drop::kIpLoopback},
         {"from ourselves", true, [](Bytes& f) { f[29] = std::byte{1}; fix_ipv4_checksum(f); }, Drop::kIpSourceInvalid},
         {"first fragment", true, [](Bytes& f) { f[20] = std::byte{0x20}; fix_ipv4_checksum(f); }, Drop::kIpFragment},
         {"last fragment", true, [](Bytes& f) { f[21] = std::byte{1}; fix_ipv4_checksum(f); }, Drop::kIpFragment},
@@ -105,7 +105,7 @@ TEST_F(IpInputTest, EachMalformedPacketGivesExactlyItsReason) {
         {"v6 from a group", false, [](Bytes& f) { f[22] = std::byte{0xff}; }, Drop::kIpSourceInvalid},
         {"v6 from nobody", false, [](Bytes& f) { std::fill_n(f.begin() + 22, 16, std::byte{0}); }, Drop::kIpSourceInvalid},
         {"v6 from loopback", false,
-         [](Bytes& f) { std::fill_n(f.begin() + 22, 15, std::byte{0}); f[37] = std::byte{1}; }, Drop::kIpSourceInvalid},
+         [](Bytes& f) { std::fill_n(f.begin() + 22, 15, std::byte{0}); f[37] = std::byte{1}; }, Drop::kIpLoopback},
         {"v6 mapped source", false,
          [](Bytes& f) {
              std::fill_n(f.begin() + 22, 16, std::byte{0});

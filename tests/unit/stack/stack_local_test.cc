@@ -1,6 +1,8 @@
 // Two sockets of one stack, on our own address: nothing goes to the device, everything is delivered inside.
 #include "daemon/stack/stack.h"
 
+#include "daemon/stack/udp.h"
+
 #include "tests/support/tcp_host.h"
 
 namespace culvert::test {
@@ -10,13 +12,14 @@ class StackLocal : public ::testing::Test, public stack::tcp::ListenerOwner {
 protected:
     StackLocal() {
         stack::Interface eth0;
-        eth0.index = 1;
+        eth0.index = 2;
         eth0.name = "eth0";
         eth0.mac = MacAddress{{2, 0, 0, 0, 0, 1}};
         eth0.up = true;
         eth0.tx = &tx;
         eth0.addresses = {{own4, 24}, {own6, 64}};
         stack.add_interface(std::move(eth0));
+        stack.add_interface(stack::loopback_interface(tx));
     }
     bool can_accept() override { return true; }
     stack::tcp::ConnectionOwner* on_accept(stack::tcp::Connection& opened) override {
@@ -83,6 +86,64 @@ protected:
 
 TEST_F(StackLocal, TalksToItselfOverIpv4) { talk(own4); }
 TEST_F(StackLocal, TalksToItselfOverIpv6) { talk(own6); }
+TEST_F(StackLocal, TalksToItselfOnLoopbackOverIpv4) { talk(Address::v4(127, 0, 0, 1)); }
+TEST_F(StackLocal, TalksToItselfOnLoopbackOverIpv6) { talk(*Address::parse("::1")); }
+
+TEST_F(StackLocal, OnlyOneAddressOf127IsOurs) {
+    auto listener = stack.listen({Address::any(Family::kIpv4), 80}, false, {}, *this);
+    ASSERT_TRUE(listener.has_value());
+    EXPECT_TRUE(stack.source_for({Address::v4(127, 0, 0, 1), 80}).has_value());
+    EXPECT_EQ(stack.source_for({Address::v4(127, 0, 0, 2), 80}).error().code, EHOSTUNREACH);
+    EXPECT_EQ(stack.source_for({Address::v4(127, 0, 0, 1), 81}).error().code, EHOSTUNREACH) << "the kernel's port";
+    EXPECT_EQ(stack.source_for({*Address::parse("::1"), 80}).error().code, EHOSTUNREACH) << "the listener is IPv4's";
+    stack.close(**listener);
+}
+
+/// A datagram socket that keeps what it gets.
+struct Mailbox : stack::udp::SocketOwner {
+    bool on_datagram(stack::udp::Socket&, const stack::udp::DatagramInfo& info, stack::Payload, std::uint32_t length) override {
+        got.push_back({info.remote, length});
+        local = info.local;
+        interface = info.interface;
+        return true;
+    }
+    void on_error(stack::udp::Socket&, const stack::udp::DatagramError&) override {}
+    std::vector<std::pair<Endpoint, std::uint32_t>> got;
+    Address local = Address::any(Family::kIpv6);
+    std::uint32_t interface = 0;
+};
+
+TEST_F(StackLocal, DatagramsOnLoopback) {
+    for (const char* text : {"127.0.0.1", "::1"}) {
+        SCOPED_TRACE(text);
+        const Address inside = *Address::parse(text);
+        Mailbox mailbox, sender;
+        stack::udp::Socket* const at = *stack.bind_udp({Address::any(inside.family()), 53}, false, mailbox);
+        stack::udp::Socket* const from = *stack.bind_udp({Address::any(inside.family()), 40000}, false, sender);
+        EXPECT_EQ(stack.route_datagram(from, {inside, 53}, 0)->source, inside);
+        EXPECT_FALSE(stack.route_datagram(from, {inside, 54}, 0)) << "the kernel's port";
+        const std::byte byte{1};
+        const std::span<const std::byte> part(&byte, 1);
+        const stack::Payload payload(&part, 1);
+        EXPECT_TRUE(stack.send_datagram(*from, {inside, 53}, payload, 1, {}, now));
+        turns(1);
+        ASSERT_EQ(mailbox.got.size(), 1u);
+        EXPECT_EQ(mailbox.got[0].first, (Endpoint{inside, 40000}));
+        EXPECT_EQ(mailbox.local, inside);
+        EXPECT_EQ(mailbox.interface, stack::kLoopbackIndex);
+        // A socket that is bound to it reaches nobody else.
+        Mailbox bound;
+        stack::udp::Socket* const on_loopback = *stack.bind_udp({inside, 40001}, false, bound);
+        const Endpoint far{inside.is_v4() ? Address::v4(10, 0, 0, 9) : *Address::parse("fd00::9"), 53};
+        EXPECT_FALSE(stack.route_datagram(on_loopback, far, 0));
+        EXPECT_FALSE(stack.send_datagram(*on_loopback, far, payload, 1, {}, now));
+        EXPECT_FALSE(stack.send_datagram(*from, far, payload, 1, {.source = inside}, now));
+        EXPECT_TRUE(tx.pending().empty());
+        for (stack::udp::Socket* socket : {at, from, on_loopback}) stack.close(*socket);
+        turns(1);
+        EXPECT_EQ(pool.available(), pool.count());
+    }
+}
 
 }  // namespace
 }  // namespace culvert::test
