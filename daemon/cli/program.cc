@@ -7,7 +7,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <string_view>
@@ -56,24 +58,75 @@ std::optional<std::string> script_interpreter(std::string_view head) {
     return std::string(head.substr(0, head.find_first_of(" \t\r")));
 }
 
+/// What the dynamic linker and a person want to know of an ELF file.
+struct Elf {
+    bool complete = true;      // false: damaged
+    std::string linker;        // of PT_INTERP; empty: none
+    bool go = false;           // built by the Go tool chain
+};
+
+/// A note of PT_NOTE whose owner is "Go": the build ID that cmd/link puts there.
+bool has_go_note(int fd, const Elf64_Phdr& segment) {
+    std::array<char, 4096> notes;  // they come first; what lies beyond is a core dump's
+    const std::size_t size = std::min<std::size_t>(segment.p_filesz, notes.size());
+    if (!read_at(fd, notes.data(), size, static_cast<off_t>(segment.p_offset))) return false;
+    std::size_t at = 0;
+    while (at + sizeof(Elf64_Nhdr) <= size) {
+        Elf64_Nhdr note;
+        std::memcpy(&note, notes.data() + at, sizeof note);
+        at += sizeof note;
+        const auto padded = [](std::size_t bytes) { return (bytes + 3) & ~std::size_t{3}; };
+        if (note.n_namesz > size - at) return false;
+        if (note.n_namesz == 4 && std::memcmp(notes.data() + at, "Go\0", 4) == 0) return true;
+        if (padded(note.n_namesz) + padded(note.n_descsz) > size - at) return false;
+        at += padded(note.n_namesz) + padded(note.n_descsz);
+    }
+    return false;
+}
+
+Elf read_elf(int fd, const Elf64_Ehdr& header) {
+    Elf elf;
+    std::vector<Elf64_Phdr> segments(header.e_phnum);
+    elf.complete = header.e_phentsize == sizeof(Elf64_Phdr) && header.e_phnum <= kMaxProgramHeaders &&
+                   read_at(fd, segments.data(), segments.size() * sizeof(Elf64_Phdr), static_cast<off_t>(header.e_phoff));
+    if (!elf.complete) return elf;
+    for (const Elf64_Phdr& segment : segments) {
+        if (segment.p_type == PT_INTERP) {
+            char linker[128] = {};
+            const std::size_t length = std::min<std::size_t>(segment.p_filesz, sizeof linker - 1);
+            elf.complete = read_at(fd, linker, length, static_cast<off_t>(segment.p_offset));
+            elf.linker = linker;
+        } else if (segment.p_type == PT_NOTE) {
+            elf.go = elf.go || has_go_note(fd, segment);
+        }
+    }
+    return elf;
+}
+
 std::string why_elf_unreachable(int fd) {
     Elf64_Ehdr header;
     if (!read_at(fd, &header, sizeof header, 0)) return "it is no complete ELF file";
+    if (header.e_ident[EI_CLASS] == ELFCLASS32 && kOurMachine == EM_X86_64) return "it is a 32-bit program, and libculvert.so is a 64-bit library";
     if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_machine != kOurMachine)
         return "it is built for another architecture than libculvert.so";
-    if (header.e_phentsize != sizeof(Elf64_Phdr) || header.e_phnum > kMaxProgramHeaders) return "its ELF header is damaged";
-    std::vector<Elf64_Phdr> segments(header.e_phnum);
-    if (!read_at(fd, segments.data(), segments.size() * sizeof(Elf64_Phdr), static_cast<off_t>(header.e_phoff)))
-        return "its ELF header is damaged";
-    for (const Elf64_Phdr& segment : segments) {
-        if (segment.p_type != PT_INTERP) continue;
-        char linker[128] = {};
-        const std::size_t length = std::min<std::size_t>(segment.p_filesz, sizeof linker - 1);
-        if (!read_at(fd, linker, length, static_cast<off_t>(segment.p_offset))) return "its ELF header is damaged";
-        if (std::strstr(linker, "ld-musl") != nullptr) return "it is linked with musl, libculvert.so with glibc";
-        return {};
-    }
-    return "it is statically linked";
+    const Elf elf = read_elf(fd, header);
+    if (!elf.complete) return "its ELF header is damaged";
+    // Also when it is linked dynamically: the runtime makes its system calls itself.
+    if (elf.go) return "it is a Go program, which makes its system calls without libc";
+    if (elf.linker.empty()) return "it is statically linked";
+    if (elf.linker.find("ld-musl") != std::string::npos) return "it is linked with musl, libculvert.so with glibc";
+    return {};
+}
+
+/// What "#!/usr/bin/env NAME" starts; empty: not that, or not to be found.
+std::string program_of_env(const std::string& interpreter, std::string_view rest) {
+    if (!interpreter.ends_with("/env")) return {};
+    const std::size_t begin = rest.find_first_not_of(" \t");
+    if (begin == std::string_view::npos) return {};
+    rest.remove_prefix(begin);
+    const std::string name(rest.substr(0, rest.find_first_of(" \t\r")));
+    if (name.empty() || name.front() == '-' || name.find('=') != std::string::npos) return {};
+    return find_program(name, std::getenv("PATH")).value_or("");
 }
 
 }  // namespace
@@ -110,7 +163,9 @@ std::string why_unreachable(const std::string& path, uid_t uid, gid_t gid) {
         const ssize_t length = ::pread(fd.get(), head, sizeof head, 0);
         const std::string_view text(head, length > 0 ? static_cast<std::size_t>(length) : 0);
         if (const std::optional<std::string> interpreter = script_interpreter(text)) {
-            file = *interpreter;  // set-user-ID bits and capabilities of a script are ignored by the kernel
+            const std::string_view first_line = text.substr(0, text.find_first_of(std::string_view("\n\0", 2)));
+            const std::string meant = program_of_env(*interpreter, first_line.substr(first_line.find(*interpreter) + interpreter->size()));
+            file = meant.empty() ? *interpreter : meant;  // set-user-ID bits and capabilities of a script are ignored by the kernel
             continue;
         }
         const std::string of = file == path ? "" : fmt::format("its interpreter {}: ", file);

@@ -3,7 +3,8 @@
 //   name --PATH--> file --"#!"--> interpreter --ELF--> verdict
 //
 // The dynamic linker of a dynamically linked glibc program loads libculvert.so. Nothing loads it into a static program, into
-// one of another architecture, or (AT_SECURE, ld.so(8)) into one that gains privileges by being run.
+// one of another architecture, or (AT_SECURE, ld.so(8)) into one that gains privileges by being run; and in a Go program it is
+// never asked.
 #pragma once
 
 #include <sys/types.h>

@@ -16,6 +16,7 @@
 #include "daemon/cli/program.h"
 #include "daemon/cli/tables.h"
 #include "daemon/control/config.h"
+#include "shm/layout.h"
 #include "shm/policy.h"
 
 namespace culvert::cli {
@@ -46,15 +47,32 @@ private:
     bool any_ = false;
 };
 
+/// A daemon that is there but says nothing must not keep the program from starting.
+constexpr std::chrono::seconds kHurriedAnswer{1};
+
 bool check_daemon(const RunOptions& options, Obstacles& obstacles) {
-    const Result<UniqueFd> connection = connect_daemon(options.socket_path);
-    if (connection) return true;
-    return obstacles.accept(fmt::format("no daemon at {} ({})", options.socket_path, std::strerror(connection.error().code)));
+    Result<UniqueFd> connection = connect_daemon(options.socket_path);
+    if (!connection) return obstacles.accept(fmt::format("no daemon at {} ({})", options.socket_path, std::strerror(connection.error().code)));
+    connection->reset();
+    // There; but would it have us?
+    const Result<nlohmann::json> version = ask_daemon(options.socket_path, "version", kHurriedAnswer);
+    if (!version) return obstacles.accept(advice(options.socket_path, version.error()));
+    const std::string abi = version->value("abi", nlohmann::json()).dump();
+    if (abi == std::to_string(shm::kAbiVersion)) return true;
+    return obstacles.accept(fmt::format("culvertd {} speaks ABI {}, this is {} with ABI {}; install the same version",
+                                        version->value("version", "?"), abi, CULVERT_VERSION, shm::kAbiVersion));
 }
 
 bool check_reachable(const std::string& program, Obstacles& obstacles) {
     const std::string reason = why_unreachable(program, ::getuid(), ::getgid());
     return reason.empty() || obstacles.accept(fmt::format("LD_PRELOAD cannot reach {}: {}", program, reason));
+}
+
+/// What can be said beforehand of io_uring. No obstacle: a program may be linked with it and make no ring.
+void say_uring(const std::string& program) {
+    for (const std::string& library : needed_libraries(program))
+        if (library.starts_with("liburing"))
+            say(fmt::format("{} is linked with {}: should it make an io_uring, its sockets are the kernel's from then on", program, library));
 }
 
 bool set_environment(const RunOptions& options, const std::string& program, const std::optional<std::string>& policy, Obstacles& obstacles) {
@@ -167,6 +185,7 @@ int run(const RunOptions& options) {
     Obstacles obstacles(options);
     if (!check_reachable(*path, obstacles) || !check_daemon(options, obstacles) || !set_environment(options, *path, *policy, obstacles))
         return kExitRefused;
+    say_uring(*path);
     return options.stats ? run_with_stats(options, *path) : execute(*path, options.command);
 }
 

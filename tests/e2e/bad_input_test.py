@@ -221,7 +221,7 @@ class BadInput(Story):
 
     def test_daemon_of_another_version(self):
         """Welcome says kOk but with another ABI: the library does not believe it."""
-        welcome = struct.pack("<III", 0x43560002, 0, 999).ljust(176, b"\0")
+        welcome = struct.pack("<III", 0x43560002, 0, 999).ljust(1180, b"\0")
         with _Stranger(self.lab.path("newer.sock"), lambda peer: peer.send(welcome)) as path:
             self.assertEqual(self._fetch_loopback(path), "hello")
 

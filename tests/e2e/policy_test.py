@@ -8,7 +8,7 @@ import subprocess
 import unittest
 
 from story import ON_KERNEL, Story, run, until
-from netns import CULVERT, PYTHON, ROOT
+from netns import CULVERT, PYTHON, sha256
 from servers import SMALL_BYTES, Nginx, Redis, RedisClient
 from nginx_test import fetch
 
@@ -354,6 +354,226 @@ class Profiles(PolicyStory):
         with self.carried(1):
             self.assertEqual(self.lab.call("curl", "-sSf", "-m", "10", f"http://{self.lab.ip4()}:8101/x"), "hello /x")
         program.kill()
+
+
+class Strict(PolicyStory):
+    """--strict while the daemon is away: what would be Culvert's fails, what a policy leaves to the kernel goes on."""
+    TRY = ("import errno, socket\n"
+           "def name(call):\n"
+           "    try: call(); return 'fine'\n"
+           "    except OSError as e: return errno.errorcode[e.errno]\n"
+           "def listen(address, port):\n"
+           "    with socket.socket() as s: s.bind((address, port)); s.listen()\n"
+           "def connect(address, port):\n"
+           "    with socket.socket() as s: s.settimeout(5); s.connect((address, port))\n"
+           "def send(address):\n"
+           "    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s: s.sendto(b'x', (address, 9))\n"
+           "with socket.create_server(('127.0.0.1', 0)) as inside:\n"
+           "    print(name(lambda: listen('', 8130)), name(lambda: listen('', 8131)), name(lambda: connect('10.77.0.2', 8132)),\n"
+           "          name(lambda: connect('127.0.0.1', inside.getsockname()[1])), name(lambda: send('10.77.0.2')))\n")
+
+    def test_absent_at_the_start(self):
+        library = os.path.join(os.path.dirname(os.path.dirname(CULVERT)), "lib/libculvert.so")
+        for policy, expected in (("", "ENETDOWN ENETDOWN ENETDOWN fine ENETDOWN"), ("tcp listen 8130; udp none", "ENETDOWN fine ENETDOWN fine fine"),
+                                 ("tcp connect not 10.0.0.0/8", "ENETDOWN ENETDOWN ECONNREFUSED fine ENETDOWN"),
+                                 ("none", "fine fine ECONNREFUSED fine fine")):
+            with self.subTest(policy):
+                text = self.lab.call(PYTHON, "-c", self.TRY, host="server",
+                                     env=dict(os.environ, LD_PRELOAD=library, CULVERT_SOCKET="/nonexistent/sock", CULVERT_STRICT="1", CULVERT_POLICY=policy))
+                self.assertEqual(text.strip(), expected)
+
+    def test_killed(self):
+        program = self.python(LISTENERS.format(ports=[8133, 8134]), "--strict", "--policy", "tcp listen 8133", port=8134)
+        self.culvert.wait_for_listener(8133)
+        OfTheProgram.echo(self, 8133)
+        self.culvert.program.kill()
+
+        def is_refused():
+            """Reset at once, or not let in any more: the kernel tells the program of the daemon's end a moment later."""
+            try:
+                with socket.create_connection((self.lab.ip4(), 8133), 10) as connection:
+                    connection.settimeout(5)
+                    connection.sendall(b"through?")
+                    return connection.recv(100) == b""
+            except (ConnectionResetError, BrokenPipeError):
+                return True
+        until(is_refused, "Culvert's port to be served by nobody", 30)
+        OfTheProgram.echo(self, 8134)  # the kernel's by intention
+        program.kill()
+        self.culvert.start()
+
+
+class BothEndsHere(PolicyStory):
+    """Programs under one daemon among themselves: on the host's own addresses, and on 127.0.0.1 and ::1 where the policy says so."""
+    INSIDE = ("127.0.0.1", "::1")
+
+    @classmethod
+    def prepare(cls):
+        cls.loopback = Under(cls.culvert, "--policy", "loopback")
+        cls.nginx = Nginx(cls.lab, under=cls.culvert)  # who listens on every address need not say it
+
+    def url(self, address, port=80):
+        return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+    def test_http_and_redis_load_on_all_addresses(self):
+        redis = Redis(self.lab, under=self.culvert)
+        for address in (self.lab.ip4(), self.lab.ip6(), *self.INSIDE):
+            with self.subTest(address):
+                with self.carried(16), self.carried(16, "tcp_active_opens"):
+                    text = self.lab.call("wrk", "-t1", "-c16", "-d1s", f"{self.url(address)}/small", host="server", under=self.loopback)
+                self.assertNotIn("Socket errors", text)
+                self.assertNotIn("Non-2xx", text)
+                with self.carried(10), self.carried(10, "tcp_active_opens"):
+                    text = self.lab.call("redis-benchmark", "-h", address, "-t", "set,get", "-n", "3000", "-c", "10", "-q", host="server",
+                                         under=self.loopback)
+                self.assertEqual(text.count("requests per second"), 2, text)
+        redis.program.kill()
+        self.assertEqual(self.refused(), 0)
+
+    def test_big_files_arrive_unchanged(self):
+        for address in self.INSIDE:
+            target = self.lab.path("fetched.bin")
+            with self.carried(1):
+                self.lab.call("curl", "-sSf", "-g", f"{self.url(address)}/big.bin", "-o", target, host="server", under=self.loopback)
+            with open(target, "rb") as file:
+                self.assertEqual(sha256(file.read()), self.nginx.hashes["big.bin"])
+
+    BOTH = ("import socket, sys, threading\n"
+            "address = sys.argv[1]\n"
+            "family = socket.AF_INET6 if ':' in address else socket.AF_INET\n"
+            "def pair(bound):\n"
+            "    with socket.socket(family) as listener:\n"
+            "        listener.bind((bound, 0)); listener.listen()\n"
+            "        port = listener.getsockname()[1]\n"
+            "        with socket.socket(family) as client:\n"
+            "            client.connect((address, port))\n"
+            "            server, peer = listener.accept()\n"
+            "            with server:\n"
+            "                assert peer[:2] == client.getsockname()[:2] == server.getpeername()[:2], (peer, client.getsockname())\n"
+            "                assert client.getpeername()[:2] == server.getsockname()[:2] == (address, port)\n"
+            "                assert peer[0] == address, peer\n"
+            "                client.sendall(b'x' * 100000); client.shutdown(socket.SHUT_WR)\n"
+            "                data = b''\n"
+            "                while part := server.recv(65536): data += part\n"
+            "                assert data == b'x' * 100000\n"
+            "                server.sendall(b'y'); assert client.recv(10) == b'y'\n"
+            "pair(address)\n"
+            "pair('::' if ':' in address else '0.0.0.0')\n"
+            "for bound in (address, ''):\n"
+            "    with socket.socket(family, socket.SOCK_DGRAM) as server, socket.socket(family, socket.SOCK_DGRAM) as client:\n"
+            "        server.bind((bound, 0)); server.settimeout(10); client.settimeout(10)\n"
+            "        to = (address, server.getsockname()[1])\n"
+            "        client.sendto(b'question', to)\n"
+            "        data, peer = server.recvfrom(100)\n"
+            "        assert (data, peer[0]) == (b'question', address), peer\n"
+            "        server.sendto(b'answer', peer)\n"
+            "        data, peer = client.recvfrom(100)\n"
+            "        assert (data, peer[:2]) == (b'answer', to), peer\n"
+            "        client.connect(to); client.send(b'more')\n"
+            "        assert client.getpeername()[:2] == to and server.recv(100) == b'more'\n"
+            "print('fine')\n")
+
+    def test_names_and_data_with_and_without_the_policy(self):
+        for address in self.INSIDE:
+            for options, through in ((("--policy", "loopback"), True), ((), False), (("--policy", "all"), False)):
+                with self.subTest(f"{address} {options}"):
+                    before = self.counted("tcp_active_opens", "tcp_passive_opens", "udp_out", "udp_in")
+                    self.assertEqual(self.call_python(self.BOTH, address, options=options), ["fine"])
+                    grown = [new - old for new, old in zip(self.counted("tcp_active_opens", "tcp_passive_opens", "udp_out", "udp_in"), before)]
+                    self.assertEqual(grown, [2, 2, 6, 6] if through else [0, 0, 0, 0])
+
+    def test_a_listener_on_loopback_serves_the_kernels_clients_too(self):
+        for address in self.INSIDE:
+            code = ("import socket, sys\n"
+                    "s = socket.create_server((sys.argv[1], 8120), family=socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET)\n"
+                    "while True:\n"
+                    "    c, peer = s.accept()\n"
+                    "    with c: c.sendall(peer[0].encode())\n")
+            server = self.lab.start("server", [PYTHON, "-c", code, address], under=self.loopback)
+            self.culvert.wait_for_listener(8120)
+            ask = ("import socket, sys\nwith socket.create_connection((sys.argv[1], 8120), 10) as s: print(s.recv(100).decode())\n")
+            before = self.counted("tcp_passive_opens")[0]
+            with self.lab.on("server"), socket.create_connection((address, 8120), 10) as client:  # this process: kernel sockets
+                self.assertEqual(client.recv(100).decode(), address)
+            self.assertEqual(self.call_python(ask, address), [address], "under the daemon, but its policy does not say loopback")
+            self.assertEqual(self.counted("tcp_passive_opens")[0], before)
+            self.assertEqual(self.call_python(ask, address, options=("--policy", "tcp connect loopback")), [address])
+            self.assertEqual(self.counted("tcp_passive_opens")[0], before + 1)
+            local = f"[{address}]:8120" if ":" in address else f"{address}:8120"
+            self.assertEqual({(line["path"], line["why"]) for line in self.lines(server.pid, local=local, state="LISTEN")},
+                             {("culvert", ""), ("kernel", "kernel half of a Culvert listener")})
+            server.kill()
+
+    def test_a_server_of_the_kernel_is_reached_by_the_kernel(self):
+        redis = Redis(self.lab, port=6401)
+        ask = ("import socket, sys\n"
+               "with socket.create_connection(('127.0.0.1', 6401), 10) as s:\n"
+               "    s.sendall(b'PING\\r\\n'); print(s.recv(100).decode())\n")
+        before = self.counted("tcp_active_opens")[0]
+        self.assertEqual(self.call_python(ask, options=("--policy", "loopback")), ["+PONG"])
+        self.assertEqual(self.counted("tcp_active_opens")[0], before)
+        redis.program.kill()
+
+    def test_a_program_of_another_namespace_has_another_loopback(self):
+        """It may use the daemon (its socket is a file), but 127.0.0.1 of the daemon's host is not its own."""
+        ask = ("import socket\n"
+               "try: socket.create_connection(('127.0.0.1', 80), 10)\n"
+               "except ConnectionRefusedError: print('refused')\n")
+        before = self.counted("tcp_active_opens")[0]
+        text = self.lab.call(PYTHON, "-c", ask, host="client", under=self.loopback)
+        self.assertEqual(text.split(), ["refused"])
+        code = "import socket\ns = socket.create_server(('127.0.0.1', 8121))\nprint('listening', flush=True)\ns.accept()\n"
+        program = self.lab.start("server", [PYTHON, "-c", code], host="client", under=self.loopback)
+        until(lambda: "listening" in program.output(), "the program to listen", 30)
+        self.assertEqual([(line["path"], line["why"]) for line in self.lines(program.pid, state="LISTEN")], [])
+        self.assertEqual({line["path"] for line in self.lines(program.pid)} - {"kernel"}, set())
+        self.assertEqual(self.counted("tcp_active_opens")[0], before)
+        program.kill()
+
+    def test_nothing_of_it_is_seen_on_a_wire(self):
+        """Martians from the link are dropped and counted, and none of ours leave: the link's counters stand still."""
+        with self.carried(16):
+            self.lab.call("wrk", "-t1", "-c16", "-d1s", f"{self.url('127.0.0.1')}/small", host="server", under=self.loopback)
+        sent = self.counted("tx_frames")[0]
+        with self.carried(16):
+            self.lab.call("wrk", "-t1", "-c16", "-d1s", f"{self.url('127.0.0.1')}/small", host="server", under=self.loopback)
+        self.assertLess(self.counted("tx_frames")[0] - sent, 50)
+        before = self.culvert.stat()["drops"]["ip_loopback"]
+        self.send_syn("127.0.0.1", self.lab.ip4(), 80)
+        until(lambda: self.culvert.stat()["drops"]["ip_loopback"] > before, "the martian to be counted", 30)
+
+    def send_syn(self, source, destination, port):
+        """A forged SYN, from AF_PACKET on the client's end of the link."""
+        def mac(host):
+            link = json.loads(self.lab.call("ip", "-j", "link", "show", "veth0", host=host))[0]
+            return bytes.fromhex(link["address"].replace(":", ""))
+        addresses = socket.inet_aton(source) + socket.inet_aton(destination)
+        tcp = (40000).to_bytes(2, "big") + port.to_bytes(2, "big") + b"\0\0\0\1" + bytes(4) + b"\x50\x02\x10\0" + bytes(4)
+        tcp = tcp[:16] + checksum(addresses + b"\0\6\0\x14" + tcp) + tcp[18:]
+        ip = b"\x45\0\0\x28\0\0\x40\0\x40\6\0\0" + addresses
+        ip = ip[:10] + checksum(ip) + ip[12:]
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as packets:
+            packets.bind(("veth0", 0))
+            packets.send(mac("server") + mac("client") + b"\x08\0" + ip + tcp)
+
+
+class BothEndsOnTwoEngines(BothEndsHere):
+    """The same with the programs on different engines: what one says to the other crosses the rings."""
+    queues = 2
+    config = "[engine]\ncount = 2\n"
+
+    def test_the_rings_were_used(self):
+        before = self.counted("handed_over")[0]
+        for _ in range(2):  # one of the two clients is on the other engine than nginx
+            self.lab.call("curl", "-sSf", f"{self.url('127.0.0.1')}/small", host="server", under=self.loopback)
+        self.assertGreater(self.counted("handed_over")[0], before)
+
+
+def checksum(data):
+    total = sum(int.from_bytes(data[i:i + 2], "big") for i in range(0, len(data), 2))
+    while total >> 16:
+        total = (total & 0xffff) + (total >> 16)
+    return (~total & 0xffff).to_bytes(2, "big")
 
 
 if __name__ == "__main__":

@@ -124,6 +124,21 @@ TEST_F(CliTest, SetsTheEnvironment) {
     EXPECT_EQ(culvert("run -- env").out.find("CULVERT_SOCKET="), std::string::npos);
 }
 
+TEST_F(CliTest, LiburingIsNamed) {
+    const std::string folder = folder_.string();
+    file("ring.c", "int io_uring_queue_init(void); extern int puts(const char*); extern char* getenv(const char*);\n"
+                   "int main(void) { io_uring_queue_init(); return puts(getenv(\"LD_PRELOAD\") ? getenv(\"LD_PRELOAD\") : \"none\"); }", 0644);
+    file("lib.c", "int io_uring_queue_init(void) { return 0; }", 0644);
+    if (std::system(("cd " + folder + " && cc -shared -fPIC -Wl,-soname,liburing.so.2 lib.c -o liburing.so.2 && "
+                     "cc ring.c -o ring ./liburing.so.2 -Wl,-rpath," + folder).c_str()) != 0)
+        GTEST_SKIP() << "no C compiler to make a program with";
+    library_ = file("libfake.so", "", 0644).string();
+    const Outcome left = run("-- " + folder + "/ring");
+    EXPECT_NE(left.err.find("ring is linked with liburing.so.2: should it make an io_uring, its sockets are the kernel's from then on"), std::string::npos) << left.err;
+    EXPECT_EQ(left.out, library_ + "\n");
+    EXPECT_EQ(run("-- true").err.find("liburing"), std::string::npos);
+}
+
 TEST_F(CliTest, PolicyIsCheckedBeforeTheProgramStarts) {
     const Outcome good = run("--policy 'tcp listen 80,443;  udp none # web' -- env");
     EXPECT_EQ(good.code, 0) << good.err;

@@ -255,7 +255,7 @@ TEST_P(ForwardTest, SomePacketsAreNobodysToForward) {
     if (v4) {
         refused("10.0.0.2", "169.254.1.1", Drop::kIpNotForUs);        // [RFC3927 7] link-local
         refused("169.254.1.1", "192.0.2.9", Drop::kIpSourceInvalid);
-        refused("10.0.0.2", "127.0.0.1", Drop::kIpNotForUs);          // [RFC1122 3.2.1.3]
+        refused("10.0.0.2", "127.0.0.1", Drop::kIpLoopback);          // [RFC1122 3.2.1.3 loopback]
         refused("127.0.0.1", "192.0.2.9", Drop::kIpSourceInvalid);
         refused("10.0.0.2", "10.1.0.255", Drop::kIpNotForUs);         // [RFC2644 4] directed broadcast
         refused("10.0.0.2", "224.1.2.3", Drop::kIpGroupNotJoined);
@@ -265,7 +265,7 @@ TEST_P(ForwardTest, SomePacketsAreNobodysToForward) {
     } else {
         refused("fd00::2", "fe80::9", Drop::kIpNotForUs);             // [RFC4291 2.5.6 MUST NOT]
         refused("fe80::2", "2001:db8::9", Drop::kIpSourceInvalid);
-        refused("fd00::2", "::1", Drop::kIpNotForUs);
+        refused("fd00::2", "::1", Drop::kIpLoopback);
         refused("fd00::2", "ff05::9", Drop::kIpGroupNotJoined);
         refused("::", "2001:db8::9", Drop::kIpSourceInvalid);
         refused("fd01::1", "2001:db8::9", Drop::kIpSourceInvalid);
