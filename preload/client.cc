@@ -487,7 +487,7 @@ int Client::ask_stand_in(std::uint32_t record, std::uint32_t generation, int fam
     return -1;
 }
 
-std::optional<EventQueue> Client::add_queue() noexcept {
+std::optional<EventQueue> Client::add_queue(bool of_call) noexcept {
     if (daemon_gone() || is_confined()) return std::nullopt;
     const KeepErrno keep;
     EventQueue queue;
@@ -498,6 +498,7 @@ std::optional<EventQueue> Client::add_queue() noexcept {
         close_own(queue.eventfd);
         return std::nullopt;
     }
+    segment_.queue(queue.index).of_call.store(of_call ? 1 : 0, std::memory_order_relaxed);
     return queue;
 }
 
@@ -518,7 +519,7 @@ std::optional<EventQueue> Client::borrow_poll_queue() noexcept {
         const std::uint64_t found = place.exchange(0, std::memory_order_acquire);
         if (found != 0) return EventQueue{static_cast<std::uint32_t>(found >> 32), static_cast<int>(found & UINT32_MAX) - 1};
     }
-    return add_queue();
+    return add_queue(true);
 }
 
 void Client::give_back_poll_queue(EventQueue queue) noexcept {

@@ -79,7 +79,7 @@ public:
     void return_blocks(std::uint32_t first, std::uint32_t last) noexcept;
 
     /// A new event queue (one round trip on the control connection) / one from the pool for a poll() call.
-    std::optional<EventQueue> add_queue() noexcept;
+    std::optional<EventQueue> add_queue(bool of_call = false) noexcept;
     void remove_queue(EventQueue queue) noexcept;
     std::optional<EventQueue> borrow_poll_queue() noexcept;
     void give_back_poll_queue(EventQueue queue) noexcept;

@@ -156,7 +156,8 @@ int Socket::next_datagram_length() noexcept {
 }
 
 ssize_t Socket::receive_datagram(int fd, msghdr& message, int flags) noexcept {
-    if ((flags & MSG_OOB) != 0) return libc::recvmsg(fd, &message, flags);
+    // Means nothing to UDP; raw sockets refuse it.
+    if ((flags & MSG_OOB) != 0 && is_raw()) return libc::recvmsg(fd, &message, flags);
     const KeepErrno keep;
     if ((flags & MSG_ERRQUEUE) != 0) {  // never waits
         if (!record_lost()) {
@@ -180,6 +181,15 @@ ssize_t Socket::receive_datagram(int fd, msghdr& message, int flags) noexcept {
         const ssize_t kernel = libc::recvmsg(fd, &message, flags | MSG_DONTWAIT);
         if (kernel >= 0) return kernel;
         if (errno != EAGAIN || !wants_to_wait(flags)) return keep.pass(kernel);
+        const auto shut_read = [&] {
+            return !record_lost() && (shared().app.flags.load(std::memory_order_relaxed) & shm::kAppShutRead) != 0;
+        };
+        if (shut_read()) {  // unlike a stream it says so only to those who would wait
+            message.msg_namelen = 0;
+            message.msg_controllen = 0;
+            message.msg_flags = 0;
+            return 0;
+        }
         const std::int64_t left = deadline < 0 ? -1 : std::max<std::int64_t>(deadline - now_ns(), 0);
         const int woken = wait_both(fd, left, [&] {
             return !record_lost() && (readable() || shared().daemon.error.load(std::memory_order_relaxed) != 0);

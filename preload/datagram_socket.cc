@@ -26,7 +26,8 @@ namespace culvert::preload {
 
 namespace {
 
-constexpr std::size_t kMaxDatagram = 65507;
+/// What the length field of the header can say: of an IPv4 packet, of an IPv6 payload.
+constexpr std::size_t longest_datagram(bool v4) noexcept { return v4 ? 65535 - 20 - 8 : 65535 - 8; }
 constexpr std::size_t kMaxSegments = 64;  // UDP_MAX_SEGMENTS
 
 /// Gives an unbound socket the port that its first send would give it.
@@ -49,12 +50,18 @@ bool is_link_local6(const shm::WireEndpoint& endpoint) noexcept {
     return endpoint.address[0] == 0xfe && (endpoint.address[1] & 0xc0) == 0x80;
 }
 
+std::size_t total_length(const msghdr& message) noexcept {
+    std::size_t length = 0;
+    for (std::size_t i = 0; i < message.msg_iovlen; ++i) length += message.msg_iov[i].iov_len;
+    return length;
+}
+
 /// What the headers of one datagram take.
 std::size_t headers_of(bool v4) noexcept { return v4 ? 20 + 8 : 40 + 8; }
 
 /// As Linux refuses it, or 0. `mtu` 0: not known yet.
 int check_length(std::size_t length, const shm::DatagramHeader& header, bool v4, std::uint32_t mtu) noexcept {
-    if (length > kMaxDatagram) return EMSGSIZE;
+    if (length > longest_datagram(v4)) return EMSGSIZE;
     const bool cut = header.segment_size != 0 && length > header.segment_size;
     if (cut && length > header.segment_size * kMaxSegments) return EINVAL;
     const bool whole_only = cut || (header.flags >> shm::kDatagramPathRuleShift & 3) != 0;
@@ -184,7 +191,11 @@ int Socket::connect_datagram(int fd, const sockaddr* address, socklen_t length) 
             datagram_connected_ = false;
         }
         connected_kernel_ = false;
-        return keep.pass(libc::connect(fd, address, length));
+        const int result = libc::connect(fd, address, length);
+        // A port that nobody asked for by number goes with the peer: Linux unhashes the socket, and so do we.
+        if (result == 0 && path() == Path::kDatagram && is_unbound(fd, family_) && !has_something_waiting())
+            abandon();
+        return keep.pass(result);
     }
     const auto remote = to_wire(address, length, family_);
     bool through_culvert = false;
@@ -224,11 +235,21 @@ ssize_t Socket::send_by_kernel(int fd, const msghdr& message, int flags) noexcep
     return sent;
 }
 
+/// The pending error of our half, before the kernel's half sends. What is wrong with the call itself is told first, by the kernel.
+int Socket::error_of_both(const msghdr& message, int flags) noexcept {
+    if (path() != Path::kDatagram || record_lost()) return 0;
+    const bool nowhere = message.msg_namelen == 0 && !datagram_connected_;
+    const bool refused = (flags & MSG_OOB) != 0 && family_ == AF_INET;
+    return nowhere || refused || total_length(message) > longest_datagram(family_ == AF_INET) ? 0 : take_error();
+}
+
 ssize_t Socket::send_datagram(int fd, const msghdr& message, int flags) noexcept {
     const auto* address = static_cast<const sockaddr*>(message.msg_namelen != 0 ? message.msg_name : nullptr);
     constexpr int kKernelsFlags = MSG_OOB | MSG_MORE | MSG_DONTROUTE | MSG_ZEROCOPY;
-    if (datagram_->kernel_only || datagram_->corked || (flags & kKernelsFlags) != 0)
+    if (datagram_->kernel_only || datagram_->corked || (flags & kKernelsFlags) != 0) {
+        if (const int error = error_of_both(message, flags)) return fail(error);
         return send_by_kernel(fd, message, flags);
+    }
     revive_if_due(fd);
     DatagramSend send;
     if (message.msg_controllen != 0) {
@@ -280,8 +301,7 @@ ssize_t Socket::send_datagram(int fd, const msghdr& message, int flags) noexcept
         }
     }
     if (address == nullptr) mtu = shared().daemon.path_mtu.load(std::memory_order_relaxed);
-    std::size_t length = 0;
-    for (std::size_t i = 0; i < message.msg_iovlen; ++i) length += message.msg_iov[i].iov_len;
+    const std::size_t length = total_length(message);
     // IPV6_MTU: what is longer is cut smaller than the path asks for, which only the kernel does.
     if (!v4 && datagram_->fragment_size6 != 0 && length + headers_of(v4) > datagram_->fragment_size6)
         return send_by_kernel(fd, message, flags);

@@ -17,6 +17,9 @@ namespace culvert::preload {
 
 namespace {
 
+/// Sets that somebody polls, or has in a set of his own.
+constinit std::atomic<int> pollable_sets{0};
+
 constexpr std::uint32_t kAlways = EPOLLERR | EPOLLHUP;
 constexpr std::uint32_t kFlags = EPOLLET | EPOLLONESHOT | EPOLLEXCLUSIVE | EPOLLWAKEUP;
 // What Linux allows together with EPOLLEXCLUSIVE.
@@ -440,7 +443,8 @@ void EpollSet::on_last_close() noexcept {
     entries_.for_each([this](EpollEntry& entry) { drop(entry); });
     entries_.clear();
     release_queue();
-    pollable_ = daemon_gone_seen_ = false;
+    if (pollable_.exchange(false)) pollable_sets.fetch_sub(1, std::memory_order_seq_cst);
+    daemon_gone_seen_ = false;
     orphans_.store(0, std::memory_order_relaxed);
     calls_since_harvest_ = 0;
     last_fd_.store(-1, std::memory_order_relaxed);
@@ -561,8 +565,9 @@ int EpollSet::any_descriptor() noexcept {
 void EpollSet::make_pollable(int epoll_fd) noexcept {
     own_after_fork(epoll_fd);
     Lock lock(*this);
-    if (pollable_) return;
+    if (pollable_) return collect(), settle_pollable();
     pollable_ = true;
+    pollable_sets.fetch_add(1, std::memory_order_seq_cst);
     if (!has_queue_) return;
     epoll_event registration{};
     registration.events = EPOLLIN;
@@ -591,6 +596,21 @@ void EpollSet::collect() noexcept {
     client_->segment().ready(queue_.index).collect([this](std::uint32_t socket) { entries_.nominate_record(socket); });
 }
 
+std::uint32_t EpollSet::ready_events(const EpollEntry& entry) noexcept {
+    const std::uint32_t asked = (entry.events & ~kFlags) | kAlways;
+    return with_aliases(entry.target->poll_now((entry.events & EPOLLOUT) != 0)) & asked;
+}
+
+// Would walk() report anything? Candidates that have nothing to report are none any more.
+bool EpollSet::has_ready() noexcept {
+    while (entries_.candidates() > 0) {
+        EpollEntry& entry = *entries_.oldest();
+        if (!entry.target->is_ours() || (entry.armed && entry.ours && ready_events(entry) != 0)) return true;
+        entries_.dismiss(entry);
+    }
+    return false;
+}
+
 // Looks at each candidate once, oldest first, and reports those that are ready, after the `count` events that are there.
 int EpollSet::walk(epoll_event* events, int count, int max_events, Seen& seen) noexcept {
     for (std::uint32_t left = entries_.candidates(); left > 0 && count < max_events; --left) {
@@ -602,8 +622,7 @@ int EpollSet::walk(epoll_event* events, int count, int max_events, Seen& seen) n
             continue;  // the kernel's instance has it in a moment
         }
         if (!entry.armed || !entry.ours) continue;
-        const std::uint32_t asked = (entry.events & ~kFlags) | kAlways;
-        const std::uint32_t mask = with_aliases(entry.target->poll_now((entry.events & EPOLLOUT) != 0)) & asked;
+        const std::uint32_t mask = ready_events(entry);
         if (mask == 0) continue;
         if (entry.in_kernel && entry.round == round_) {
             events[entry.slot].events |= mask;  // a listener with connections on both sides: one report
@@ -643,14 +662,27 @@ void EpollSet::pass_on(const Seen& seen) noexcept {
 // The eventfd stays signalled exactly as long as there may be something to report.
 void EpollSet::settle_pollable() noexcept {
     if (!pollable_ || !has_queue_) return;
-    if (entries_.candidates() > 0) {
-        shm::signal_eventfd(queue_.eventfd);
+    if (has_ready()) {
+        pollfd signalled{queue_.eventfd, POLLIN, 0};
+        const timespec now{};
+        if (raw::ppoll(&signalled, 1, &now, nullptr) != 1) shm::signal_eventfd(queue_.eventfd);  // again would be another edge
         return;
     }
     std::uint64_t count = 0;
     ::syscall(SYS_read, queue_.eventfd, &count, sizeof count);
     shm::announce_sleep(client_->segment().queue(queue_.index).asleep);
     if (client_->segment().ready(queue_.index).any()) shm::signal_eventfd(queue_.eventfd);
+}
+
+// Before sets are asked for: what has been read since they were signalled is no news of theirs any more.
+void EpollSet::settle_others(const EpollSet* but) noexcept {
+    EpollSets::for_each([but](EpollSet& set) {
+        if (&set == but || !set.in_use_.load(std::memory_order_acquire) || !set.pollable_ || Lock::is_mine(set)) return;
+        Lock lock(set);
+        if (!set.has_queue_ || set.generation_ != Client::fork_generation()) return;
+        set.collect();
+        set.settle_pollable();
+    });
 }
 
 // What the kernel has now, without waiting. Private events are taken out; -1 on error. A raw call: under the lock there
@@ -685,7 +717,8 @@ int EpollSet::translate(epoll_event* events, int count, Seen& seen) noexcept {
         }
         entry->round = round_;
         entry->slot = kept;
-        events[kept].events = events[i].events;
+        // One report says all that holds, as the kernel's does: room to send, say, which its half does not know.
+        events[kept].events = events[i].events | (entry->ours ? ready_events(*entry) : 0);
         events[kept++].data.u64 = entry->data;
     }
     return kept;
@@ -752,6 +785,7 @@ int EpollSet::wait(int epoll_fd, epoll_event* events, int max_events, const time
         return fail_with(EINVAL);
     if (Lock::is_mine(*this)) return fail_with(EINTR);  // in a handler, amid a call on this very set
     own_after_fork(epoll_fd);
+    if (pollable_sets.load(std::memory_order_relaxed) > (pollable_ ? 1 : 0)) settle_others(this);
     const std::int64_t timeout_ns = timeout != nullptr ? to_ns(*timeout) : -1;
     const std::int64_t deadline = timeout_ns > 0 ? monotonic_ns() + timeout_ns : 0;
     for (bool first = true;; first = false) {

@@ -140,6 +140,9 @@ private:
     void wake_others() noexcept;
     void pass_on(const Seen& seen) noexcept;
     void settle_pollable() noexcept;
+    bool has_ready() noexcept;
+    std::uint32_t ready_events(const EpollEntry& entry) noexcept;
+    static void settle_others(const EpollSet* but) noexcept;
     int look(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept;
     int look_locked(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept;
     int harvest(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept;
@@ -156,7 +159,7 @@ private:
     std::uint32_t generation_ = 0;  // fork generation that owns the queue
     Client* client_ = nullptr;
     EventQueue queue_;
-    bool pollable_ = false;
+    std::atomic<bool> pollable_{false};
     bool daemon_gone_seen_ = false;
     std::atomic<std::uint32_t> sleepers_{0};  // threads in the kernel's wait
     std::uint32_t calls_since_harvest_ = 0;

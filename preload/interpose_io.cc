@@ -89,12 +89,18 @@ CULVERT_EXPORT ssize_t recvfrom(int fd, void* data, std::size_t length, int flag
                                 socklen_t* address_length) {
     if (const SocketRef socket = our_socket(fd)) {
         Message message(data, length);
-        if (address != nullptr && address_length != nullptr) {
+        // What is wrong with the room for the name is found when there is one to write: after the data have been taken.
+        const int wrong = address == nullptr ? 0 : address_length == nullptr ? EFAULT : static_cast<int>(*address_length) < 0 ? EINVAL : 0;
+        if (address != nullptr && wrong == 0) {
             message.header.msg_name = address;
             message.header.msg_namelen = *address_length;
         }
         const ssize_t got = receive(socket, fd, message.header, flags);
-        if (got >= 0 && address != nullptr && address_length != nullptr) *address_length = message.header.msg_namelen;
+        if (got >= 0 && wrong != 0) {
+            errno = wrong;
+            return -1;
+        }
+        if (got >= 0 && address != nullptr) *address_length = message.header.msg_namelen;
         return got;
     }
     return libc::recvfrom.get()(fd, data, length, flags, address, address_length);
@@ -158,6 +164,12 @@ CULVERT_EXPORT ssize_t sendto(int fd, const void* data, std::size_t length, int 
                               socklen_t address_length) {
     // A stream that is not connected yet may be connected by this very call (MSG_FASTOPEN): Socket knows.
     if (const SocketRef socket = address != nullptr ? any_socket(fd) : sending_socket(fd)) {
+        // The kernel takes the address before it looks at the socket; of no bytes it is one that is too short.
+        const bool too_short = address != nullptr && address_length == 0 && socket->type() != SOCK_STREAM;
+        if (address != nullptr && (static_cast<int>(address_length) < 0 || address_length > sizeof(sockaddr_storage) || too_short)) {
+            errno = EINVAL;
+            return -1;
+        }
         Message message(data, length);
         message.header.msg_name = const_cast<sockaddr*>(address);
         message.header.msg_namelen = address != nullptr ? address_length : 0;

@@ -86,7 +86,8 @@ shm::KernelReason Socket::start_listening(int fd, int backlog) noexcept {
     };
     const shm::KernelReason policy = why_kernel(shm::Policy::Protocol::kTcp, shm::Policy::Call::kListen, *local);
     if (policy != shm::KernelReason::kUnknown) return leave(policy);
-    if (has_extension_headers(fd, family_)) return leave(shm::KernelReason::kOption);
+    if (needs_kernel_.load(std::memory_order_relaxed) || has_extension_headers(fd, family_))
+        return leave(shm::KernelReason::kOption);
     if (client == nullptr) {
         if (path() == Path::kListener) return shm::KernelReason::kListenerPair;  // it waits already
         if (!Client::strict()) wait_for_daemon(fd);
@@ -177,6 +178,7 @@ int Socket::accept_culvert(sockaddr* address, socklen_t* length, int flags) noex
         socket->client_ = client_.get();
         socket->placeholder_ = true;
         socket->generation_ = generation;
+        socket->low_water_.store(low_water_.load(std::memory_order_relaxed), std::memory_order_relaxed);
         socket->receive_timeout_ns_.store(receive_timeout_ns_.load(std::memory_order_relaxed), std::memory_order_relaxed);
         socket->send_timeout_ns_.store(send_timeout_ns_.load(std::memory_order_relaxed), std::memory_order_relaxed);
         socket->record_.store(*record, std::memory_order_relaxed);

@@ -20,6 +20,7 @@ namespace culvert::preload {
 namespace {
 
 constexpr std::int64_t kWithoutQueueNs = 1'000'000;  // no queue to be had: look this often
+constexpr nfds_t kMostDescriptors = 1u << 20;        // no limit on open files lies higher (fs.nr_open)
 constexpr nfds_t kInline = 32;                       // descriptors that need no allocation
 
 std::int64_t to_ns(const timespec& time) { return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec; }
@@ -290,7 +291,8 @@ int Poll::run(const timespec* timeout, const sigset_t* mask) {
         if (raw::ppoll(kernel_.get(), static_cast<unsigned>(count_), &now, nullptr) < 0) return -1;
         ready = merge();
     }
-    if (ready > 0 || timeout_ns == 0) return ready;
+    if (ready > 0) return ready;
+    if (timeout_ns == 0) return mask == nullptr ? 0 : look_at_kernel(0, mask) < 0 ? -1 : merge();  // a signal it lets in ends it
 
     start_watching();
     for (bool first = true;; first = false) {
@@ -365,6 +367,7 @@ constexpr int kExceptional = POLLPRI;
 }  // namespace
 
 bool poll_concerns_us(const pollfd* fds, nfds_t count) noexcept {
+    if (fds == nullptr || count > kMostDescriptors) return false;  // the kernel has the word for it
     bool any = false;
     for (nfds_t i = 0; i < count; ++i) {
         meet(fds[i].fd);

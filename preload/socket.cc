@@ -340,6 +340,8 @@ int Socket::send_many(int fd, mmsghdr* messages, unsigned count, int flags) noex
 int Socket::receive_many(int fd, mmsghdr* messages, unsigned count, int flags, timespec* timeout) noexcept {
     if (path() == Path::kKernel) return libc::recvmmsg(fd, messages, count, flags, timeout);
     const KeepErrno keep;
+    if (timeout != nullptr && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1'000'000'000))
+        return keep.fail(EINVAL);
     if ((flags & MSG_ERRQUEUE) == 0)
         if (const int error = take_error()) return keep.fail(error);  // before anything that has come, unlike recvmsg()
     const std::int64_t deadline =
@@ -367,13 +369,10 @@ int Socket::sockname(int fd, sockaddr* address, socklen_t* length) noexcept {
 }
 
 int Socket::peername(int fd, sockaddr* address, socklen_t* length) noexcept {
-    if (path() == Path::kDatagram && datagram_connected_) {
-        from_wire(shared().remote, family_, address, length);
-        return 0;
-    }
-    if (path() != Path::kConnection) return libc::getpeername(fd, address, length);
+    const bool datagram = path() == Path::kDatagram && datagram_connected_;
+    if (path() != Path::kConnection && !datagram) return libc::getpeername(fd, address, length);
     const std::uint32_t status = shared().daemon.status.load(std::memory_order_acquire);
-    if ((status & shm::kStatusReady) == 0 || (status & shm::kStatusDead) != 0 || record_lost()) return fail(ENOTCONN);
+    if (!datagram && ((status & shm::kStatusReady) == 0 || (status & shm::kStatusDead) != 0 || record_lost())) return fail(ENOTCONN);
     if (length == nullptr) return fail(EFAULT);
     if (static_cast<int>(*length) < 0) return fail(EINVAL);
     if (address == nullptr && *length != 0) return fail(EFAULT);
@@ -459,11 +458,15 @@ std::uint32_t Socket::poll_now(bool wants_write) noexcept {
                          record.daemon.rx_list.load(std::memory_order_seq_cst) != shm::kEmptyList;
     const std::uint32_t status = record.daemon.status.load(std::memory_order_acquire);
     const bool marked = (status & shm::kStatusUrgent) != 0;  // of streams only
-    std::uint32_t events = waiting && (!marked || has_ordinary_bytes()) ? EPOLLIN | EPOLLRDNORM : 0;
+    const bool enough = path == Path::kDatagram || low_water_.load(std::memory_order_relaxed) == 1 || unread() >= low_water();
+    std::uint32_t events = waiting && enough && (!marked || has_ordinary_bytes()) ? EPOLLIN | EPOLLRDNORM : 0;
     if (marked && urgent().arrived) events |= EPOLLPRI;
     if (record.daemon.error.load(std::memory_order_relaxed) != 0) events |= EPOLLERR;
     if (path == Path::kDatagram) {
         if (has_error_entry()) events |= EPOLLERR;
+        const std::uint32_t shut = record.app.flags.load(std::memory_order_relaxed) & (shm::kAppShutRead | shm::kAppShutWrite);
+        if ((shut & shm::kAppShutRead) != 0) events |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
+        if (shut == (shm::kAppShutRead | shm::kAppShutWrite)) events |= EPOLLHUP;
         if (has_room() || (wants_write && arm_write_notice())) events |= EPOLLOUT | EPOLLWRNORM;
         return events;
     }

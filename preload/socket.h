@@ -202,6 +202,8 @@ private:
     Taken take_bytes(const iovec* parts, std::size_t count, std::size_t skip, bool peek, bool discard, Reach reach) noexcept;
     void consumed(std::size_t bytes) noexcept;
     bool readable() const noexcept;
+    std::uint64_t unread() const noexcept;
+    std::size_t low_water() const noexcept;
     void wait_for_linger() noexcept;
 
     // stream_urgent.cc
@@ -247,6 +249,10 @@ private:
     int connect_datagram(int fd, const sockaddr* address, socklen_t length) noexcept;
     RouteAnswer ask_route(const RouteKey& key) noexcept;
     int send_datagram_state() noexcept;
+    int error_of_both(const msghdr& message, int flags) noexcept;
+    bool has_something_waiting() const noexcept {
+        return readable() || has_error_entry() || shared().daemon.error.load(std::memory_order_relaxed) != 0;
+    }
     ssize_t send_datagram(int fd, const msghdr& message, int flags) noexcept;
     ssize_t send_by_kernel(int fd, const msghdr& message, int flags) noexcept;
     ssize_t send_datagram_blocks(const msghdr& message, shm::DatagramHeader& header, int flags) noexcept;
@@ -306,7 +312,9 @@ private:
     int backlog_ = 0;
     SpinHistory spin_history_;
     ClientPointer client_;
+    std::atomic<bool> needs_kernel_{false};  // a stream on which an option was set that only the kernel honours
     std::atomic<int> status_flags_{0};  // of a placeholder, whose file is everybody's: what F_SETFL has set besides O_NONBLOCK
+    std::atomic<int> low_water_{1};  // SO_RCVLOWAT of a stream
     std::atomic<std::int64_t> receive_timeout_ns_{-1};
     std::atomic<std::int64_t> send_timeout_ns_{-1};
     shm::SocketOptions early_options_{};  // set while there is no record

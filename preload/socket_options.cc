@@ -80,12 +80,39 @@ const IntOption* find_option(int level, int name) noexcept {
 /// On a placeholder: options without effect on a Culvert connection, accepted as the kernel accepts them.
 bool is_harmless(int level, int name) noexcept {
     if (level == SOL_SOCKET)
-        return name == SO_REUSEADDR || name == SO_RCVLOWAT || name == SO_PRIORITY || name == SO_DONTROUTE ||
+        return name == SO_REUSEADDR || name == SO_PRIORITY || name == SO_DONTROUTE ||
                name == SO_TIMESTAMP || name == SO_INCOMING_CPU || name == SO_BUSY_POLL;
     if (level == IPPROTO_TCP)
         return name == TCP_SYNCNT || name == TCP_LINGER2 || name == TCP_THIN_LINEAR_TIMEOUTS || name == TCP_THIN_DUPACK;
     return (level == IPPROTO_IP && (name == IP_RECVERR || name == IP_MTU_DISCOVER)) ||
            (level == IPPROTO_IPV6 && (name == IPV6_RECVERR || name == IPV6_MTU_DISCOVER));
+}
+
+/// Of linux/tcp.h and newer headers than ours.
+constexpr int kTcpTxDelay = 37;
+constexpr int kTcpInq = 36;
+constexpr int kTcpMd5SigExt = 32;
+constexpr int kTcpAoAddKey = 38;
+
+/// What only the kernel does for a stream. Set before the connection (or listen) it leaves the socket to the kernel; on a
+/// connection of Culvert's it is refused, for nothing would come of it. Taking it away is always right: see asks_for_something().
+bool only_kernel_does(int level, int name) noexcept {
+    if (level == SOL_SOCKET)
+        return name == SO_MARK || name == SO_BINDTODEVICE || name == SO_BINDTOIFINDEX || name == SO_ATTACH_FILTER ||
+               name == SO_ATTACH_BPF || name == SO_TXTIME || name == SO_ZEROCOPY || name == SO_PEEK_OFF ||
+               name == SO_TIMESTAMP || name == SO_TIMESTAMPNS || name == SO_TIMESTAMPING || name == SO_TIMESTAMP_NEW ||
+               name == SO_TIMESTAMPNS_NEW || name == SO_TIMESTAMPING_NEW;
+    if (level == IPPROTO_TCP)
+        return name == TCP_MD5SIG || name == kTcpMd5SigExt || name == kTcpAoAddKey || name == kTcpTxDelay || name == kTcpInq;
+    return (level == IPPROTO_IP && name == IP_MINTTL) || (level == IPPROTO_IPV6 && name == IPV6_MINHOPCOUNT);
+}
+
+/// Not the value that a fresh socket has.
+bool asks_for_something(int level, int name, const void* value, socklen_t length) noexcept {
+    const auto* const bytes = static_cast<const unsigned char*>(value);
+    if (value == nullptr || length == 0) return false;
+    if (level == SOL_SOCKET && name == SO_PEEK_OFF) return bytes[0] != 0xff;  // -1: off
+    return std::any_of(bytes, bytes + std::min<socklen_t>(length, sizeof(int)), [](unsigned char byte) { return byte != 0; });
 }
 
 bool read_int(const void* value, socklen_t length, int& out) noexcept {
@@ -107,17 +134,20 @@ bool is_buffer_size(int level, int name) noexcept {
            (name == SO_RCVBUF || name == SO_RCVBUFFORCE || name == SO_SNDBUF || name == SO_SNDBUFFORCE);
 }
 
+bool is_low_water(int level, int name) noexcept { return level == SOL_SOCKET && name == SO_RCVLOWAT; }
+
 /// What getsockopt must be asked for to learn what became of it.
 int buffer_size_of(int name) noexcept { return name == SO_RCVBUF || name == SO_RCVBUFFORCE ? SO_RCVBUF : SO_SNDBUF; }
 
-/// What a socket of the kernel makes of a buffer size: its limits, its doubling, what it lets this program do. -errno: it refuses.
+/// What a socket of the kernel makes of a buffer size or a low-water mark: its limits, its doubling, what it lets this program do. -errno: it refuses.
 int size_from_kernel(int name, int bytes) noexcept {
     const KernelProbe probe(AF_INET);
     if (!probe) return -ENOBUFS;
     int result = 0;
+    const int asked = is_low_water(SOL_SOCKET, name) ? name : buffer_size_of(name);
     socklen_t length = sizeof result;
     if (libc::setsockopt(probe.fd(), SOL_SOCKET, name, &bytes, socklen_t{sizeof bytes}) != 0 ||
-        libc::getsockopt(probe.fd(), SOL_SOCKET, buffer_size_of(name), &result, &length) != 0)
+        libc::getsockopt(probe.fd(), SOL_SOCKET, asked, &result, &length) != 0)
         return -errno;
     return result;
 }
@@ -235,6 +265,7 @@ void Socket::keep_option(int level, int name, const void* value, socklen_t lengt
                 options.flags = number != 0 ? options.flags | option->flag : options.flags & ~option->flag;
         });
     }
+    if (is_low_water(level, name)) return low_water_.store(std::max(number, 1), std::memory_order_relaxed);
     if (is_buffer_size(level, name)) {
         // Twice what is meant, in the kernel's words: the other half is for its book-keeping.
         const auto bytes = static_cast<std::uint32_t>(std::max(number / 2, 1));
@@ -287,7 +318,7 @@ int Socket::set_shared_option(int level, int name, const void* value, socklen_t 
             return fail(EINVAL);  // only before the connection
         if (level == IPPROTO_TCP && name == TCP_WINDOW_CLAMP && number == 0) return fail(EINVAL);  // the same
         if (option->number != nullptr && (number < option->least || number > option->most)) return fail(EINVAL);
-    } else if (is_buffer_size(level, name)) {
+    } else if (is_buffer_size(level, name) || is_low_water(level, name)) {
         if (!read_int(value, length, number)) return fail(EINVAL);
         const int given = size_from_kernel(name, number);
         if (given < 0) return fail(-given);
@@ -321,6 +352,9 @@ int Socket::set_option(int fd, int level, int name, const void* value, socklen_t
     if (int clamp = 1; path() == Path::kConnection && level == IPPROTO_TCP && name == TCP_WINDOW_CLAMP &&
                        read_int(value, length, clamp) && clamp == 0)
         return keep.fail(EINVAL);
+    const bool kernels = type_ == SOCK_STREAM && only_kernel_does(level, name) && asks_for_something(level, name, value, length);
+    if (kernels && path() == Path::kConnection)
+        return keep.pass(ask_kernel(level, name, value, length) != 0 ? -1 : fail(ENOPROTOOPT));
     int result = 0;
     if (datagram_ != nullptr && set_group_option(fd, level, name, value, length, result)) return keep.pass(result);
     result = libc::setsockopt(fd, level, name, value, length);
@@ -332,10 +366,12 @@ int Socket::set_option(int fd, int level, int name, const void* value, socklen_t
     if ((result == 0 || only_ours) && value != nullptr) {
         int size = 0;
         socklen_t size_length = sizeof size;
-        if (is_buffer_size(level, name)) {
-            if (libc::getsockopt(fd, level, buffer_size_of(name), &size, &size_length) != 0) return keep.pass(0);
+        if (is_buffer_size(level, name) || is_low_water(level, name)) {
+            const int ask = is_low_water(level, name) ? name : buffer_size_of(name);
+            if (libc::getsockopt(fd, level, ask, &size, &size_length) != 0) return keep.pass(0);
             value = &size, length = size_length;
         }
+        if (kernels) needs_kernel_.store(true, std::memory_order_relaxed);
         keep_option(level, name, value, length);
         if (datagram_ != nullptr) keep_datagram_option(fd, level, name, value, length);
         return keep.pass(0);
@@ -387,6 +423,7 @@ int Socket::get_shared_option(int level, int name, void* value, socklen_t* lengt
                 const linger out{(options.flags & shm::kOptionLinger) != 0 ? 1 : 0, static_cast<int>(options.linger_s)};
                 return give(&out, sizeof out, value, length);
             }
+            case SO_RCVLOWAT: return give_int(low_water_.load(std::memory_order_relaxed), value, length);
             case SO_RCVTIMEO:
             case SO_SNDTIMEO: {
                 const timeval out = to_timeval(
@@ -467,6 +504,8 @@ void Socket::keep_kernel_options(int fd) noexcept {
         timeval time{};
         keep(SOL_SOCKET, name, &time, sizeof time);
     }
+    int low_water = 1;
+    keep(SOL_SOCKET, SO_RCVLOWAT, &low_water, sizeof low_water);
     int tos = 0;
     if (family_ == AF_INET)
         keep(IPPROTO_IP, IP_TOS, &tos, sizeof tos);

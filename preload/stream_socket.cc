@@ -87,7 +87,8 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
     Client* client = Client::attached();  // whose daemon has a policy, too
     const shm::KernelReason policy = why_kernel(shm::Policy::Protocol::kTcp, shm::Policy::Call::kConnect, *remote);
     if (policy != shm::KernelReason::kUnknown) return connect_kernel(fd, address, length, policy);
-    if (has_header_options(fd, family_)) return connect_kernel(fd, address, length, shm::KernelReason::kOption);
+    if (needs_kernel_.load(std::memory_order_relaxed) || has_header_options(fd, family_))
+        return connect_kernel(fd, address, length, shm::KernelReason::kOption);
     errno = saved;
     if (client == nullptr) return connect_kernel(fd, address, length, shm::KernelReason::kNoDaemon);
     const std::uint32_t record = prepare_record(*client);
@@ -133,7 +134,9 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
     adopt(*client, record, Path::kConnection);
     client->note_reason(fd, shm::KernelReason::kUnknown);
     errno = saved;
-    const bool at_once = (shared().daemon.status.load(std::memory_order_acquire) & shm::kStatusReady) != 0;  // Fast Open
+    // Without Fast Open a connection is never there at once, however quick the peer has been.
+    const bool at_once = (shared().options.flags & shm::kOptionFastOpen) != 0 &&
+                         (shared().daemon.status.load(std::memory_order_acquire) & shm::kStatusReady) != 0;
     if (at_once || !nonblocking()) return finish_connect(true, EINPROGRESS);
     return fail(EINPROGRESS);
 }
@@ -403,6 +406,21 @@ bool Socket::readable() const noexcept {
            record.daemon.rx_list.load(std::memory_order_acquire) != shm::kEmptyList;
 }
 
+std::uint64_t Socket::unread() const noexcept {
+    const shm::SocketRecord& record = shared();
+    const std::uint64_t delivered = record.daemon.rx_delivered.load(std::memory_order_acquire);
+    const std::uint64_t consumed = record.app.rx_consumed.load(std::memory_order_relaxed);
+    return delivered > consumed ? delivered - consumed : 0;
+}
+
+/// SO_RCVLOWAT, as far as the receive buffer can ever hold so much: half of it, as Linux limits it.
+std::size_t Socket::low_water() const noexcept {
+    constexpr std::uint32_t kUntuned = 128 * 1024;
+    const std::uint32_t buffer = shared().options.receive_buffer;
+    const auto wanted = static_cast<std::size_t>(low_water_.load(std::memory_order_relaxed));
+    return std::clamp<std::size_t>(wanted, 1, std::max<std::uint32_t>(buffer != 0 ? buffer / 2 : kUntuned, 1));
+}
+
 /// Takes what has come and appends it to the stash, oldest first. Under rx_lock.
 void Socket::refill_stash() noexcept {
     shm::SocketRecord& record = shared();
@@ -501,7 +519,7 @@ ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags)
     if ((flags & MSG_ERRQUEUE) != 0) return keep.fail(EAGAIN);  // an empty error queue
     const std::size_t want = total_bytes(parts, count);
     const bool peek = (flags & MSG_PEEK) != 0;
-    const bool all = (flags & MSG_WAITALL) != 0 && !peek;
+    const std::size_t target = (flags & MSG_WAITALL) != 0 ? want : std::min(want, low_water());
     const std::int64_t timeout = receive_timeout_ns_.load(std::memory_order_relaxed);
     const std::int64_t deadline = timeout >= 0 ? now_ns() + timeout : -1;
     shm::SocketRecord& record = shared();
@@ -512,6 +530,8 @@ ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags)
         const bool lost = record_lost();
         bool more = false;
         bool at_mark = false;
+        const std::uint64_t delivered = record.daemon.rx_delivered.load(std::memory_order_acquire);
+        if (peek) copied = 0;  // always from the front
         if (!lost || client_->daemon_gone()) {
             const SocketLock lock(*client_, record.app.rx_lock);
             if (is_elsewhere()) [[unlikely]]
@@ -530,7 +550,7 @@ ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags)
             if (taken.passed != 0 && !peek) client_->post(record_.load(std::memory_order_relaxed));
             more = record.app.stash_head.load(std::memory_order_relaxed) != shm::kEmptyList;
         }
-        if (copied != 0 && (!all || copied == want || at_mark)) return static_cast<ssize_t>(copied);
+        if (copied != 0 && (copied >= target || at_mark)) return static_cast<ssize_t>(copied);
         if (want == 0 && more) return 0;
         const bool shut = (record.app.flags.load(std::memory_order_relaxed) & shm::kAppShutRead) != 0;
         const bool ended = lost || shut || (status & (shm::kStatusPeerClosed | shm::kStatusDead)) != 0;
@@ -541,7 +561,8 @@ ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags)
         if (!wants_to_wait(flags)) return copied != 0 ? static_cast<ssize_t>(copied) : keep.fail(EAGAIN);
         const std::int64_t left = deadline < 0 ? -1 : std::max<std::int64_t>(deadline - now_ns(), 0);
         const int woken = wait_for(*client_, record, spin_history_, left, [&] {
-            return (readable() && has_ordinary_bytes()) || record_lost() || record.daemon.error.load(std::memory_order_relaxed) != 0 ||
+            const bool more_to_peek = copied == 0 || record.daemon.rx_delivered.load(std::memory_order_acquire) != delivered;
+            return (readable() && has_ordinary_bytes() && (!peek || more_to_peek)) || record_lost() || record.daemon.error.load(std::memory_order_relaxed) != 0 ||
                    (record.daemon.status.load(std::memory_order_acquire) &
                     (shm::kStatusPeerClosed | shm::kStatusDead | shm::kStatusMoved)) != 0 ||
                    (record.app.flags.load(std::memory_order_relaxed) & shm::kAppShutRead) != 0;
@@ -562,8 +583,12 @@ int Socket::shutdown(int fd, int how) noexcept {
         if (how != SHUT_WR) stop_listening(fd);
         return libc::shutdown(fd, how);
     }
+    const KeepErrno keep;
+    int result = 0;
     if (path == Path::kDatagram) {
-        if (!datagram_connected_) return libc::shutdown(fd, how);
+        // The kernel's half as well. A socket without a peer is shut all the same, and told ENOTCONN.
+        result = libc::shutdown(fd, how);
+        if (datagram_connected_) result = 0;
     } else {
         const std::uint32_t status = shared().daemon.status.load(std::memory_order_acquire);
         if ((status & (shm::kStatusReady | shm::kStatusDead)) == 0 && !record_lost()) {
@@ -571,9 +596,8 @@ int Socket::shutdown(int fd, int how) noexcept {
             return 0;
         }
         if ((status & shm::kStatusReady) == 0 || (status & shm::kStatusDead) != 0 || record_lost())
-            return fail(ENOTCONN);
+            return keep.fail(ENOTCONN);
     }
-    const KeepErrno keep;
     shm::SocketRecord& record = shared();
     std::uint32_t flags = 0;
     if (how != SHUT_WR) flags |= shm::kAppShutRead;
@@ -590,7 +614,7 @@ int Socket::shutdown(int fd, int how) noexcept {
         record.daemon.event_sequence.fetch_add(1, std::memory_order_seq_cst);
         shm::futex_wake_all(record.daemon.event_sequence);
     }
-    return 0;
+    return keep.pass(result);
 }
 
 /// SO_LINGER with a time: close() waits until the peer has acknowledged everything.

@@ -116,6 +116,7 @@ struct alignas(kCacheLine) ProcessRecord {
 /// One event queue: an epoll instance, or a thread in poll(). The two bitmaps (one bit a socket) follow it.
 struct alignas(kCacheLine) QueueRecord {
     std::atomic<std::uint32_t> asleep;  // shim sets 1 before it waits for the eventfd, the daemon takes it to 0
+    std::atomic<std::uint32_t> of_call;  // a thread in poll(), accept() ...: told also where EPOLLEXCLUSIVE tells one set only
 };
 
 /// Ready connections of a listener: the daemon adds, any process of the tenant takes (accept_queue.h).

@@ -36,8 +36,8 @@ namespace culvert::stack::udp {
 
 /// Datagrams that one send may be cut into, and one delivery merged from (UDP_MAX_SEGMENTS of Linux).
 inline constexpr std::uint32_t kMaxSegments = 64;
-/// Payload of one UDP datagram over IPv4, the most that a send or a delivery carries.
-inline constexpr std::uint32_t kMaxPayload = 65507;
+/// Payload of one UDP datagram over IPv6, the most that a send or a delivery carries; over IPv4 it is 20 bytes less.
+inline constexpr std::uint32_t kMaxPayload = 65527;
 
 /// A bound socket. Made and destroyed by Udp.
 class Socket {

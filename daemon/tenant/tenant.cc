@@ -441,20 +441,19 @@ void Tenant::notify(std::uint32_t index, std::uint32_t app_flags) {
     }
     const bool exclusive = (app_flags & shm::kAppExclusive) != 0;
     std::uint32_t chosen = shm::kNoIndex;
+    bool chosen_sleeps = false;
     for (std::uint32_t i = 0; i < queues_used_; ++i) {
         const std::uint32_t queue = exclusive ? (next_exclusive_ + i) % queues_used_ : i;
         if (!queue_fds_[queue] || !segment_.watched(queue).test(index)) continue;
-        if (!exclusive) {
+        if (!exclusive || segment_.queue(queue).of_call.load(std::memory_order_relaxed) != 0) {
             segment_.ready(queue).post(index);
             wake_later(queue);
             continue;
         }
-        // One watcher only, by preference one that sleeps.
-        if (chosen == shm::kNoIndex) chosen = queue;
-        if (segment_.queue(queue).asleep.load(std::memory_order_relaxed) != 0) {
-            chosen = queue;
-            break;
-        }
+        // One set only, by preference one that sleeps.
+        if (chosen_sleeps) continue;
+        chosen_sleeps = segment_.queue(queue).asleep.load(std::memory_order_relaxed) != 0;
+        if (chosen == shm::kNoIndex || chosen_sleeps) chosen = queue;
     }
     if (chosen != shm::kNoIndex) {
         next_exclusive_ = chosen + 1;

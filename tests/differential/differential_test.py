@@ -47,6 +47,10 @@ class Bench:
     def __init__(self, lab, daemon):
         self.lab, self.daemon = lab, daemon
         self.where = [lab.ip4(), lab.ip6(), lab.ip4("client"), lab.ip6("client"), lab.path("peer.sock")]
+        # Many cases at once ask for an ICMP error from one host.
+        for host in ("client", "server"):
+            lab.call("sysctl", "-eqw", "net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0",
+                     "net.ipv4.icmp_msgs_per_sec=1000000", "net.ipv4.icmp_msgs_burst=100000", host=host)
         lab.start("peer", [CASES, "peer", *self.where], host="client")
         netns.until(lambda: os.path.exists(lab.path("peer.sock")), "the peer's control socket")
 

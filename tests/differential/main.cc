@@ -123,6 +123,8 @@ int main(int count, char** words) {
     Cases all;
     add_stream_cases(all);
     add_option_cases(all);
+    add_datagram_cases(all);
+    add_readiness_cases(all);
     const std::string verb = count > 1 ? words[1] : "";
     if (verb == "list") {
         for (const Case& a_case : all) std::puts(a_case.name.c_str());

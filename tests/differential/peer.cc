@@ -2,7 +2,8 @@
 //
 //   listen -> port   accept   connect PORT   blackhole -> port   closed_port -> port
 //   send N   urgent   shut   close   reset   receive_all -> what came and how it ended   receive N
-//   udp -> port   udp_to PORT   udp_send N   udp_receive -> what came   udp_close
+//   ping   switch N (to another connection)   drain
+//   udp -> port   udp_to PORT   udp_send N   udp_receive -> what came   udp_mark PORT   udp_send_refused   udp_close
 
 #include <fcntl.h>
 #include <poll.h>
@@ -10,11 +11,13 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <sstream>
+#include <utility>
 
 #include "world.h"
 
@@ -51,7 +54,12 @@ public:
         if (verb == "udp_to") return datagram_to(static_cast<int>(number));
         if (verb == "udp_send") return send_datagram(number);
         if (verb == "udp_receive") return receive_datagram();
-        if (verb == "udp_close") return ::close(datagram_) == 0 ? "ok" : "";
+        if (verb == "ping") return "ok";
+        if (verb == "switch") return switch_to(static_cast<std::size_t>(number));
+        if (verb == "drain") return drain();
+        if (verb == "udp_mark") return mark(static_cast<int>(number));
+        if (verb == "udp_send_refused") return send_until_refused();
+        if (verb == "udp_close") return ::close(std::exchange(datagram_, -1)) == 0 ? "ok" : "";
         errno = ENOSYS;
         return "";
     }
@@ -61,6 +69,9 @@ private:
     void forget() {
         for (const int fd : {listener_, connection_, datagram_, other_})
             if (fd >= 0) ::close(fd);
+        for (int& fd : connections_)
+            if (const int kept = std::exchange(fd, -1); kept >= 0) ::close(kept);
+        current_ = 0;
         listener_ = connection_ = datagram_ = other_ = -1;
     }
 
@@ -192,9 +203,49 @@ private:
         return std::to_string(got) + " " + World::describe_data(buffer, static_cast<std::size_t>(got));
     }
 
+    /// Another connection is the one that commands are about.
+    std::string switch_to(std::size_t which) {
+        if (which >= connections_.size()) return "";
+        std::swap(connection_, connections_[current_]);  // put back
+        std::swap(connection_, connections_[which]);
+        current_ = which;
+        return "ok";
+    }
+
+    /// Reads until nothing has come for a while.
+    std::string drain() {
+        static char data[65536];
+        for (;;) {
+            pollfd entry{connection_, POLLIN, 0};
+            if (::poll(&entry, 1, 100) != 1) return "ok";
+            if (::recv(connection_, data, sizeof data, 0) <= 0) return "ok";
+        }
+    }
+
+    /// A datagram to another port than the case's.
+    std::string mark(int port) {
+        const int fd = ::socket(family_, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        Name name = theirs(port);
+        const bool sent = ::sendto(fd, "mark", 4, 0, name.get(), name.length) == 4;
+        ::close(fd);
+        return sent ? "ok" : "";
+    }
+
+    /// The case has closed its socket: what comes now is refused by ICMP.
+    std::string send_until_refused() {
+        for (int i = 0; i < 100; ++i) {
+            if (::send(datagram_, "late", 4, 0) != 4) return ::strerrorname_np(errno);
+            pollfd entry{datagram_, POLLERR, 0};
+            if (::poll(&entry, 1, 100) == 1 && ::recv(datagram_, nullptr, 0, 0) < 0) return ::strerrorname_np(errno);
+        }
+        return "nobody minded";
+    }
+
     int family_ = AF_INET;
     int listener_ = -1;
     int connection_ = -1;
+    std::array<int, 4> connections_{-1, -1, -1, -1};  // those that have been switched from
+    std::size_t current_ = 0;
     int datagram_ = -1;
     int other_ = -1;  // that only has to be there
 };

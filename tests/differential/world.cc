@@ -259,14 +259,25 @@ void World::await(int events, int socket) {
     require(ready == 1 && (entry.revents & events) != 0, ("poll for " + describe_events(events)).c_str());
 }
 
-void World::await_unread(int bytes) {
+void World::await_unread(int bytes, int socket) {
     const long long end = now_us() + kPatienceMs * 1000LL;
     int unread = 0;
-    while (::ioctl(fd, FIONREAD, &unread) == 0 && unread < bytes && now_us() < end) {
+    while (::ioctl(socket >= 0 ? socket : fd, FIONREAD, &unread) == 0 && unread < bytes && now_us() < end) {
         const timespec moment{0, 200'000};
         ::nanosleep(&moment, nullptr);
     }
     require(unread >= bytes, "bytes to read");
+}
+
+void World::settle_datagrams() {
+    const int marker = make_socket(SOCK_DGRAM);
+    Name name = own();
+    require(::bind(marker, name.get(), name.length) == 0, "bind of a marker");
+    name.length = sizeof name.storage;
+    require(::getsockname(marker, name.get(), &name.length) == 0, "getsockname of a marker");
+    peer("udp_mark " + std::to_string(port_of(name)));
+    await(POLLIN, marker);
+    ::close(marker);
 }
 
 void World::note_path(int socket) {

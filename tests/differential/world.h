@@ -88,7 +88,9 @@ public:
     void set_mode();                        // puts `mode` into effect
     /// Waits (30 s at most) until poll says one of `events`.
     void await(int events, int socket = -1);
-    void await_unread(int bytes);
+    void await_unread(int bytes, int socket = -1);
+    /// Waits until all datagrams that the peer has sent so far are here: one to another socket overtakes none.
+    void settle_datagrams();
     void require(bool holds, const char* what);
 
     /// "kernel" or "culvert": does the kernel know the peer? A note for the driver; it is not compared.
@@ -112,6 +114,8 @@ using Cases = std::vector<Case>;
 
 void add_stream_cases(Cases& cases);
 void add_option_cases(Cases& cases);
+void add_datagram_cases(Cases& cases);
+void add_readiness_cases(Cases& cases);
 
 /// The peer's side; never returns.
 [[noreturn]] void serve_as_peer();
