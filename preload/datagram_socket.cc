@@ -362,7 +362,7 @@ ssize_t Socket::send_datagram_blocks(const msghdr& message, shm::DatagramHeader&
     const int woken = wait_for(*client_, record, spin_history_, send_timeout_ns_.load(std::memory_order_relaxed), [&] {
         return record_lost() || record.daemon.error.load(std::memory_order_relaxed) != 0 ||
                (record.app.flags.load(std::memory_order_relaxed) & shm::kAppShutWrite) != 0 || ask_and_try();
-    });
+    }, true);
     if (sent) return header.length;
     if (woken != 0) return keep.fail(woken);
     return keep.fail(std::max(send_datagram_state(), 1));

@@ -853,7 +853,8 @@ std::optional<int> EpollSet::wait_in_kernel(int epoll_fd, epoll_event* events, i
     const Description* const description = FdTable::instance().peek(epoll_fd);
     if (description == nullptr || description->kind() != Kind::kEpoll) return std::nullopt;
     auto& set = const_cast<EpollSet&>(static_cast<const EpollSet&>(*description));
-    if (!set.kernel_alone()) return std::nullopt;
+    // A set in this one may be signalled for what has been read since: wait() looks first.
+    if (!set.kernel_alone() || pollable_sets.load(std::memory_order_relaxed) != 0) return std::nullopt;
     if (timeout_ms == 0 && mask == nullptr) return libc::epoll_wait.get()(epoll_fd, events, max_events, 0);  // nobody sleeps
     const std::int64_t started = timeout_ms > 0 ? coarse_ns() : 0;
     int count = 0;

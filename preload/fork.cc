@@ -12,6 +12,7 @@
 
 #include <cerrno>
 
+#include "preload/cancel.h"
 #include "preload/client.h"
 #include "preload/epoll_set.h"
 #include "preload/fd_table.h"
@@ -97,6 +98,7 @@ void Client::after_fork_in_parent() noexcept {
 }
 
 void Client::after_fork_in_child() noexcept {
+    CancelBell::forget_all();
     const KeepErrno keep;
     claim_memory();
     generation.fetch_add(1, std::memory_order_relaxed);

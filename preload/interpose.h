@@ -15,6 +15,7 @@
 #include <climits>
 #include <utility>
 
+#include "preload/cancel.h"
 #include "preload/fd_table.h"
 #include "preload/libc.h"
 #include "preload/socket.h"

@@ -113,7 +113,7 @@ int close_stretch(unsigned first, unsigned last, int flags) noexcept {
 
 int close_many(unsigned first, unsigned last, int flags) noexcept {
     // With CLOSE_RANGE_CLOEXEC nothing is closed now, and ours are close-on-exec anyway.
-    if ((flags & CLOSE_RANGE_CLOEXEC) != 0 || first > last) return close_stretch(first, last, flags);
+    if ((flags & ~CLOSE_RANGE_UNSHARE) != 0 || first > last) return close_stretch(first, last, flags);
     const auto spare_ours = [flags](unsigned begin, unsigned end) { return close_stretch(begin, end, flags); };
     if (in_borrowed_memory()) {
         note_borrowed_close(first, last);

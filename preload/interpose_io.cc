@@ -16,14 +16,28 @@ namespace {
 /// RWF_* of preadv2 and pwritev2 on a socket: only "do not wait" means something there.
 int message_flags(int flags) noexcept { return (flags & RWF_NOWAIT) != 0 ? MSG_DONTWAIT : 0; }
 
+/// What the kernel does not know of any file it refuses before it looks at this one. RWF_NOAPPEND is newer than our headers.
+bool refuses_flags(int flags) noexcept {
+    constexpr int kNoAppend = 0x20;
+    constexpr int kKnown = RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_NOWAIT | RWF_APPEND | kNoAppend;
+    const bool unknown = (flags & ~kKnown) != 0;
+    if (!unknown && (flags & (RWF_APPEND | kNoAppend)) != (RWF_APPEND | kNoAppend)) return false;
+    errno = unknown ? EOPNOTSUPP : EINVAL;
+    return true;
+}
+
 ssize_t receive(const SocketRef& socket, int fd, msghdr& message, int flags) {
-    const CancellationOff off(uses_kernel_calls(socket));
-    return socket->receive(fd, message, flags);
+    return cancellable([&] {
+        const CancellationOff off(uses_kernel_calls(socket));
+        return socket->receive(fd, message, flags);
+    });
 }
 
 ssize_t send_message(const SocketRef& socket, int fd, const msghdr& message, int flags) {
-    const CancellationOff off(uses_kernel_calls(socket));
-    return socket->send(fd, message, flags);
+    return cancellable([&] {
+        const CancellationOff off(uses_kernel_calls(socket));
+        return socket->send(fd, message, flags);
+    });
 }
 
 ssize_t receive_parts(const SocketRef& socket, int fd, const iovec* parts, int count, int flags) {
@@ -65,7 +79,7 @@ CULVERT_EXPORT ssize_t readv(int fd, const iovec* parts, int count) {
 
 CULVERT_EXPORT ssize_t preadv2(int fd, const iovec* parts, int count, off_t offset, int flags) {
     const SocketRef socket = offset == -1 ? our_socket(fd) : SocketRef();
-    if (socket) return receive_parts(socket, fd, parts, count, message_flags(flags));
+    if (socket) return refuses_flags(flags) ? -1 : receive_parts(socket, fd, parts, count, message_flags(flags));
     return libc::preadv2.get()(fd, parts, count, offset, flags);
 }
 CULVERT_EXPORT ssize_t preadv64v2(int fd, const iovec* parts, int count, off64_t offset, int flags) {
@@ -121,8 +135,10 @@ CULVERT_EXPORT ssize_t recvmsg(int fd, msghdr* message, int flags) {
 
 CULVERT_EXPORT int recvmmsg(int fd, mmsghdr* messages, unsigned count, int flags, timespec* timeout) {
     if (const SocketRef socket = our_socket(fd)) {
-        const CancellationOff off(uses_kernel_calls(socket));
-        return socket->receive_many(fd, messages, count, flags, timeout);
+        return cancellable([&] {
+            const CancellationOff off(uses_kernel_calls(socket));
+            return socket->receive_many(fd, messages, count, flags, timeout);
+        });
     }
     const int got = libc::recvmmsg.get()(fd, messages, count, flags, timeout);
     for (int i = 0; i < got; ++i)
@@ -145,7 +161,7 @@ CULVERT_EXPORT ssize_t writev(int fd, const iovec* parts, int count) {
 
 CULVERT_EXPORT ssize_t pwritev2(int fd, const iovec* parts, int count, off_t offset, int flags) {
     const SocketRef socket = offset == -1 ? sending_socket(fd) : SocketRef();
-    if (socket) return send_parts(socket, fd, parts, count, message_flags(flags));
+    if (socket) return refuses_flags(flags) ? -1 : send_parts(socket, fd, parts, count, message_flags(flags));
     return libc::pwritev2.get()(fd, parts, count, offset, flags);
 }
 CULVERT_EXPORT ssize_t pwritev64v2(int fd, const iovec* parts, int count, off64_t offset, int flags) {
@@ -188,8 +204,10 @@ CULVERT_EXPORT ssize_t sendmsg(int fd, const msghdr* message, int flags) {
 
 CULVERT_EXPORT int sendmmsg(int fd, mmsghdr* messages, unsigned count, int flags) {
     if (const SocketRef socket = sending_socket(fd)) {
-        const CancellationOff off(uses_kernel_calls(socket));
-        return socket->send_many(fd, messages, count, flags);
+        return cancellable([&] {
+            const CancellationOff off(uses_kernel_calls(socket));
+            return socket->send_many(fd, messages, count, flags);
+        });
     }
     for (unsigned i = 0; messages != nullptr && i < count; ++i)
         if (messages[i].msg_hdr.msg_controllen != 0) leave_by_message(messages[i].msg_hdr);
@@ -199,7 +217,7 @@ CULVERT_EXPORT int sendmmsg(int fd, mmsghdr* messages, unsigned count, int flags
 // --- between descriptors ----------------------------------------------------------------------------------------------
 
 CULVERT_EXPORT ssize_t sendfile(int out, int in, off_t* offset, std::size_t count) noexcept {
-    if (const SocketRef socket = our_socket(out)) return socket->sendfile(out, in, offset, count);
+    if (const SocketRef socket = our_socket(out)) return not_cancelled([&] { return socket->sendfile(out, in, offset, count); });
     return libc::sendfile(out, in, offset, count);
 }
 CULVERT_EXPORT ssize_t sendfile64(int out, int in, off64_t* offset, std::size_t count) noexcept {
@@ -211,13 +229,23 @@ CULVERT_EXPORT ssize_t splice(int in, off64_t* in_offset, int out, off64_t* out_
     const SocketRef from = our_socket(in);
     const SocketRef to = our_socket(out);
     if (!from && !to) return libc::splice.get()(in, in_offset, out, out_offset, length, flags);
-    if ((from && in_offset != nullptr) || (to && out_offset != nullptr)) {
-        errno = ESPIPE;
-        return -1;
-    }
-    if (from && to) {
-        errno = EINVAL;  // one end must be a pipe
-        return -1;
-    }
-    return from ? splice_from(*from, in, out, length, flags) : splice_to(in, *to, out, length, flags);
+    // In the kernel's order: flags, access modes, which end is the pipe, its offset, the socket's (which has none).
+    constexpr unsigned kKnown = SPLICE_F_MOVE | SPLICE_F_NONBLOCK | SPLICE_F_MORE | SPLICE_F_GIFT;
+    const auto refuse = [](int error) {
+        errno = error;
+        return ssize_t{-1};
+    };
+    if (length == 0) return 0;
+    if ((flags & ~kKnown) != 0) return refuse(EINVAL);
+    const KeepErrno keep;
+    const int other = from ? out : in;
+    const int mode = libc::fcntl(other, F_GETFL);
+    if (mode < 0) return keep.fail(EBADF);
+    const bool is_pipe = libc::fcntl(other, F_GETPIPE_SZ) >= 0;
+    if (is_pipe && (from ? out_offset : in_offset) != nullptr) return keep.fail(ESPIPE);
+    if ((mode & O_PATH) != 0 || (mode & O_ACCMODE) == (from ? O_RDONLY : O_WRONLY)) return keep.fail(EBADF);
+    if (!is_pipe || (from && to) || (from ? in_offset : out_offset) != nullptr) return keep.fail(EINVAL);
+    return keep.pass(cancellable([&] {
+        return from ? splice_from(*from, in, out, length, flags) : splice_to(in, *to, out, length, flags);
+    }));
 }

@@ -22,6 +22,11 @@ ssize_t stdio_read(void* cookie, char* data, std::size_t length) { return read(d
 ssize_t stdio_write(void* cookie, const char* data, std::size_t length) {
     return write(descriptor(cookie), data, length);
 }
+/// Without one, stdio would take itself to be at the place that it is told; a socket has none.
+int stdio_seek(void*, off64_t*, int) {
+    errno = ESPIPE;
+    return -1;
+}
 int stdio_close(void* cookie) { return close(descriptor(cookie)); }
 
 /// Formats and writes all of it, as vdprintf does.
@@ -40,11 +45,19 @@ int print(int fd, const char* format, va_list arguments) {
     return written == length ? length : -1;
 }
 
+LibcFunction<int(pthread_t)> libc_pthread_cancel{"pthread_cancel"};
 LibcFunction<FILE*(int, const char*)> libc_fdopen{"fdopen"};
 LibcFunction<int(int, const char*, va_list)> libc_vdprintf{"vdprintf"};
 LibcFunction<int(int, int, const char*, va_list)> libc_vdprintf_chk{"__vdprintf_chk"};
 
 }  // namespace
+
+CULVERT_EXPORT int pthread_cancel(pthread_t thread) {
+    const int result = libc_pthread_cancel.get()(thread);  // the caller may be the one: unwound here, with nothing to undo
+    cancel_requests.fetch_add(1, std::memory_order_seq_cst);  // after it: who sees this finds it pending
+    CancelBell::ring_all();
+    return result;
+}
 
 // glibc's own stream reads with its private system calls; a stream with our functions behind it keeps the number.
 CULVERT_EXPORT FILE* fdopen(int fd, const char* mode) noexcept {
@@ -52,6 +65,7 @@ CULVERT_EXPORT FILE* fdopen(int fd, const char* mode) noexcept {
     cookie_io_functions_t functions{};
     functions.read = stdio_read;
     functions.write = stdio_write;
+    functions.seek = stdio_seek;
     functions.close = stdio_close;
     FILE* stream = ::fopencookie(reinterpret_cast<void*>(static_cast<std::intptr_t>(fd)), mode, functions);
     if (stream != nullptr) stream->_fileno = fd;  // fileno() answers

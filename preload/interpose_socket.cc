@@ -37,8 +37,10 @@ int accepted_by_kernel(int listener, int fd) noexcept {
 CULVERT_EXPORT int accept(int fd, sockaddr* address, socklen_t* length) {
     meet(fd);
     if (const SocketRef socket = our_socket(fd)) {
-        const CancellationOff off;
-        return socket->accept(fd, address, length, 0);
+        return cancellable([&] {
+            const CancellationOff off;
+            return socket->accept(fd, address, length, 0);
+        });
     }
     return accepted_by_kernel(fd, libc::accept.get()(fd, address, length));
 }
@@ -46,16 +48,20 @@ CULVERT_EXPORT int accept(int fd, sockaddr* address, socklen_t* length) {
 CULVERT_EXPORT int accept4(int fd, sockaddr* address, socklen_t* length, int flags) {
     meet(fd);
     if (const SocketRef socket = our_socket(fd)) {
-        const CancellationOff off;
-        return socket->accept(fd, address, length, flags);
+        return cancellable([&] {
+            const CancellationOff off;
+            return socket->accept(fd, address, length, flags);
+        });
     }
     return accepted_by_kernel(fd, libc::accept4.get()(fd, address, length, flags));
 }
 
 CULVERT_EXPORT int connect(int fd, const sockaddr* address, socklen_t length) {
     if (const SocketRef socket = any_socket(fd)) {
-        const CancellationOff off;
-        return socket->connect(fd, address, length);
+        return cancellable([&] {
+            const CancellationOff off;
+            return socket->connect(fd, address, length);
+        });
     }
     return libc::connect.get()(fd, address, length);
 }

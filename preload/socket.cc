@@ -394,7 +394,7 @@ int Socket::set_status_flags(int fd, int flags) noexcept {
         if (libc::fcntl(fd, F_SETFL, flags | forced) < 0) return -1;
     } else {
         if ((flags & O_DIRECT) != 0) return fail(EINVAL);
-        status_flags_.store(flags & (O_APPEND | O_NOATIME), std::memory_order_relaxed);
+        status_flags_.store(flags & (O_APPEND | O_NOATIME | O_ASYNC), std::memory_order_relaxed);
     }
     nonblocking_.store((flags & O_NONBLOCK) != 0, std::memory_order_relaxed);
     return 0;
@@ -434,7 +434,13 @@ int Socket::ioctl(int fd, unsigned long request, void* argument) noexcept {
                                                          record.daemon.tx_released.load(std::memory_order_acquire));
             return 0;
         }
-        case FIOASYNC: return placeholder_ ? 0 : libc::ioctl(fd, request, argument);
+        case FIOASYNC:
+            if (!placeholder_) return libc::ioctl(fd, request, argument);
+            if (*static_cast<const int*>(argument) != 0)
+                status_flags_.fetch_or(O_ASYNC, std::memory_order_relaxed);
+            else
+                status_flags_.fetch_and(~O_ASYNC, std::memory_order_relaxed);
+            return 0;
         default: return libc::ioctl(fd, request, argument);
     }
 }

@@ -29,7 +29,7 @@ void Socket::change_options(Change&& change) noexcept {
 }
 
 /// Waits until the kernel's half is readable or ready() says so; without a daemon it is also over when one may be there
-/// again. Returns 0, EAGAIN (timeout_ns < 0: never) or EINTR.
+/// again. Returns 0, EAGAIN (timeout_ns < 0: never), EINTR or ECANCELED.
 template <class Ready>
 int Socket::wait_both(int fd, std::int64_t timeout_ns, Ready&& ready) noexcept {
     const std::int64_t deadline = timeout_ns >= 0 ? now_ns() + timeout_ns : INT64_MAX;
@@ -44,14 +44,30 @@ int Socket::wait_both(int fd, std::int64_t timeout_ns, Ready&& ready) noexcept {
 
     const std::uint32_t record = record_.load(std::memory_order_relaxed);
     const auto queue = client.borrow_poll_queue();
+    struct Borrowed {  // given back after the bell has been taken down
+        ~Borrowed() {
+            if (!queue) return;
+            client.unwatch(queue->index, record);
+            client.give_back_poll_queue(*queue);
+        }
+        Client& client;
+        const std::optional<EventQueue>& queue;
+        std::uint32_t record;
+    };
+    const Borrowed borrowed{client, queue, record};
     if (queue) client.watch(queue->index, record);
     // Without a queue (the daemon has no more, or is gone) we look ten times a second.
     constexpr std::int64_t kBlindSliceNs = 100'000'000;
+    const CancelBell bell(queue ? queue->eventfd : -1);
     int result = 0;
     for (;;) {
         const bool gone = client.daemon_gone();
         if (queue) shm::announce_sleep(client.segment().queue(queue->index).asleep);
         if (ready()) break;
+        if (cancel_asked()) [[unlikely]] {
+            result = ECANCELED;
+            break;
+        }
         const std::int64_t now = now_ns();
         if (now >= deadline) {
             result = EAGAIN;
@@ -59,6 +75,7 @@ int Socket::wait_both(int fd, std::int64_t timeout_ns, Ready&& ready) noexcept {
         }
         pollfd polls[3] = {{fd, POLLIN, 0}, {queue ? queue->eventfd : -1, POLLIN, 0}, {gone ? -1 : client.control_fd(), POLLIN, 0}};
         std::int64_t sleep = deadline == INT64_MAX ? INT64_MAX : deadline - now;
+        if (!bell.hangs()) sleep = std::min(sleep, kSliceNs);
         if (!queue && !gone) sleep = std::min(sleep, kBlindSliceNs);
         if (gone) sleep = std::min(sleep, Client::until_next_attempt_ns());
         const timespec timeout{static_cast<time_t>(sleep / 1'000'000'000), static_cast<long>(sleep % 1'000'000'000)};
@@ -80,10 +97,6 @@ int Socket::wait_both(int fd, std::int64_t timeout_ns, Ready&& ready) noexcept {
         }
         if (polls[2].revents != 0) client.check_daemon();
         if (polls[0].revents != 0) break;
-    }
-    if (queue) {
-        client.unwatch(queue->index, record);
-        client.give_back_poll_queue(*queue);
     }
     return result;
 }

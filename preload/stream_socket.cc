@@ -1,7 +1,9 @@
 // Socket as a TCP connection: connect, send, receive, shutdown, close.
 
+#include <fcntl.h>
 #include <netinet/tcp.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
@@ -30,6 +32,15 @@ std::size_t total_bytes(const iovec* parts, std::size_t count) noexcept {
     std::size_t total = 0;
     for (std::size_t i = 0; i < count; ++i) total += parts[i].iov_len;
     return total;
+}
+
+/// sendfile() reads from what has pages; a pipe or a socket would be read here, but not there. 0 or an errno value.
+int refuse_source(int in_fd) noexcept {
+    struct stat status{};
+    const KeepErrno keep;
+    const int flags = libc::fcntl(in_fd, F_GETFL);
+    if (flags < 0 || (flags & O_ACCMODE) == O_WRONLY || (flags & O_PATH) != 0 || ::fstat(in_fd, &status) != 0) return EBADF;
+    return S_ISREG(status.st_mode) || S_ISBLK(status.st_mode) || S_ISCHR(status.st_mode) ? 0 : EINVAL;
 }
 
 void raise_sigpipe() noexcept {
@@ -170,7 +181,7 @@ int Socket::finish_connect(bool wait, int unfinished) noexcept {
     if (!settled()) {
         if (!wait) return keep.fail(unfinished);
         const int woken = wait_for(*client_, record, spin_history_,
-                                   send_timeout_ns_.load(std::memory_order_relaxed), settled);
+                                   send_timeout_ns_.load(std::memory_order_relaxed), settled, true);
         if (woken == EAGAIN) return keep.fail(unfinished);
         if (woken != 0) return keep.fail(woken);
     }
@@ -179,6 +190,7 @@ int Socket::finish_connect(bool wait, int unfinished) noexcept {
         connecting_.store(Connecting::kNo, std::memory_order_relaxed);
         return 0;
     }
+    if (connecting_.load(std::memory_order_relaxed) != Connecting::kCulvert) return keep.fail(ECONNRESET);  // another thread gave it up
     const int error = take_error();
     // As the kernel disconnects a socket whose connect() has told the failure: it is as before, ready for another attempt.
     abandon();
@@ -248,7 +260,7 @@ int Socket::wait_writable(std::int64_t timeout_ns) noexcept {
         if (record.daemon.error.load(std::memory_order_relaxed) != 0) return true;
         if ((record.app.flags.load(std::memory_order_relaxed) & shm::kAppShutWrite) != 0) return true;
         return (status & shm::kStatusReady) != 0 && (has_room() || arm_write_notice());
-    });
+    }, true);
 }
 
 template <class Fill>
@@ -371,6 +383,7 @@ ssize_t Socket::send_parts(const iovec* parts, std::size_t count, int flags) noe
 ssize_t Socket::sendfile(int fd, int in_fd, off_t* offset, std::size_t count) noexcept {
     if (path() != Path::kConnection) return libc::sendfile(fd, in_fd, offset, count);
     constexpr std::size_t kMost = 0x7ffff000;  // MAX_RW_COUNT
+    if (const int refused = refuse_source(in_fd)) return fail(refused);
     // The file is looked at before the socket: what is wrong there, or its end, is told first.
     const bool refuses = record_lost() || shared().daemon.error.load(std::memory_order_relaxed) != 0 ||
                          (shared().daemon.status.load(std::memory_order_relaxed) & shm::kStatusReady) == 0 || send_room() == 0 ||
@@ -566,7 +579,7 @@ ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags)
                    (record.daemon.status.load(std::memory_order_acquire) &
                     (shm::kStatusPeerClosed | shm::kStatusDead | shm::kStatusMoved)) != 0 ||
                    (record.app.flags.load(std::memory_order_relaxed) & shm::kAppShutRead) != 0;
-        });
+        }, true);
         if (want == 0) return 0;  // recv() of no bytes waits once, as Linux does, and is content with what comes
         if (woken != 0) return copied != 0 ? static_cast<ssize_t>(copied) : keep.fail(woken);
     }

@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <cstdint>
 
+#include "preload/cancel.h"
 #include "preload/client.h"
 #include "preload/libc.h"
 #include "preload/wait.h"
@@ -28,11 +29,11 @@ inline constexpr std::int64_t kSliceNs = 500'000'000;
 int sleep_on(std::atomic<std::uint32_t>& word, std::uint32_t expected, std::int64_t wake_at_ns,
              bool restartable) noexcept;
 
-/// Waits until ready() is true. Returns 0, EAGAIN (timeout_ns < 0: never) or EINTR. ready() must be true once the daemon
-/// is gone.
+/// Waits until ready() is true. Returns 0, EAGAIN (timeout_ns < 0: never), EINTR, or, if `may_cancel`, ECANCELED (cancel.h).
+/// ready() must be true once the daemon is gone.
 template <class Ready>
-int wait_for(Client& client, shm::SocketRecord& record, SpinHistory& history, std::int64_t timeout_ns,
-             Ready&& ready) noexcept {
+int wait_for(Client& client, shm::SocketRecord& record, SpinHistory& history, std::int64_t timeout_ns, Ready&& ready,
+             bool may_cancel = false) noexcept {
     const std::int64_t deadline = timeout_ns >= 0 ? now_ns() + timeout_ns : INT64_MAX;
     SpinWait spin(history, client.spin_us());
     do {
@@ -47,6 +48,10 @@ int wait_for(Client& client, shm::SocketRecord& record, SpinHistory& history, st
     for (;;) {
         const std::uint32_t seen = record.daemon.event_sequence.load(std::memory_order_seq_cst);
         if (ready()) break;
+        if (may_cancel && cancel_asked()) [[unlikely]] {
+            result = ECANCELED;
+            break;
+        }
         const std::int64_t now = now_ns();
         if (now >= deadline) {
             result = EAGAIN;

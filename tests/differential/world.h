@@ -116,6 +116,9 @@ void add_stream_cases(Cases& cases);
 void add_option_cases(Cases& cases);
 void add_datagram_cases(Cases& cases);
 void add_readiness_cases(Cases& cases);
+void add_descriptor_cases(Cases& cases);
+void add_thread_cases(Cases& cases);
+void add_fork_cases(Cases& cases);
 
 /// The peer's side; never returns.
 [[noreturn]] void serve_as_peer();

@@ -1,0 +1,368 @@
+// fork: parent and child share a connection, a listener, a UDP socket, an epoll set. They take turns: the child does a step when the
+// parent says so, and tells what it saw.
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "world.h"
+
+namespace differential {
+
+namespace {
+
+/// A forked child that does one step after the other. What it says goes into the parent's transcript.
+class Child {
+public:
+    using Step = std::function<void(World&)>;
+    Child(World& world, std::vector<Step> steps) : world_(world) {
+        world_.require(::pipe2(go_, O_CLOEXEC) == 0 && ::pipe2(told_, O_CLOEXEC) == 0, "pipes");
+        pid_ = ::fork();
+        if (pid_ != 0) return;
+        ::alarm(20);
+        for (const Step& step : steps) {
+            char word;
+            if (::read(go_[0], &word, 1) != 1) break;
+            static char text[8192];
+            text[0] = '\0';
+            Transcript transcript(text, sizeof text);
+            {
+                World mine(transcript);
+                mine.family = world.family;
+                mine.fd = world.fd;
+                mine.bound_port = world.bound_port;
+                mine.peer_port = world.peer_port;
+                step(mine);
+                world.fd = mine.fd;
+                mine.fd = -1;
+            }
+            const std::size_t length = std::strlen(text);
+            if (::write(told_[1], &length, sizeof length) < 0 || ::write(told_[1], text, length) < 0) break;
+        }
+        ::_exit(0);
+    }
+    ~Child() { end(); }
+    Child(const Child&) = delete;
+    Child& operator=(const Child&) = delete;
+
+    /// The next step; its lines, indented.
+    void step() {
+        if (::write(go_[1], "g", 1) != 1) return;
+        std::size_t length = 0;
+        if (::read(told_[0], &length, sizeof length) != sizeof length) return world_.say("the child is gone");
+        std::string text(length, '\0');
+        for (std::size_t at = 0; at < length;) {
+            const ssize_t got = ::read(told_[0], text.data() + at, length - at);
+            if (got <= 0) break;
+            at += static_cast<std::size_t>(got);
+        }
+        for (std::size_t begin = 0; begin < text.size();) {
+            const std::size_t end = text.find('\n', begin);
+            world_.say("  child: %s", text.substr(begin, end - begin).c_str());
+            begin = end + 1;
+        }
+    }
+    void end() {
+        if (pid_ == 0) return;
+        for (const int fd : {go_[0], go_[1], told_[1]}) ::close(fd);
+        char rest;
+        while (::read(told_[0], &rest, 1) > 0) {
+        }
+        ::close(told_[0]);
+        int status = 0;
+        ::waitpid(pid_, &status, 0);
+        if (status != 0) world_.say("child ended with %x", static_cast<unsigned>(status));
+        pid_ = 0;
+    }
+
+private:
+    World& world_;
+    int go_[2], told_[2];
+    pid_t pid_ = 0;
+};
+
+void accepted(World& w) {
+    w.fd = w.make_socket(SOCK_STREAM);
+    w.accept_one();
+}
+void connected(World& w) {
+    w.fd = w.make_socket(SOCK_STREAM);
+    w.connect_out();
+}
+void listening(World& w) {
+    w.fd = w.make_socket(SOCK_STREAM);
+    w.bind_and_listen();
+}
+void datagram(World& w) {
+    w.fd = w.make_socket(SOCK_DGRAM);
+    Name name = w.own();
+    w.require(::bind(w.fd, name.get(), name.length) == 0, "bind");
+    name.length = sizeof name.storage;
+    w.require(::getsockname(w.fd, name.get(), &name.length) == 0, "getsockname");
+    w.bound_port = port_of(name);
+    w.peer_port = std::stoi(w.peer("udp"));
+    w.peer("udp_to " + std::to_string(w.bound_port));
+}
+
+void read_some(World& w, std::size_t count, int fd = -1) {
+    char data[64];
+    w.said("read " + std::to_string(count), ::recv(fd >= 0 ? fd : w.fd, data, count, MSG_DONTWAIT), data);
+}
+void write_some(World& w, const char* text) { w.said("write", ::send(w.fd, text, std::strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT)); }
+void close_it(World& w) {
+    w.said("close", ::close(w.fd));
+    w.fd = -1;
+}
+void look(World& w) {
+    pollfd entry{w.fd, POLLIN | POLLOUT | POLLRDHUP, 0};
+    w.said("poll", ::poll(&entry, 1, 0));
+    w.say("  %s", World::describe_events(entry.revents).c_str());
+}
+void peer_sends(World& w, int count) {
+    int before = 0;
+    ::ioctl(w.fd, FIONREAD, &before);
+    w.peer("send " + std::to_string(count));
+    w.await_unread(before + count);
+}
+void accept_and_greet(World& w) {
+    w.await(POLLIN);
+    const int connection = ::accept(w.fd, nullptr, nullptr);
+    w.said("accept", connection >= 0 ? 0 : -1);
+    w.said("write", ::write(connection, "hi", 2));
+    ::close(connection);
+}
+
+struct Named {
+    const char* name;
+    void (*enter)(World&);
+    void (*run)(World&);
+};
+
+#define FOR_BOTH(name, body) {"accepted_" name, accepted, body}, {"connected_" name, connected, body}
+
+constexpr Named kForks[] = {
+    FOR_BOTH("shares_the_stream", [](World& w) {
+        peer_sends(w, 9);
+        Child child(w, {[](World& c) { read_some(c, 2); write_some(c, "child "); },
+                        [](World& c) { read_some(c, 2); look(c); }});
+        read_some(w, 2);
+        child.step();
+        read_some(w, 2);
+        write_some(w, "parent ");
+        child.step();
+        read_some(w, 9);
+        ::shutdown(w.fd, SHUT_WR);
+        w.say("peer: %s", w.peer("receive_all").c_str());
+    }),
+    FOR_BOTH("child_goes_on", [](World& w) {
+        Child child(w, {[](World& c) { c.await_unread(4); read_some(c, 9); write_some(c, "child"); }, close_it});
+        close_it(w);
+        w.peer("send 4");
+        child.step();
+        w.say("peer: %s", w.peer("receive 5").c_str());
+        child.step();
+        w.say("peer: %s", w.peer("receive_all").c_str());
+    }),
+    FOR_BOTH("parent_goes_on", [](World& w) {
+        Child child(w, {close_it});
+        child.step();
+        child.end();
+        peer_sends(w, 4);
+        read_some(w, 9);
+        write_some(w, "parent");
+        w.say("peer: %s", w.peer("receive 6").c_str());
+        look(w);
+    }),
+    FOR_BOTH("child_ends_without_closing", [](World& w) {
+        Child child(w, {[](World& c) { write_some(c, "bye "); }});
+        child.step();
+        child.end();
+        write_some(w, "parent");
+        ::shutdown(w.fd, SHUT_WR);
+        w.say("peer: %s", w.peer("receive_all").c_str());
+    }),
+    FOR_BOTH("shutdown_in_the_child", [](World& w) {
+        Child child(w, {[](World& c) { c.said("shutdown", ::shutdown(c.fd, SHUT_WR)); }, [](World& c) { look(c); }});
+        child.step();
+        w.say("peer: %s", w.peer("receive_all").c_str());
+        write_some(w, "no more");
+        look(w);
+        peer_sends(w, 3);
+        read_some(w, 9);
+        w.said("shutdown", ::shutdown(w.fd, SHUT_RD));
+        child.step();
+    }),
+    FOR_BOTH("flags_and_options", [](World& w) {
+        Child child(w, {[](World& c) {
+                            const int on = 1;
+                            c.said("F_SETFL", ::fcntl(c.fd, F_SETFL, ::fcntl(c.fd, F_GETFL) | O_NONBLOCK));
+                            c.said("TCP_NODELAY", ::setsockopt(c.fd, IPPROTO_TCP, 1, &on, sizeof on));
+                            c.said("FD_CLOEXEC", ::fcntl(c.fd, F_SETFD, FD_CLOEXEC));
+                        }});
+        child.step();
+        w.say("F_GETFL %x F_GETFD %x", static_cast<unsigned>(::fcntl(w.fd, F_GETFL)), static_cast<unsigned>(::fcntl(w.fd, F_GETFD)));
+        int value = -1;
+        socklen_t length = sizeof value;
+        w.said("TCP_NODELAY", ::getsockopt(w.fd, IPPROTO_TCP, 1, &value, &length));
+        w.say("  %d", value);
+    }),
+    FOR_BOTH("reset_is_told_to_one", [](World& w) {
+        Child child(w, {[](World& c) { look(c); read_some(c, 4); }, [](World& c) { read_some(c, 4); write_some(c, "x"); }});
+        w.peer("reset");
+        w.await(POLLHUP);
+        child.step();
+        read_some(w, 4);
+        child.step();
+        look(w);
+    }),
+    FOR_BOTH("child_blocks_in_recv", [](World& w) {
+        Child child(w, {[](World& c) { char data[8]; c.said("recv", ::recv(c.fd, data, 8, 0), data); }});
+        w.peer("send 4");
+        child.step();
+        look(w);
+    }),
+    {"listener_shared", listening, [](World& w) {
+        Child child(w, {accept_and_greet, accept_and_greet});
+        w.peer("connect " + std::to_string(w.bound_port));
+        child.step();
+        w.say("peer: %s", w.peer("receive_all").c_str());
+        w.peer("connect " + std::to_string(w.bound_port));
+        accept_and_greet(w);
+        w.say("peer: %s", w.peer("receive_all").c_str());
+        close_it(w);
+        w.peer("connect " + std::to_string(w.bound_port));
+        child.step();
+        w.say("peer: %s", w.peer("receive_all").c_str());
+        child.end();
+        w.say("nobody left: %s", w.peer("connect_try " + std::to_string(w.bound_port)).c_str());
+    }},
+    {"listener_closed_by_the_child", listening, [](World& w) {
+        Child child(w, {close_it});
+        child.step();
+        w.peer("connect " + std::to_string(w.bound_port));
+        accept_and_greet(w);
+        w.say("peer: %s", w.peer("receive_all").c_str());
+    }},
+    {"listener_shut_by_the_child", listening, [](World& w) {
+        Child child(w, {[](World& c) { c.said("shutdown", ::shutdown(c.fd, SHUT_RDWR)); }});
+        child.step();
+        w.said("accept", ::accept4(w.fd, nullptr, nullptr, SOCK_NONBLOCK));
+        w.say("connect: %s", w.peer("connect_try " + std::to_string(w.bound_port)).c_str());
+    }},
+    {"made_by_the_child", listening, [](World& w) {  // a connection that only the child has
+        Child child(w, {[](World& c) {
+                            c.await(POLLIN);
+                            const int connection = ::accept(c.fd, nullptr, nullptr);
+                            c.become(connection);
+                            write_some(c, "from the child");
+                        },
+                        close_it});
+        w.peer("connect " + std::to_string(w.bound_port));
+        child.step();
+        close_it(w);
+        w.say("peer: %s", w.peer("receive 14").c_str());
+        child.step();
+        w.say("peer: %s", w.peer("receive_all").c_str());
+    }},
+    {"udp_shared", datagram, [](World& w) {
+        Child child(w, {[](World& c) { read_some(c, 9); }, [](World& c) {
+                            Name to = c.other(c.peer_port);
+                            c.said("sendto", ::sendto(c.fd, "child", 5, 0, to.get(), to.length));
+                        },
+                        close_it});
+        w.peer("udp_send 5");
+        w.peer("udp_send 6");
+        w.settle_datagrams();
+        child.step();
+        read_some(w, 9);
+        child.step();
+        w.say("peer: %s", w.peer("udp_receive").c_str());
+        child.step();
+        child.end();
+        w.peer("udp_send 3");
+        w.settle_datagrams();
+        read_some(w, 9);
+    }},
+    {"udp_child_goes_on", datagram, [](World& w) {
+        Child child(w, {[](World& c) { c.await(POLLIN); read_some(c, 9); }});
+        close_it(w);
+        w.peer("udp_send 5");
+        child.step();
+        child.end();
+        w.say("nobody left: %s", w.peer("udp_send_refused").c_str());
+    }},
+    {"epoll_shared", accepted, [](World& w) {
+        const int set = ::epoll_create1(EPOLL_CLOEXEC);
+        epoll_event event{EPOLLIN, {}};
+        w.said("ADD", ::epoll_ctl(set, EPOLL_CTL_ADD, w.fd, &event));
+        const auto wait = [set](World& c) {
+            epoll_event got;
+            c.said("epoll_wait", ::epoll_wait(set, &got, 1, 0));
+        };
+        Child child(w, {wait, [=](World& c) { c.await_unread(3); wait(c); read_some(c, 9); wait(c); }, wait});
+        child.step();
+        wait(w);
+        peer_sends(w, 3);
+        child.step();
+        wait(w);
+        peer_sends(w, 2);
+        wait(w);
+        child.step();
+        ::close(set);
+    }},
+    {"epoll_parent_closes", accepted, [](World& w) {
+        const int set = ::epoll_create1(EPOLL_CLOEXEC);
+        epoll_event event{EPOLLIN, {}};
+        w.said("ADD", ::epoll_ctl(set, EPOLL_CTL_ADD, w.fd, &event));
+        Child child(w, {[set](World& c) {
+            epoll_event got;
+            c.await_unread(3);
+            c.said("epoll_wait", ::epoll_wait(set, &got, 1, 5000));
+            read_some(c, 9);
+        }});
+        ::close(set);
+        close_it(w);
+        w.peer("send 3");
+        child.step();
+    }},
+    {"grandchild", accepted, [](World& w) {
+        Child child(w, {[](World& c) {
+            Child grandchild(c, {[](World& g) { g.await_unread(3); read_some(g, 9); write_some(g, "grandchild"); }});
+            close_it(c);
+            grandchild.step();
+        }});
+        close_it(w);
+        w.peer("send 3");
+        child.step();
+        w.say("peer: %s", w.peer("receive_all").c_str());
+    }},
+    {"many_children", accepted, [](World& w) {
+        for (int i = 0; i < 4; ++i) {
+            Child child(w, {[](World& c) { write_some(c, "c"); }});
+            child.step();
+        }
+        write_some(w, "p");
+        ::shutdown(w.fd, SHUT_WR);
+        w.say("peer: %s", w.peer("receive_all").c_str());
+    }},
+};
+
+}  // namespace
+
+void add_fork_cases(Cases& cases) {
+    for (const int family : {AF_INET, AF_INET6})
+        for (const Named& named : kForks)
+            cases.push_back({std::string("fork") + (family == AF_INET6 ? "6/" : "4/") + named.name, [=, &named](World& w) {
+                                 w.family = family;
+                                 named.enter(w);
+                                 named.run(w);
+                             }});
+}
+
+}  // namespace differential
