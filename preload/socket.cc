@@ -203,7 +203,7 @@ std::uint32_t Socket::prepare_record(Client& client) noexcept {
 }
 
 int Socket::operate(Client& client, std::uint32_t record, shm::Operation operation, std::uint32_t argument,
-                    const shm::WireEndpoint& local, const shm::WireEndpoint& remote) noexcept {
+                    const shm::WireEndpoint& local, const shm::WireEndpoint& remote, bool* interrupted) noexcept {
     shm::SocketRecord& shared = client.segment().socket(record);
     const SocketLock lock(client, shared.app.tx_lock);
     shared.operation.code.store(static_cast<std::uint32_t>(operation), std::memory_order_relaxed);
@@ -221,6 +221,7 @@ int Socket::operate(Client& client, std::uint32_t record, shm::Operation operati
     };
     const std::int64_t deadline = now_ns() + kAnswerTimeoutNs;
     while (wait_for(client, shared, answers, std::max<std::int64_t>(deadline - now_ns(), 0), answered) == EINTR) {
+        if (interrupted != nullptr) *interrupted = true;
     }
     if (shared.daemon.operation_done.load(std::memory_order_acquire) != sequence) return ENETDOWN;
     CULVERT_FAULT_POINT(operation_answered);

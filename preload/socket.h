@@ -165,7 +165,7 @@ private:
     bool revive_if_due(int fd) noexcept;
     void abandon() noexcept;
     int operate(Client& client, std::uint32_t record, shm::Operation operation, std::uint32_t argument,
-                const shm::WireEndpoint& local, const shm::WireEndpoint& remote) noexcept;
+                const shm::WireEndpoint& local, const shm::WireEndpoint& remote, bool* interrupted = nullptr) noexcept;
     std::uint32_t prepare_record(Client& client) noexcept;
     template <class Ready>
     int wait_both(int fd, std::int64_t timeout_ns, Ready&& ready) noexcept;

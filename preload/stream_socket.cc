@@ -109,7 +109,8 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
         errno = saved;
         return connect_kernel(fd, address, length, reason);
     };
-    if (const int error = operate(*client, record, shm::Operation::kRoute, 0, {}, *remote); error != 0)
+    bool interrupted = false;
+    if (const int error = operate(*client, record, shm::Operation::kRoute, 0, {}, *remote, &interrupted); error != 0)
         return through_kernel(reason_of_route(error, *remote));
     shm::WireEndpoint source = client->segment().socket(record).local;
     CULVERT_FAULT_POINT(connect_routed);
@@ -138,7 +139,7 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
     }
     local->family = remote->family;
     CULVERT_FAULT_POINT(connect_bound);
-    if (const int error = operate(*client, record, shm::Operation::kConnect, 0, *local, *remote); error != 0)
+    if (const int error = operate(*client, record, shm::Operation::kConnect, 0, *local, *remote, &interrupted); error != 0)
         return through_kernel(reason_of(error, shm::KernelReason::kRefused));
 
     connecting_.store(Connecting::kCulvert, std::memory_order_relaxed);
@@ -148,6 +149,8 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
     // Without Fast Open a connection is never there at once, however quick the peer has been.
     const bool at_once = (shared().options.flags & shm::kOptionFastOpen) != 0 &&
                          (shared().daemon.status.load(std::memory_order_acquire) & shm::kStatusReady) != 0;
+    // A handler that ran while the daemon was asked has interrupted connect() all the same: an alarm may be the only way out.
+    if (interrupted && !nonblocking() && !at_once && !handlers_restart()) return fail(EINTR);
     if (at_once || !nonblocking()) return finish_connect(true, EINPROGRESS);
     return fail(EINPROGRESS);
 }

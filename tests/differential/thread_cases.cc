@@ -7,6 +7,7 @@
 // woken it "sleeps on", and is then woken by the peer.
 
 #include <fcntl.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/epoll.h>
@@ -134,6 +135,18 @@ void datagram(World& w) {
     w.require(::connect(w.fd, name.get(), name.length) == 0, "connect");
 }
 
+/// connect() has several sleeps; the last one is meant, after the SYN has been sent.
+void await_syn_sent(int fd) {
+    constexpr int kSynSent = 2;
+    for (int i = 0; i < 5000; ++i) {
+        tcp_info info{};
+        socklen_t length = sizeof info;
+        if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 && info.tcpi_state == kSynSent) break;
+        pause_ms(2);
+    }
+    pause_ms(50);
+}
+
 char received[65536];
 
 struct Place {
@@ -220,6 +233,7 @@ void run_place(World& w, const Place& place, const Deed& deed) {
     {
         Sleeper sleeper(w, [&] { return place.sleep(w, fd); });
         w.say("asleep %d", !sleeper.done());
+        if (place.enter == connecting) await_syn_sent(fd);
         deed.act(w, fd);
         if (std::string_view(deed.name) == "wake" && place.wake != nullptr) w.peer(place.wake);
         if (std::string_view(deed.name) == "wake" && place.wake == nullptr && place.enter == listening)
@@ -396,7 +410,7 @@ void run_signal(World& w, const Place& place, int flags) {
     handle(flags);
     const int fd = w.fd;
     Sleeper sleeper(w, [&] { return place.sleep(w, fd); });
-    pause_ms(150);  // connect() has several sleeps, the last of which is meant
+    if (place.enter == connecting) await_syn_sent(fd);
     ::pthread_kill(sleeper.thread(), SIGUSR1);
     sleeper.say("signal");
     w.say("handled %d", static_cast<int>(handled));
