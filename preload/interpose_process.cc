@@ -154,7 +154,8 @@ LibcFunction<int(int, unsigned long, unsigned long, unsigned long, unsigned long
 
 }  // namespace
 
-CULVERT_EXPORT int prctl(int option, ...) noexcept {
+// Both read as many arguments as there may be, like libc's own: the caller may have given fewer.
+CULVERT_EXPORT [[gnu::no_sanitize_address]] int prctl(int option, ...) noexcept {
     unsigned long a[4];
     va_list arguments;
     va_start(arguments, option);
@@ -164,7 +165,7 @@ CULVERT_EXPORT int prctl(int option, ...) noexcept {
     return option == PR_SET_SECCOMP && !in_borrowed_memory() ? with_a_filter(call) : call();
 }
 
-CULVERT_EXPORT long syscall(long number, ...) noexcept {
+CULVERT_EXPORT [[gnu::no_sanitize_address]] long syscall(long number, ...) noexcept {
     long a[6];
     va_list arguments;
     va_start(arguments, number);
