@@ -68,8 +68,8 @@ void find_inherited() noexcept {
     raw::close(folder);
 }
 
-void remember_listener(int fd) noexcept {
-    if (is_tcp_listener(fd)) remember(fd);
+void take_listener(int fd) noexcept {
+    if (is_tcp_listener(fd)) Socket::inherit(fd);
 }
 
 void meet_inherited(int fd) noexcept {

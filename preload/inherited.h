@@ -16,8 +16,8 @@ namespace culvert::preload {
 /// Looks through the process's descriptors. Once, when the library is loaded; allocates nothing.
 void find_inherited() noexcept;
 
-/// The same for a descriptor that has just come (SCM_RIGHTS): nothing happens unless it is a listening TCP socket.
-void remember_listener(int fd) noexcept;
+/// A descriptor that was sent to this program (SCM_RIGHTS): Culvert's at once, if it is a listening TCP socket.
+void take_listener(int fd) noexcept;
 
 extern constinit std::atomic<int> inherited_left;  // remembered, and not used yet
 void meet_inherited(int fd) noexcept;

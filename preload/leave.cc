@@ -236,7 +236,9 @@ void meet_received(const msghdr& message) noexcept {
     for_each_passed(message, [](int fd) {
         if (fd < 0) return;
         FdTable::instance().remove(fd);  // the number is new: what we knew of it was closed behind our back
-        remember_listener(fd);
+        // Not with its first use, as what came by exec: whoever gave it may close it before that (haproxy's reload), and what waited
+        // there for accept() needs an heir.
+        take_listener(fd);
     });
 }
 

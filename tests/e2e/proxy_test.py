@@ -3,6 +3,7 @@ import concurrent.futures
 import http.client
 import os
 import signal
+import socket
 import ssl
 
 from story import ON_KERNEL, Story, run, until
@@ -193,6 +194,23 @@ class Haproxy(Story):
         for port in (8000, 8001, 8443):
             lab.wait_for_port(lab.ip4(), port, cls.program, under=cls.culvert)
 
+    def workers(self):
+        with open(f"/proc/{self.program.pid}/task/{self.program.pid}/children") as file:
+            return set(map(int, file.read().split()))
+
+    def wait_for_master(self):
+        """It executes itself anew twice on a reload, and ignores signals meanwhile; it answers when it is done."""
+        def answers():
+            try:
+                with socket.socket(socket.AF_UNIX) as console:
+                    console.settimeout(5)
+                    console.connect(self.console)
+                    console.sendall(b"show proc\n")
+                    return b"worker" in console.recv(4096)
+            except OSError:
+                return False
+        until(answers, "haproxy's master to answer", 30)
+
     def test_http_content_is_right(self):
         with self.carried(40), self.carried(1, "tcp_active_opens"):
             for address in (self.lab.ip4(), self.lab.ip6()):
@@ -225,6 +243,21 @@ class Haproxy(Story):
                 text = self.lab.call("wrk", "-t1", "-c64", "-d2s", f"http://{self.lab.ip4()}:8000/{place}/small")
                 self.assertNotIn("Socket errors", text)
                 self.assertNotIn("Non-2xx", text)
+
+    def test_reload_under_load_loses_no_request(self):
+        """The new worker asks the old one for its listeners (SCM_RIGHTS); clients see nothing of it."""
+        with Clients(2, self.lab.ip4(), 8000, "/here/small") as four, Clients(2, self.lab.ip6(), 8000, "/here/small") as six:
+            for _ in range(3):
+                self.wait_for_master()
+                old = self.workers()
+                self.program.send(signal.SIGUSR2)
+                until(lambda: self.workers() and not old & self.workers(), "haproxy to have a new worker only", 30)
+        self.assertGreater(four.served + six.served, 10)
+        for port in (8000, 8001, 8443):
+            self.culvert.wait_for_listener(port)
+        with self.carried(20):
+            for _ in range(20):
+                self.assertEqual(fetch(self.lab.ip4(), "/here/small", 8000), (200, SMALL_BYTES))
 
 
 APACHE = """
