@@ -13,59 +13,30 @@
 #include <cerrno>
 #include <cstring>
 
+#include "states.h"
 #include "world.h"
 
 namespace differential {
 
 namespace {
 
-void learn_port(World& w) {
-    Name name;
-    name.length = sizeof name.storage;
-    w.require(::getsockname(w.fd, name.get(), &name.length) == 0, "getsockname");
-    w.bound_port = port_of(name);
-}
-
-void meet_peer(World& w) {
-    learn_port(w);
-    w.peer_port = std::stoi(w.peer("udp"));
-    w.peer("udp_to " + std::to_string(w.bound_port));
-}
-
-void bound(World& w) {
-    w.fd = w.make_socket(SOCK_DGRAM);
-    Name name = w.own();
-    w.require(::bind(w.fd, name.get(), name.length) == 0, "bind");
-    meet_peer(w);
-}
-
 void bound_to_any(World& w) {
     w.fd = w.make_socket(SOCK_DGRAM);
     Name name = make_name(w.family, w.family == AF_INET6 ? "::" : "0.0.0.0", 0);
     w.require(::bind(w.fd, name.get(), name.length) == 0, "bind");
-    meet_peer(w);
-}
-
-void connect_to_peer(World& w) {
-    Name name = w.other(w.peer_port);
-    w.require(::connect(w.fd, name.get(), name.length) == 0, "connect");
-}
-
-void connected(World& w) {
-    bound(w);
-    connect_to_peer(w);
+    states::meet_udp_peer(w);
 }
 
 void connected_unbound(World& w) {
     w.fd = w.make_socket(SOCK_DGRAM);
     w.peer_port = std::stoi(w.peer("udp"));
-    connect_to_peer(w);
-    learn_port(w);
+    states::connect_to_udp_peer(w);
+    states::learn_port(w);
     w.peer("udp_to " + std::to_string(w.bound_port));
 }
 
 void disconnected(World& w) {
-    connected(w);
+    states::connected_datagram(w);
     Name nobody;
     w.require(::connect(w.fd, nobody.get(), sizeof(sockaddr_in)) == 0, "connect to AF_UNSPEC");
 }
@@ -94,7 +65,7 @@ void be_refused(World& w) {
 }
 
 void refused(World& w) {
-    connected(w);
+    states::connected_datagram(w);
     be_refused(w);
 }
 
@@ -107,22 +78,22 @@ struct State {
 
 constexpr State kStates[] = {
     {"fresh", [](World& w) { w.fd = w.make_socket(SOCK_DGRAM); }, false, true},
-    {"bound", bound, true, true},
+    {"bound", states::bound_datagram, true, true},
     {"bound_to_any", bound_to_any, true},
-    {"connected", connected, true, true},
+    {"connected", states::connected_datagram, true, true},
     {"connected_unbound", connected_unbound, true},
     {"disconnected", disconnected, false},  // another port: the peer knows the old one
-    {"bound_data", [](World& w) { bound(w); with_data(w); }, true},
+    {"bound_data", [](World& w) { states::bound_datagram(w); with_data(w); }, true},
     {"bound_to_any_data", [](World& w) { bound_to_any(w); with_data(w); }, true},
-    {"connected_data", [](World& w) { connected(w); with_data(w); }, true},
+    {"connected_data", [](World& w) { states::connected_datagram(w); with_data(w); }, true},
     {"refused", refused, false, true},
-    {"refused_with_queue", [](World& w) { connected(w); want_errors(w); be_refused(w); }, false},
-    {"bound_refused_with_queue", [](World& w) { bound(w); want_errors(w); be_refused(w); }, false},
-    {"data_and_refused", [](World& w) { connected(w); with_data(w); be_refused(w); }, false},
-    {"shut_read", [](World& w) { connected(w); w.require(::shutdown(w.fd, SHUT_RD) == 0, "shutdown"); }, true, true},
-    {"shut_write", [](World& w) { connected(w); w.require(::shutdown(w.fd, SHUT_WR) == 0, "shutdown"); }, true, true},
-    {"shut_both_data", [](World& w) { connected(w); with_data(w); w.require(::shutdown(w.fd, SHUT_RDWR) == 0, "shutdown"); }, true},
-    {"bound_shut", [](World& w) { bound(w); ::shutdown(w.fd, SHUT_RDWR); }, true, true},
+    {"refused_with_queue", [](World& w) { states::connected_datagram(w); want_errors(w); be_refused(w); }, false},
+    {"bound_refused_with_queue", [](World& w) { states::bound_datagram(w); want_errors(w); be_refused(w); }, false},
+    {"data_and_refused", [](World& w) { states::connected_datagram(w); with_data(w); be_refused(w); }, false},
+    {"shut_read", [](World& w) { states::connected_datagram(w); w.require(::shutdown(w.fd, SHUT_RD) == 0, "shutdown"); }, true, true},
+    {"shut_write", [](World& w) { states::connected_datagram(w); w.require(::shutdown(w.fd, SHUT_WR) == 0, "shutdown"); }, true, true},
+    {"shut_both_data", [](World& w) { states::connected_datagram(w); with_data(w); w.require(::shutdown(w.fd, SHUT_RDWR) == 0, "shutdown"); }, true},
+    {"bound_shut", [](World& w) { states::bound_datagram(w); ::shutdown(w.fd, SHUT_RDWR); }, true, true},
 };
 
 struct Call {

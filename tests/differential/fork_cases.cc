@@ -11,9 +11,12 @@
 #include <cerrno>
 #include <cstring>
 
+#include "states.h"
 #include "world.h"
 
 namespace differential {
+
+using namespace states;
 
 namespace {
 
@@ -86,29 +89,6 @@ private:
     int go_[2], told_[2];
     pid_t pid_ = 0;
 };
-
-void accepted(World& w) {
-    w.fd = w.make_socket(SOCK_STREAM);
-    w.accept_one();
-}
-void connected(World& w) {
-    w.fd = w.make_socket(SOCK_STREAM);
-    w.connect_out();
-}
-void listening(World& w) {
-    w.fd = w.make_socket(SOCK_STREAM);
-    w.bind_and_listen();
-}
-void datagram(World& w) {
-    w.fd = w.make_socket(SOCK_DGRAM);
-    Name name = w.own();
-    w.require(::bind(w.fd, name.get(), name.length) == 0, "bind");
-    name.length = sizeof name.storage;
-    w.require(::getsockname(w.fd, name.get(), &name.length) == 0, "getsockname");
-    w.bound_port = port_of(name);
-    w.peer_port = std::stoi(w.peer("udp"));
-    w.peer("udp_to " + std::to_string(w.bound_port));
-}
 
 void read_some(World& w, std::size_t count, int fd = -1) {
     char data[64];
@@ -277,7 +257,7 @@ constexpr Named kForks[] = {
         child.step();
         w.say("peer: %s", w.peer("receive_all").c_str());
     }},
-    {"udp_shared", datagram, [](World& w) {
+    {"udp_shared", bound_datagram, [](World& w) {
         Child child(w, {[](World& c) { read_some(c, 9); }, [](World& c) {
                             Name to = c.other(c.peer_port);
                             c.said("sendto", ::sendto(c.fd, "child", 5, 0, to.get(), to.length));
@@ -296,7 +276,7 @@ constexpr Named kForks[] = {
         w.settle_datagrams();
         read_some(w, 9);
     }},
-    {"udp_child_goes_on", datagram, [](World& w) {
+    {"udp_child_goes_on", bound_datagram, [](World& w) {
         Child child(w, {[](World& c) { c.await(POLLIN); read_some(c, 9); }});
         close_it(w);
         w.peer("udp_send 5");

@@ -20,9 +20,12 @@
 #include <ctime>
 #include <string>
 
+#include "states.h"
 #include "world.h"
 
 namespace differential {
+
+using namespace states;
 
 namespace {
 
@@ -323,31 +326,6 @@ constexpr Script kDatagramScripts[] = {
     }},
 };
 
-void accepted(World& w) {
-    w.fd = w.make_socket(SOCK_STREAM);
-    w.accept_one();
-}
-void connected(World& w) {
-    w.fd = w.make_socket(SOCK_STREAM);
-    w.connect_out();
-}
-void listening(World& w) {
-    w.fd = w.make_socket(SOCK_STREAM);
-    w.bind_and_listen();
-}
-void datagram(World& w) {
-    w.fd = w.make_socket(SOCK_DGRAM);
-    Name name = w.own();
-    w.require(::bind(w.fd, name.get(), name.length) == 0, "bind");
-    name.length = sizeof name.storage;
-    w.require(::getsockname(w.fd, name.get(), &name.length) == 0, "getsockname");
-    w.bound_port = port_of(name);
-    w.peer_port = std::stoi(w.peer("udp"));
-    w.peer("udp_to " + std::to_string(w.bound_port));
-    name = w.other(w.peer_port);
-    w.require(::connect(w.fd, name.get(), name.length) == 0, "connect");
-}
-
 // --- single descriptors ----------------------------------------------------------------------------------------------------
 
 template <std::size_t Count>
@@ -421,6 +399,23 @@ struct Named {
     const char* name;
     void (*run)(World&);
 };
+
+void add_and_connect(World& w, std::uint32_t events) {
+    w.fd = w.make_socket(SOCK_STREAM);
+    nonblocking(w.fd);
+    Set set(w);
+    set.add('a', w.fd, events);
+    set.wait_twice();
+    w.peer_port = std::stoi(w.peer("listen"));
+    Name name = w.other(w.peer_port);
+    w.said("connect", ::connect(w.fd, name.get(), name.length));
+    w.peer("accept");
+    w.await(POLLOUT);
+    settle(w);
+    set.wait_twice();
+    peer_sends(w, 3);
+    set.wait_twice();
+}
 
 constexpr Named kSets[] = {
     {"two_in_order", [](World& w) {
@@ -603,38 +598,8 @@ constexpr Named kSets[] = {
         timeval none{};
         w.said("select of the set", ::select(third.fd() + 1, &readable, nullptr, nullptr, &none));
     }},
-    {"added_before_connect", [](World& w) {
-        w.fd = w.make_socket(SOCK_STREAM);
-        nonblocking(w.fd);
-        Set set(w);
-        set.add('a', w.fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
-        set.wait_twice();
-        w.peer_port = std::stoi(w.peer("listen"));
-        Name name = w.other(w.peer_port);
-        w.said("connect", ::connect(w.fd, name.get(), name.length));
-        w.peer("accept");
-        w.await(POLLOUT);
-        settle(w);
-        set.wait_twice();
-        peer_sends(w, 3);
-        set.wait_twice();
-    }},
-    {"added_before_connect_edge", [](World& w) {
-        w.fd = w.make_socket(SOCK_STREAM);
-        nonblocking(w.fd);
-        Set set(w);
-        set.add('a', w.fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
-        set.wait_twice();
-        w.peer_port = std::stoi(w.peer("listen"));
-        Name name = w.other(w.peer_port);
-        w.said("connect", ::connect(w.fd, name.get(), name.length));
-        w.peer("accept");
-        w.await(POLLOUT);
-        settle(w);
-        set.wait_twice();
-        peer_sends(w, 3);
-        set.wait_twice();
-    }},
+    {"added_before_connect", [](World& w) { add_and_connect(w, EPOLLIN | EPOLLOUT | EPOLLRDHUP); }},
+    {"added_before_connect_edge", [](World& w) { add_and_connect(w, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET); }},
     {"added_before_refusal", [](World& w) {
         w.fd = w.make_socket(SOCK_STREAM);
         nonblocking(w.fd);
@@ -896,7 +861,7 @@ void add_readiness_cases(Cases& cases) {
         add_scripts(cases, family, "stream", accepted, kStreamScripts, all);
         if (all) add_scripts(cases, family, "stream_out", connected, kStreamScripts, false);
         add_scripts(cases, family, "listener", listening, kListenerScripts, false);
-        add_scripts(cases, family, "datagram", datagram, kDatagramScripts, false);
+        add_scripts(cases, family, "datagram", connected_datagram, kDatagramScripts, false);
         const auto add = [&](const char* kind, const Named& named) {
             cases.push_back({std::string("readiness") + (family == AF_INET6 ? "6/" : "4/") + kind + "/" + named.name,
                              [=](World& w) {

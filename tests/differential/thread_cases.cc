@@ -23,9 +23,12 @@
 #include <ctime>
 #include <utility>
 
+#include "states.h"
 #include "world.h"
 
 namespace differential {
+
+using namespace states;
 
 namespace {
 
@@ -93,18 +96,6 @@ private:
 
 // --- asleep in a call -------------------------------------------------------------------------------------------------------------
 
-void accepted(World& w) {
-    w.fd = w.make_socket(SOCK_STREAM);
-    w.accept_one();
-}
-void connected(World& w) {
-    w.fd = w.make_socket(SOCK_STREAM);
-    w.connect_out();
-}
-void listening(World& w) {
-    w.fd = w.make_socket(SOCK_STREAM);
-    w.bind_and_listen();
-}
 void full(World& w) {
     accepted(w);
     const int small = 8192;
@@ -121,18 +112,6 @@ void full(World& w) {
 void connecting(World& w) {
     w.fd = w.make_socket(SOCK_STREAM);
     w.peer_port = std::stoi(w.peer("blackhole"));
-}
-void datagram(World& w) {
-    w.fd = w.make_socket(SOCK_DGRAM);
-    Name name = w.own();
-    w.require(::bind(w.fd, name.get(), name.length) == 0, "bind");
-    name.length = sizeof name.storage;
-    w.require(::getsockname(w.fd, name.get(), &name.length) == 0, "getsockname");
-    w.bound_port = port_of(name);
-    w.peer_port = std::stoi(w.peer("udp"));
-    w.peer("udp_to " + std::to_string(w.bound_port));
-    name = w.other(w.peer_port);
-    w.require(::connect(w.fd, name.get(), name.length) == 0, "connect");
 }
 
 /// connect() has several sleeps; the last one is meant, after the SYN has been sent.
@@ -192,9 +171,8 @@ constexpr Place kPlaces[] = {
         errno = error;
         return count > 0 ? 1000L + event.events : long{count};
     }, "send 5"},
-    {"recv_udp", datagram, [](World&, int fd) { return ::recv(fd, received, 16, 0); }, "udp_send 5"},
+    {"recv_udp", connected_datagram, [](World&, int fd) { return ::recv(fd, received, 16, 0); }, "udp_send 5"},
 };
-
 
 struct Deed {
     const char* name;
@@ -486,7 +464,7 @@ void add_thread_cases(Cases& cases) {
         for (const Deed& deed : kDeeds) {
             const std::string_view what = deed.name;
             if (place.enter == connecting && (what == "wake" || what == "peer_resets" || what == "other_thread_uses_it")) continue;
-            if ((place.enter == listening || place.enter == datagram) && what == "peer_resets") continue;
+            if ((place.enter == listening || place.enter == connected_datagram) && what == "peer_resets") continue;
             if (place.enter == connecting && (what == "close" || what == "dup2_over" || what == "nonblocking")) continue;
             add(std::string(place.name) + "/" + deed.name, [&](World& w) { run_place(w, place, deed); });
         }
