@@ -3,11 +3,8 @@
 #include <linux/errqueue.h>
 #include <netinet/in.h>
 
-#include "daemon/stack/link/multicast_groups.h"
-#include "daemon/tenant/tenant.h"
 #include "daemon/wire/icmp.h"
-#include "tests/support/app_side.h"
-#include "tests/unit/stack/ip_world.h"
+#include "tests/unit/tenant/one_tenant.h"
 
 namespace culvert::tenant {
 namespace {
@@ -15,65 +12,16 @@ namespace {
 using stack::Bytes;
 using stack::ip;
 using stack::pattern;
-using test::AppSide;
-
-struct Received {
-    shm::DatagramHeader header;
-    std::string payload;
-};
 
 /// Both families, as every test runs.
-class TenantDatagramTest : public testing::TestWithParam<bool>, public stack::NeighborResolver, public stack::PortOwner {
+class TenantDatagramTest : public testing::TestWithParam<bool>, public OneTenant {
 protected:
-    TenantDatagramTest() : app(attach()) {
-        stack::Interface eth0;
-        eth0.index = 7;
-        eth0.mac = stack::kOurMac;
-        eth0.up = true;
-        eth0.tx = &tx;
-        interface = &stack.add_interface(eth0);
-        stack.set_addresses(7, {{ip("10.0.0.1"), 24}, {ip("fd00::1"), 64}});
-        stack.routes().replace({{.destination = ip("10.0.0.0"), .prefix_length = 24, .interface = 7},
-                                {.destination = ip("fd00::"), .prefix_length = 64, .interface = 7}});
-        for (const char* peer : {"10.0.0.2", "fd00::2"})
-            stack.neighbors().update(7, ip(peer), stack::kPeerMac, stack::NeighborState::kReachable, tx);
-    }
-    AppSide attach() {
-        UniqueFd fd;
-        auto segment = shm::Segment::create(kGeometry, "tenant", fd);
-        auto shared = shm::Segment::open(fd.get(), kGeometry);
-        tenant = std::make_unique<Tenant>(1, "test", std::move(*segment), stack, counters, commons);
-        const std::uint32_t slot = *tenant->add_process(100);
-        return {std::move(*shared), slot};
-    }
-    void resolve(std::uint32_t, const Address&) override {}
-    void take_port(Protocol, const Address&, Port) override {}
-    void release_port(Protocol, const Address&, Port) override {}
+    TenantDatagramTest() : OneTenant(kGeometry), interface(&add_eth0({"10.0.0.2", "fd00::2"})) {}
 
     bool v4() const { return GetParam(); }
     Address ours() const { return ip(v4() ? "10.0.0.1" : "fd00::1"); }
     Endpoint peer() const { return {ip(v4() ? "10.0.0.2" : "fd00::2"), 4000}; }
-    static shm::WireEndpoint wire(const Endpoint& endpoint) {
-        shm::WireEndpoint out{};
-        std::memcpy(out.address, endpoint.address.bytes().data(), 16);
-        out.port = endpoint.port;
-        out.family = endpoint.address.is_v4() ? 4 : 6;
-        return out;
-    }
-    void turn() {
-        now += std::chrono::microseconds(1);
-        tenant->poll(now);
-        if (stack.next_deadline() <= now) stack.advance(now);
-        stack.flush(now);
-        tenant->deliver_events();
-    }
-    int operate(std::uint32_t socket, shm::Operation code, const shm::WireEndpoint& local, const shm::WireEndpoint& remote,
-                std::uint32_t argument = 0) {
-        app.submit(socket, code, local, remote, argument);
-        turn();
-        EXPECT_TRUE(app.answered(socket));
-        return app.answer(socket);
-    }
+    static shm::WireEndpoint wire(const Endpoint& endpoint) { return OneTenant::wire(endpoint.address, endpoint.port); }
     std::uint32_t bind(std::uint32_t flags = 0, std::uint32_t receive_buffer = 0) {
         const std::uint32_t socket = app.socket();
         shm::SocketRecord& record = app.segment.socket(socket);
@@ -85,19 +33,6 @@ protected:
     }
     void arrive(const Bytes& frame) { stack.input(*interface, stack::received(frame), now); }
     void arrive_from_peer(std::size_t length) { arrive(stack::udp_frame(peer(), {ours(), 53}, pattern(length))); }
-    std::vector<Received> receive(std::uint32_t socket) {
-        std::string bytes = app.receive(socket);
-        std::vector<Received> all;
-        while (bytes.size() >= sizeof(shm::DatagramHeader)) {
-            Received one{};
-            std::memcpy(&one.header, bytes.data(), sizeof one.header);
-            one.payload = bytes.substr(sizeof one.header, one.header.length);
-            bytes.erase(0, sizeof one.header + one.header.length);
-            all.push_back(one);
-        }
-        EXPECT_TRUE(bytes.empty());
-        return all;
-    }
     void send(std::uint32_t socket, shm::DatagramHeader header, const Bytes& payload) {
         header.length = static_cast<std::uint32_t>(payload.size());
         std::string bytes(reinterpret_cast<const char*>(&header), sizeof header);
@@ -109,17 +44,7 @@ protected:
 
     static constexpr shm::Geometry kGeometry{.sockets = 128, .app_sockets = 64, .tx_blocks = 64, .rx_blocks = 64,
                                              .queues = 4, .processes = 4, .accept_queues = 2};
-    Counters counters;
-    Rng rng{1};
-    FramePool pool{512};
-    TxQueue tx{pool};
-    Instant now{std::chrono::hours(1)};
-    stack::MulticastGroups groups;
-    stack::Stack stack{{}, *this, *this, counters, rng};
-    Commons commons;
-    std::unique_ptr<Tenant> tenant;
-    stack::Interface* interface = nullptr;
-    AppSide app;
+    stack::Interface* const interface;
 };
 
 INSTANTIATE_TEST_SUITE_P(Families, TenantDatagramTest, testing::Bool(),

@@ -4,42 +4,16 @@
 
 #include <cstring>
 
-#include "daemon/tenant/tenant.h"
-#include "tests/support/app_side.h"
-#include "tests/unit/stack/ip_world.h"
+#include "tests/unit/tenant/one_tenant.h"
 
 namespace culvert::tenant {
 namespace {
 
 using stack::ip;
-using test::AppSide;
 
-class TenantPolicyTest : public testing::Test, public stack::NeighborResolver, public stack::PortOwner {
+class TenantPolicyTest : public testing::Test, public OneTenant {
 protected:
-    TenantPolicyTest() : app(attach()) {
-        stack::Interface eth0;
-        eth0.index = 7;
-        eth0.mac = stack::kOurMac;
-        eth0.up = true;
-        eth0.tx = &tx;
-        stack.add_interface(eth0);
-        stack.set_addresses(7, {{ip("10.0.0.1"), 24}, {ip("fd00::1"), 64}});
-        stack.routes().replace({{.destination = ip("10.0.0.0"), .prefix_length = 24, .interface = 7},
-                                {.destination = ip("fd00::"), .prefix_length = 64, .interface = 7}});
-        for (const char* peer : {"10.0.0.2", "10.0.0.3", "fd00::2"})
-            stack.neighbors().update(7, ip(peer), stack::kPeerMac, stack::NeighborState::kReachable, tx);
-    }
-    AppSide attach() {
-        UniqueFd fd;
-        auto segment = shm::Segment::create(kGeometry, "tenant", fd);
-        auto shared = shm::Segment::open(fd.get(), kGeometry);
-        tenant = std::make_unique<Tenant>(1, "test", std::move(*segment), stack, counters, commons);
-        const std::uint32_t slot = *tenant->add_process(100);
-        return {std::move(*shared), slot};
-    }
-    void resolve(std::uint32_t, const Address&) override {}
-    void take_port(Protocol, const Address&, Port) override {}
-    void release_port(Protocol, const Address&, Port) override {}
+    TenantPolicyTest() : OneTenant(kGeometry) { add_eth0({"10.0.0.2", "10.0.0.3", "fd00::2"}); }
 
     void permit(const char* text) {
         auto policy = std::make_shared<shm::Policy>();
@@ -47,28 +21,7 @@ protected:
         ASSERT_TRUE(policy->parse(text, error)) << error.text;
         tenant->permit({.policy = policy, .loopback = false});
     }
-    static shm::WireEndpoint wire(const char* address, Port port) {
-        shm::WireEndpoint out{};
-        const Address parsed = ip(address);
-        std::memcpy(out.address, parsed.bytes().data(), 16);
-        out.port = port;
-        out.family = parsed.is_v4() ? 4 : 6;
-        return out;
-    }
-    int operate(std::uint32_t socket, shm::Operation code, const shm::WireEndpoint& local, const shm::WireEndpoint& remote,
-                std::uint32_t argument = 0) {
-        app.submit(socket, code, local, remote, argument);
-        turn();
-        EXPECT_TRUE(app.answered(socket));
-        return app.answer(socket);
-    }
-    void turn() {
-        now += std::chrono::microseconds(1);
-        tenant->poll(now);
-        if (stack.next_deadline() <= now) stack.advance(now);
-        stack.flush(now);
-        tenant->deliver_events();
-    }
+    static shm::WireEndpoint wire(const char* address, Port port) { return OneTenant::wire(ip(address), port); }
     std::uint32_t socket(int protocol) {
         const std::uint32_t index = app.socket();
         app.segment.socket(index).protocol.store(static_cast<std::uint32_t>(protocol));
@@ -78,15 +31,6 @@ protected:
 
     static constexpr shm::Geometry kGeometry{.sockets = 256, .app_sockets = 128, .tx_blocks = 64, .rx_blocks = 64,
                                              .queues = 4, .processes = 4, .accept_queues = 8};
-    Counters counters;
-    Rng rng{1};
-    FramePool pool{512};
-    TxQueue tx{pool};
-    Instant now{std::chrono::hours(1)};
-    stack::Stack stack{{}, *this, *this, counters, rng};
-    Commons commons;
-    std::unique_ptr<Tenant> tenant;
-    AppSide app;
 };
 
 TEST_F(TenantPolicyTest, ListenersByPort) {

@@ -4,10 +4,8 @@
 #include <netinet/in.h>
 
 #include "daemon/stack/raw.h"
-#include "daemon/tenant/tenant.h"
 #include "daemon/wire/icmp.h"
-#include "tests/support/app_side.h"
-#include "tests/unit/stack/ip_world.h"
+#include "tests/unit/tenant/one_tenant.h"
 
 namespace culvert::tenant {
 namespace {
@@ -15,45 +13,18 @@ namespace {
 using stack::Bytes;
 using stack::ip;
 using stack::pattern;
-using test::AppSide;
 
-struct Received {
-    shm::DatagramHeader header;
-    std::string payload;
-};
-
-class TenantRawTest : public testing::TestWithParam<bool>, public stack::NeighborResolver, public stack::PortOwner {
+class TenantRawTest : public testing::TestWithParam<bool>, public OneTenant {
 protected:
-    TenantRawTest() : app(attach()) {
-        add_interface(7, {{ip("10.0.0.1"), 24, true}, {ip("fd00::1"), 64, true}});
-        add_interface(8, {{ip("10.8.0.1"), 24, false}, {ip("fd08::1"), 64, false}});
+    TenantRawTest() : OneTenant(kGeometry) {
+        interfaces.push_back(&add_interface(7, {{ip("10.0.0.1"), 24, true}, {ip("fd00::1"), 64, true}}));
+        interfaces.push_back(&add_interface(8, {{ip("10.8.0.1"), 24, false}, {ip("fd08::1"), 64, false}}));
         stack.routes().replace({{.destination = ip("10.0.0.0"), .prefix_length = 24, .interface = 7},
                                 {.destination = ip("fd00::"), .prefix_length = 64, .interface = 7},
                                 {.destination = ip("10.8.0.0"), .prefix_length = 24, .interface = 8},
                                 {.destination = ip("fd08::"), .prefix_length = 64, .interface = 8}});
-        for (const char* peer : {"10.0.0.2", "fd00::2"})
-            stack.neighbors().update(7, ip(peer), stack::kPeerMac, stack::NeighborState::kReachable, tx);
+        know({"10.0.0.2", "fd00::2"});
     }
-    void add_interface(std::uint32_t index, std::vector<stack::InterfaceAddress> addresses) {
-        stack::Interface interface;
-        interface.index = index;
-        interface.mac = stack::kOurMac;
-        interface.up = true;
-        interface.tx = &tx;
-        interfaces.push_back(&stack.add_interface(interface));
-        stack.set_addresses(index, std::move(addresses));
-    }
-    AppSide attach() {
-        UniqueFd fd;
-        auto segment = shm::Segment::create(kGeometry, "tenant", fd);
-        auto shared = shm::Segment::open(fd.get(), kGeometry);
-        tenant = std::make_unique<Tenant>(1, "test", std::move(*segment), stack, counters, commons);
-        const std::uint32_t slot = *tenant->add_process(100);
-        return {std::move(*shared), slot};
-    }
-    void resolve(std::uint32_t, const Address&) override {}
-    void take_port(Protocol, const Address&, Port) override {}
-    void release_port(Protocol, const Address&, Port) override {}
 
     bool v4() const { return GetParam(); }
     Address any() const { return Address::any(v4() ? Family::kIpv4 : Family::kIpv6); }
@@ -65,31 +36,10 @@ protected:
     std::uint8_t reply() const { return v4() ? wire::icmp_v4::kEchoReply : wire::icmp_v6::kEchoReply; }
     std::uint32_t ping() const { return shm::raw_kind(true, !v4(), icmp()); }
     std::uint32_t raw(std::uint8_t protocol) const { return shm::raw_kind(false, !v4(), protocol); }
-    static shm::WireEndpoint wire(const Address& address, Port port = 0) {
-        shm::WireEndpoint out{};
-        std::memcpy(out.address, address.bytes().data(), 16);
-        out.port = port;
-        out.family = address.is_v4() ? 4 : 6;
-        return out;
-    }
     Bytes echo(std::uint8_t type, std::uint16_t identifier, const Address& from, const Address& to) const {
         Bytes message(wire::kIcmpHeaderLength + 5);
         wire::emit(wire::IcmpHeader{.type = type, .rest = std::uint32_t{identifier} << 16 | 1}, pattern(5), from, to, message);
         return message;
-    }
-    void turn() {
-        now += std::chrono::microseconds(1);
-        tenant->poll(now);
-        if (stack.next_deadline() <= now) stack.advance(now);
-        stack.flush(now);
-        tenant->deliver_events();
-    }
-    int operate(std::uint32_t socket, shm::Operation code, const shm::WireEndpoint& local, const shm::WireEndpoint& remote,
-                std::uint32_t argument = 0) {
-        app.submit(socket, code, local, remote, argument);
-        turn();
-        EXPECT_TRUE(app.answered(socket));
-        return app.answer(socket);
     }
     std::uint32_t fresh(std::uint32_t receive_buffer = 0) {
         const std::uint32_t socket = app.socket();
@@ -110,19 +60,6 @@ protected:
         stack.input(*interfaces[to == shared() ? 1 : 0],
                     stack::received(stack::ip_frame(peer(), to, static_cast<wire::IpProtocol>(protocol), message)), now);
         turn();
-    }
-    std::vector<Received> receive(std::uint32_t socket) {
-        std::string bytes = app.receive(socket);
-        std::vector<Received> all;
-        while (bytes.size() >= sizeof(shm::DatagramHeader)) {
-            Received one{};
-            std::memcpy(&one.header, bytes.data(), sizeof one.header);
-            one.payload = bytes.substr(sizeof one.header, one.header.length);
-            bytes.erase(0, sizeof one.header + one.header.length);
-            all.push_back(one);
-        }
-        EXPECT_TRUE(bytes.empty());
-        return all;
     }
     void send_bytes(std::uint32_t socket, const shm::DatagramHeader& header, const Bytes& payload) {
         std::string bytes(reinterpret_cast<const char*>(&header), sizeof header);
@@ -145,16 +82,7 @@ protected:
 
     static constexpr shm::Geometry kGeometry{.sockets = 256, .app_sockets = 128, .tx_blocks = 64, .rx_blocks = 64,
                                              .queues = 4, .processes = 4, .accept_queues = 2};
-    Counters counters;
-    Rng rng{1};
-    FramePool pool{512};
-    TxQueue tx{pool};
-    Instant now{std::chrono::hours(1)};
-    stack::Stack stack{{}, *this, *this, counters, rng};
     std::vector<stack::Interface*> interfaces;
-    Commons commons;
-    std::unique_ptr<Tenant> tenant;
-    AppSide app;
 };
 
 INSTANTIATE_TEST_SUITE_P(Families, TenantRawTest, testing::Bool(),
