@@ -479,15 +479,7 @@ private:
 
     // --- time and what leaves ---------------------------------------------------------------------------------------------
     void pass(Duration time) {
-        const Instant target = now_ + time;
-        for (int turns = 0; turns < 100; ++turns) {
-            const Instant next = stack_.next_deadline();
-            if (next > target) break;
-            now_ = std::max(now_ + 1ms, next);
-            turn();
-        }
-        now_ = std::max(now_, target);
-        turn();
+        fuzz::sleep_through(stack_, now_, time, 100, [this] { turn(); });
     }
     void turn() {
         stack_.advance(now_);

@@ -388,16 +388,7 @@ private:
     Stack& stack_const() const { return const_cast<Stack&>(stack_); }
 
     void pass(Duration time) {
-        const Instant target = now_ + time;
-        // Long spells are slept through as an engine does: a turn when something is due.
-        for (int turns = 0; turns < 400; ++turns) {
-            const Instant next = stack_.next_deadline();
-            if (next > target) break;
-            now_ = std::max(now_ + 1ms, next);
-            turn();
-        }
-        now_ = std::max(now_, target);
-        turn();
+        fuzz::sleep_through(stack_, now_, time, 400, [this] { turn(); });
     }
     void turn() {
         stack_.advance(now_);

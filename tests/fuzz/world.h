@@ -65,6 +65,20 @@ inline void check_nothing_held(const stack::Stack& stack, const stack::StackConf
     CHECK(stack.next_deadline() == kNever);
 }
 
+/// `time` passes, slept through as an engine does: a turn when something is due, `most` of them.
+template <class Turn>
+void sleep_through(stack::Stack& stack, Instant& now, Duration time, int most, Turn&& turn) {
+    const Instant target = now + time;
+    for (int turns = 0; turns < most; ++turns) {
+        const Instant next = stack.next_deadline();
+        if (next > target) break;
+        now = std::max(now + std::chrono::milliseconds(1), next);
+        turn();
+    }
+    now = std::max(now, target);
+    turn();
+}
+
 /// The life of one input.
 template <class World>
 int run(const std::uint8_t* data, std::size_t size, int most_steps) {
