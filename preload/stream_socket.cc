@@ -386,11 +386,14 @@ ssize_t Socket::send_parts(const iovec* parts, std::size_t count, int flags) noe
 ssize_t Socket::sendfile(int fd, int in_fd, off_t* offset, std::size_t count) noexcept {
     if (path() != Path::kConnection) return libc::sendfile(fd, in_fd, offset, count);
     constexpr std::size_t kMost = 0x7ffff000;  // MAX_RW_COUNT
-    if (const int refused = refuse_source(in_fd)) return fail(refused);
     // The file is looked at before the socket: what is wrong there, or its end, is told first.
     const bool refuses = record_lost() || shared().daemon.error.load(std::memory_order_relaxed) != 0 ||
-                         (shared().daemon.status.load(std::memory_order_relaxed) & shm::kStatusReady) == 0 || send_room() == 0 ||
+                         (shared().daemon.status.load(std::memory_order_relaxed) & shm::kStatusReady) == 0 || !has_room() ||
                          (shared().app.flags.load(std::memory_order_relaxed) & shm::kAppShutWrite) != 0;
+    // Where it is read at an offset and the socket takes it, the reading says as much, and costs nothing more.
+    if (count == 0 || refuses || offset == nullptr) {
+        if (const int refused = refuse_source(in_fd)) return fail(refused);
+    }
     if (count == 0 || refuses) {
         char byte = 0;
         const long from = offset != nullptr ? long{*offset} : ::syscall(SYS_lseek, in_fd, 0L, SEEK_CUR);
@@ -405,7 +408,7 @@ ssize_t Socket::sendfile(int fd, int in_fd, off_t* offset, std::size_t count) no
         // Read no further than what the blocks take: without an offset the file's own position moves with it.
         const long got = offset != nullptr ? ::syscall(SYS_preadv, in_fd, to, blocks, at, 0L)
                                            : ::syscall(SYS_readv, in_fd, to, blocks);
-        if (got < 0) return -errno;
+        if (got < 0) return errno == ESPIPE || errno == EISDIR ? -EINVAL : -errno;  // no pages: as refuse_source()
         at += got;
         return got;
     });
