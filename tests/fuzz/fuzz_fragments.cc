@@ -7,6 +7,8 @@
 // run out every chunk is free.
 #include <algorithm>
 #include <array>
+#include <cstring>
+#include <utility>
 #include <vector>
 
 #include "daemon/stack/stack.h"
@@ -32,7 +34,8 @@ struct Datagram {
     std::uint32_t identification = 0;
     Bytes message;                      // UDP header and payload
     // The reference: which units of 8 bytes have come, and how much had been lost by name before the first of them.
-    std::vector<bool> have;
+    Bytes have;
+    std::size_t missing = 0;  // of them, not yet set in `have`
     std::uint64_t lost_before = 0;
     bool incomplete = false;  // the stack may know less than the reference
     std::uint32_t heard = 0;
@@ -96,7 +99,7 @@ public:
         // It proves itself by its checksum, so unless the input made one itself, it is one of ours, whole.
         for (Datagram& d : datagrams_) {
             if (info.remote.address != d.source || heard.size() + wire::kUdpHeaderLength != d.message.size() ||
-                !std::ranges::equal(heard, std::span(d.message).subspan(wire::kUdpHeaderLength)))
+                std::memcmp(heard.data(), d.message.data() + wire::kUdpHeaderLength, heard.size()) != 0)
                 continue;
             ++d.heard;
             return true;
@@ -124,7 +127,7 @@ private:
         const bool v4 = d.source.is_v4();
         const std::size_t header = v4 ? 0 : wire::kIpv6FragmentHeaderLength;
         Bytes message(header + bytes.size());
-        std::ranges::copy(bytes, message.begin() + static_cast<std::ptrdiff_t>(header));
+        fuzz::place(bytes, message.data() + header);
         const auto field = static_cast<std::uint16_t>(v4 ? (more ? 0x2000u : 0u) | offset / 8 : offset | (more ? 1u : 0u));
         if (!v4) {
             wire::store_8(message.data(), 17);
@@ -157,12 +160,16 @@ private:
             CHECK(d.heard == before + 1);
             return;
         }
-        if (std::ranges::find(d.have, true) == d.have.end()) d.lost_before = lost();
-        d.have.resize(units);
-        for (std::size_t at = offset / 8; at < (offset + length + 7) / 8; ++at) d.have[at] = true;
+        if (d.have.empty()) {
+            d.lost_before = lost();
+            d.have.resize(units);
+            d.missing = units;
+        }
+        for (std::size_t at = offset / 8; at < (offset + length + 7) / 8; ++at)
+            if (std::exchange(d.have[at], std::byte{1}) == std::byte{0}) --d.missing;
         const std::uint32_t before = d.heard;
         send(d, offset, more, std::span(d.message).subspan(offset, length));
-        const bool whole = std::ranges::find(d.have, false) == d.have.end();
+        const bool whole = d.missing == 0;
         const bool heard = d.heard != before;
         CHECK(d.heard - before <= 1);
         CHECK(!whole || heard || lost() > d.lost_before || d.incomplete);
