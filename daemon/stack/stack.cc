@@ -427,8 +427,13 @@ private:
     static constexpr std::size_t kLocalBurst = 256;  // packets to ourselves in one round
 
     /// [RFC1122 3.2.2 demultiplex] [RFC1122 3.2.2.1 pass] [RFC1122 3.2.2.4 pass] [RFC1122 3.2.2.5 pass]
+    /// `message` null: nobody has sent one, a packet of ours was given up (and counted). Then nothing else is dropped when the
+    /// error concerns nobody.
     void report(const std::expected<IcmpError, Drop>& error, const IpPacket* message, Instant now) {
-        if (!error) return counters_.drop(error.error());
+        if (!error) {
+            if (message != nullptr) counters_.drop(error.error());
+            return;
+        }
         bool believed = false;
         if (error->protocol == wire::IpProtocol::kUdp) {
             believed = udp_.icmp_error(*error, message, now);

@@ -157,7 +157,7 @@ bool Udp::icmp_error(const IcmpError& error, const IpPacket* message, Instant no
     // is meant
     const bool too_big = error.next_hop_mtu != 0;
     if (socket == nullptr || (!too_big && !socket->options_.errors && !socket->remote_)) {
-        if (!passed_on(error, message)) counters_.drop(Drop::kIcmpUnmatched);
+        if (!passed_on(error, message) && message != nullptr) counters_.drop(Drop::kIcmpUnmatched);
         return false;
     }
     const SocketOptions& options = socket->options_;

@@ -258,7 +258,7 @@ bool TcpImpl::icmp_error(const Endpoint& local, const Endpoint& remote, std::uin
         return false;
     if (flow.kind != FlowRef::Kind::kConnection) {
         // A half-open connection's SYN-ACK is repeated, TIME-WAIT has nothing in flight.
-        shared_.counters.drop(Drop::kIcmpUnmatched);
+        if (message != nullptr) shared_.counters.drop(Drop::kIcmpUnmatched);
         return false;
     }
     const std::uint64_t believed = shared_.counters.icmp_in;

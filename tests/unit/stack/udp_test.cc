@@ -465,6 +465,9 @@ TEST_F(UdpTest, HardErrorsReachTheConnectedSocketOnly) {
     error.hard = true;
     error.remote.port = 4001;
     udp.icmp_error(error, nullptr, now);
+    EXPECT_EQ(counters.dropped(Drop::kIcmpUnmatched), 0u) << "our own word, nobody's message";
+    const IpPacket message{};
+    udp.icmp_error(error, &message, now);
     EXPECT_EQ(counters.dropped(Drop::kIcmpUnmatched), 1u);
     EXPECT_THAT(bound.errors, IsEmpty());
 }

@@ -162,6 +162,7 @@ TEST_F(ArpTest, AsksThreeTimesThenGivesUpForLongerAndLonger) {
     EXPECT_EQ(host.dropped(Drop::kNeighborUnresolved), 0u);
     host.after(10ms).quiet();
     EXPECT_EQ(host.dropped(Drop::kNeighborUnresolved), 1u);
+    EXPECT_EQ(host.dropped(Drop::kIcmpUnmatched), 0u) << "nobody listens for the error, but no message came that was dropped";
     EXPECT_EQ(host.counters.neighbors_unreachable, 1u);
     send("10.0.0.2");  // refused at once while the hold lasts
     host.quiet();
