@@ -466,7 +466,8 @@ TEST_F(UdpTest, HardErrorsReachTheConnectedSocketOnly) {
     error.remote.port = 4001;
     udp.icmp_error(error, nullptr, now);
     EXPECT_EQ(counters.dropped(Drop::kIcmpUnmatched), 0u) << "our own word, nobody's message";
-    const IpPacket message{};
+    const RxPacket nothing{};
+    const IpPacket message{.packet = nothing, .interface = eth0, .source = {}, .destination = {}};
     udp.icmp_error(error, &message, now);
     EXPECT_EQ(counters.dropped(Drop::kIcmpUnmatched), 1u);
     EXPECT_THAT(bound.errors, IsEmpty());
