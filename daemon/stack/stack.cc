@@ -174,11 +174,17 @@ public:
                 return counters_.drop(Drop::kIpProtocolUnknown);
         }
     }
-    /// [RFC3376 3.2] [RFC3810 4.2] a group that others have joined is heard from those sources alone that one of them wants
+    /// [RFC3376 3.2] [RFC3810 4.2] a group that others have joined is heard from those sources alone that one of them wants,
+    /// but for what the link's own protocols say
     [[gnu::cold]] bool is_wanted(const IpPacket& ip) const {
         const auto protocol = static_cast<wire::IpProtocol>(ip.protocol);
-        return protocol == wire::IpProtocol::kIgmp || protocol == wire::IpProtocol::kIcmpv6 || link_ == nullptr ||
-               link_->accepts_source(ip.interface, ip.destination, ip.source);
+        if (protocol == wire::IpProtocol::kIgmp || link_ == nullptr) return true;
+        if (protocol == wire::IpProtocol::kIcmpv6 && ip.destination.family() == Family::kIpv6) {
+            const auto message =
+                wire::IcmpView::parse(Family::kIpv6, ip.packet.head.subspan(ip.transport_offset), ip.transport_length);
+            if (!message || message->is_link_control()) return true;
+        }
+        return link_->accepts_source(ip.interface, ip.destination, ip.source);
     }
     /// [RFC1122 3.1 log left out] a flood would fill the disk: drops are counted by name, and pcap shows the packets
     /// Frames that are no whole IP packet for us: some of them are somebody's all the same.

@@ -1,6 +1,7 @@
 // Two whole stacks with dedicated addresses on one wire, and nobody else: they find each other, or fight over an address.
 #include <gtest/gtest.h>
 
+#include "daemon/stack/raw.h"
 #include "tests/unit/stack/link/link_host.h"
 
 namespace culvert::stack {
@@ -102,6 +103,42 @@ TEST_F(TwoHostsTest, AGroupIsHeardFromWhomItsMembersWant) {
         for (udp::Socket* socket : {member, listener}) b.stack.close(*socket);
         a.stack.close(*sender);
     }
+}
+
+// Queries come to the group from a router that no filter names; all else that is ICMPv6 is filtered as a datagram is.
+TEST_F(TwoHostsTest, AnEchoIsNoQueryAboutTheGroup) {
+    struct Copies final : raw::SocketOwner {
+        bool on_packet(raw::Socket&, const raw::PacketInfo&, Payload, std::uint32_t) override { return ++count, true; }
+        int count = 0;
+    };
+    a.with({{ip("fd00::1"), 64}});
+    b.with({{ip("fd00::2"), 64}});
+    run(10s);
+    DatagramLog unused;
+    Copies none, pings;
+    const Address any = Address::any(Family::kIpv6), group = ip("ff05::101");
+    udp::Socket* const member = b.stack.bind_udp({any, 9}, false, unused).value();
+    raw::Socket* const ping = b.stack.raw_sockets().open(raw::Kind::kPing, Family::kIpv6, 58, pings).value();
+    ASSERT_TRUE(b.stack.raw_sockets().bind(*ping, any, 77));
+    raw::Socket* const sender = a.stack.raw_sockets().open(raw::Kind::kRaw, Family::kIpv6, 58, none).value();
+    const std::array<std::byte, 8> reply = {std::byte{129}, {}, {}, {}, {}, std::byte{77}, {}, {}};
+    const auto say = [&] {
+        const std::span<const std::byte> one[] = {reply};
+        EXPECT_TRUE(a.stack.raw_sockets().send(*sender, group, one, reply.size(), {.interface = 7}, a.now));
+        run(100ms);
+    };
+    ASSERT_TRUE(b.stack.change_group(*member, udp::GroupChange::kJoinSource, 7, group, ip("fd00::3")));
+    run(10s);  // reports
+    const std::uint64_t before = b.counters.dropped(Drop::kIpGroupNotJoined);
+    say();
+    EXPECT_EQ(pings.count, 0);
+    EXPECT_EQ(b.counters.dropped(Drop::kIpGroupNotJoined) - before, 1u);
+    ASSERT_TRUE(b.stack.change_group(*member, udp::GroupChange::kJoinSource, 7, group, ip("fd00::1")));
+    say();
+    EXPECT_EQ(pings.count, 1);
+    b.stack.close(*member);
+    b.stack.raw_sockets().close(*ping);
+    a.stack.raw_sockets().close(*sender);
 }
 
 TEST_F(TwoHostsTest, TheLaterOneGetsNoAddressThatTheFirstHas) {
