@@ -54,7 +54,7 @@ ssize_t splice_from(Socket& socket, int fd, int out, std::size_t length, unsigne
     char buffer[kBounce];
     Message peeked(buffer, std::min({length, room, sizeof buffer}));
     const int wait = (flags & SPLICE_F_NONBLOCK) != 0 ? MSG_DONTWAIT : 0;
-    const ssize_t got = socket.receive(fd, peeked.header, MSG_PEEK | wait);
+    const ssize_t got = socket.peek_front(fd, peeked.header, wait);
     if (got <= 0) return got;
     const ssize_t written = libc::write.get()(out, buffer, static_cast<std::size_t>(got));
     if (written <= 0) return written;

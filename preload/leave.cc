@@ -20,6 +20,7 @@
 #include "preload/fd_table.h"
 #include "preload/inherited.h"
 #include "preload/libc.h"
+#include "preload/option_table.h"
 #include "preload/signals_off.h"
 #include "preload/socket.h"
 #include "preload/socket_inline.h"
@@ -270,6 +271,10 @@ void Socket::dress(int stand_in) noexcept {
         const linger time{1, static_cast<int>(options.linger_s)};
         set_option(stand_in, SOL_SOCKET, SO_LINGER, &time, sizeof time);
     }
+    if (wants(kTellsCopies)) set_flag(stand_in, SOL_SOCKET, SO_ZEROCOPY);
+    if (wants(kTellsUnread)) set_flag(stand_in, IPPROTO_TCP, kTcpInq);
+    if (const int offset = peek_offset_.load(std::memory_order_relaxed); offset >= 0)
+        set_option(stand_in, SOL_SOCKET, SO_PEEK_OFF, &offset, sizeof offset);
     set_timeout(stand_in, SO_RCVTIMEO, receive_timeout_ns_.load(std::memory_order_relaxed));
     set_timeout(stand_in, SO_SNDTIMEO, send_timeout_ns_.load(std::memory_order_relaxed));
     if (nonblocking()) raw::fcntl(stand_in, F_SETFL, O_RDWR | O_NONBLOCK);
@@ -300,9 +305,30 @@ bool Socket::leave() noexcept {
         if (&description == this) put_over(stand_in, fd);
     });
     raw::close(stand_in);
-    placeholder_ = false;
+    placeholder_.store(false, std::memory_order_release);
+    accepted_ = false;
     connecting_.store(Connecting::kKernel, std::memory_order_relaxed);
     abandon();  // moves the entries of epoll sets to the kernel's instance, which finds the stand-in there
+    return true;
+}
+
+/// Nothing may be set on a placeholder, the file of many. A connection whose program wants more set than the record has gets a
+/// socket of its own, and is to the rest of the shim as one that was connected. A fork that has it already keeps the placeholder.
+bool Socket::own_kernel_half() noexcept {
+    if (path() != Path::kConnection || is_confined() || in_borrowed_memory()) return false;
+    const KeepErrno keep;
+    const LeavingGuard guard;
+    if (!has_placeholder()) return true;  // another thread was quicker
+    const int half = libc::socket(family_, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (half < 0) return false;
+    repeat_options(half);
+    const int flags = status_flags_.load(std::memory_order_relaxed);
+    raw::fcntl(half, F_SETFL, O_RDWR | flags | (nonblocking() ? O_NONBLOCK : 0));
+    FdTable::instance().for_each([&](int fd, Description& description) {
+        if (&description == this) put_over(half, fd);
+    });
+    raw::close(half);
+    placeholder_.store(false, std::memory_order_release);
     return true;
 }
 

@@ -86,7 +86,8 @@ shm::KernelReason Socket::start_listening(int fd, int backlog) noexcept {
     };
     const shm::KernelReason policy = why_kernel(shm::Policy::Protocol::kTcp, shm::Policy::Call::kListen, *local);
     if (policy != shm::KernelReason::kUnknown) return leave(policy);
-    if (needs_kernel_.load(std::memory_order_relaxed) || has_extension_headers(fd, family_))
+    if (needs_kernel_.load(std::memory_order_relaxed) || needs_kernel_to_listen_.load(std::memory_order_relaxed) ||
+        has_extension_headers(fd, family_))
         return leave(shm::KernelReason::kOption);
     if (client == nullptr) {
         if (path() == Path::kListener) return shm::KernelReason::kListenerPair;  // it waits already
@@ -176,7 +177,9 @@ int Socket::accept_culvert(sockaddr* address, socklen_t* length, int flags) noex
             continue;
         }
         socket->client_ = client_.get();
-        socket->placeholder_ = true;
+        socket->accepted_ = true;
+        socket->placeholder_.store(true, std::memory_order_relaxed);
+        socket->inherit_wants(*this);
         socket->generation_ = generation;
         socket->low_water_.store(low_water_.load(std::memory_order_relaxed), std::memory_order_relaxed);
         socket->receive_timeout_ns_.store(receive_timeout_ns_.load(std::memory_order_relaxed), std::memory_order_relaxed);

@@ -273,8 +273,9 @@ int Socket::refuse_bind(const sockaddr* address, socklen_t length) const noexcep
 }
 
 int Socket::bind(int fd, const sockaddr* address, socklen_t length) noexcept {
-    if (placeholder_) return refuse_bind(address, length);
+    if (accepted_) return refuse_bind(address, length);
     if (bind_kernel(fd, address, length) != 0) return -1;
+    if (family_ == AF_INET6 && type_ == SOCK_STREAM) remember_v6_only(fd);
     if (is_raw()) {
         const KeepErrno keep;
         datagram_->bound = true;
@@ -304,6 +305,8 @@ ssize_t Socket::send(int fd, const msghdr& message, int flags) noexcept {
         return able == -1 ? able : fail(EINVAL);
     }
     const ssize_t sent = send_parts(message.msg_iov, message.msg_iovlen, flags);
+    if ((flags & MSG_ZEROCOPY) != 0) [[unlikely]]
+        tell_copied(sent);
     if (sent == kElsewhere) return follow() ? libc::sendmsg(fd, &message, flags) : -1;
     return sent;
 }
@@ -313,15 +316,31 @@ ssize_t Socket::receive(int fd, msghdr& message, int flags) noexcept {
     const Path path = this->path();
     if (path == Path::kDatagram) return receive_datagram(fd, message, flags);
     if (path != Path::kConnection) return libc::recvmsg(fd, &message, flags);
-    const ssize_t got = receive_stream(message.msg_iov, message.msg_iovlen, flags);
+    if ((flags & MSG_ERRQUEUE) != 0) [[unlikely]]
+        return take_copy_notice(message);
+    const bool peeks = (flags & MSG_PEEK) != 0;
+    const ssize_t got = receive_stream(message.msg_iov, message.msg_iovlen, flags, peeks ? peek_offset() : 0);
     if (got == kElsewhere) return follow() ? libc::recvmsg(fd, &message, flags) : -1;
     if (got >= 0) {
+        const std::size_t control_room = message.msg_controllen;
         // A stream reports no source; msg_namelen of a connected TCP socket comes back as 0.
         message.msg_namelen = 0;
         message.msg_controllen = 0;
         message.msg_flags = flags & MSG_CMSG_CLOEXEC;
         if ((flags & MSG_OOB) != 0) message.msg_flags |= got == 0 ? MSG_OOB | MSG_TRUNC : MSG_OOB;
+        if (stream_wants_.load(std::memory_order_relaxed) != 0) [[unlikely]] {
+            if ((flags & MSG_OOB) == 0) move_peek_offset(peeks ? got : -got);
+            message.msg_controllen = control_room;
+            tell_unread(message);
+        }
     }
+    return got;
+}
+
+ssize_t Socket::peek_front(int fd, msghdr& message, int flags) noexcept {
+    if (path() != Path::kConnection) return receive(fd, message, flags | MSG_PEEK);
+    const ssize_t got = receive_stream(message.msg_iov, message.msg_iovlen, flags | MSG_PEEK);
+    if (got == kElsewhere) return follow() ? libc::recvmsg(fd, &message, flags | MSG_PEEK) : -1;
     return got;
 }
 
@@ -362,7 +381,7 @@ int Socket::receive_many(int fd, mmsghdr* messages, unsigned count, int flags, t
 }
 
 int Socket::sockname(int fd, sockaddr* address, socklen_t* length) noexcept {
-    if (!placeholder_) return libc::getsockname(fd, address, length);
+    if (!accepted_) return libc::getsockname(fd, address, length);
     if (length == nullptr || (address == nullptr && *length != 0)) return fail(EFAULT);
     if (static_cast<int>(*length) < 0) return fail(EINVAL);
     from_wire(shared().local, family_, address, length);
@@ -390,7 +409,7 @@ int Socket::get_status_flags(int fd) noexcept {
 
 int Socket::set_status_flags(int fd, int flags) noexcept {
     // The file of a placeholder is everybody's, and a listener's must not block under accept.
-    if (!placeholder_) {
+    if (!has_placeholder()) {
         const int forced = path() == Path::kListener ? O_NONBLOCK : 0;
         if (libc::fcntl(fd, F_SETFL, flags | forced) < 0) return -1;
     } else {
@@ -405,7 +424,7 @@ int Socket::ioctl(int fd, unsigned long request, void* argument) noexcept {
     if (request == FIONBIO) {
         if (argument == nullptr) return fail(EFAULT);
         const bool on = *static_cast<const int*>(argument) != 0;
-        if (!placeholder_ && path() != Path::kListener && libc::ioctl(fd, FIONBIO, argument) < 0) return -1;
+        if (!has_placeholder() && path() != Path::kListener && libc::ioctl(fd, FIONBIO, argument) < 0) return -1;
         nonblocking_.store(on, std::memory_order_relaxed);
         return 0;
     }
@@ -436,7 +455,7 @@ int Socket::ioctl(int fd, unsigned long request, void* argument) noexcept {
             return 0;
         }
         case FIOASYNC:
-            if (!placeholder_) return libc::ioctl(fd, request, argument);
+            if (!has_placeholder()) return libc::ioctl(fd, request, argument);
             if (*static_cast<const int*>(argument) != 0)
                 status_flags_.fetch_or(O_ASYNC, std::memory_order_relaxed);
             else
@@ -477,6 +496,8 @@ std::uint32_t Socket::poll_now(bool wants_write) noexcept {
         if (has_room() || (wants_write && arm_write_notice())) events |= EPOLLOUT | EPOLLWRNORM;
         return events;
     }
+    if (has_copy_notice()) [[unlikely]]
+        events |= EPOLLERR;
     const std::uint32_t wants = record.app.flags.load(std::memory_order_relaxed);
     const bool lost = record.daemon.generation.load(std::memory_order_relaxed) != generation_;
     if ((status & shm::kStatusDead) != 0 || lost)

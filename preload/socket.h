@@ -88,6 +88,8 @@ public:
     ssize_t send(int fd, const msghdr& message, int flags) noexcept;
     /// recvmsg(2): also fills msg_name, msg_namelen, msg_controllen and msg_flags.
     ssize_t receive(int fd, msghdr& message, int flags) noexcept;
+    /// recv(MSG_PEEK) of a stream from its front, whatever SO_PEEK_OFF says.
+    ssize_t peek_front(int fd, msghdr& message, int flags) noexcept;
     int send_many(int fd, mmsghdr* messages, unsigned count, int flags) noexcept;
     int receive_many(int fd, mmsghdr* messages, unsigned count, int flags, timespec* timeout) noexcept;
     ssize_t sendfile(int fd, int in_fd, off_t* offset, std::size_t count) noexcept;
@@ -188,7 +190,7 @@ private:
     ssize_t send_fast_open(int fd, const msghdr& message, int flags) noexcept;
     ssize_t send_parts(const iovec* parts, std::size_t count, int flags) noexcept;
     int send_state() noexcept;
-    ssize_t receive_stream(const iovec* parts, std::size_t count, int flags) noexcept;
+    ssize_t receive_stream(const iovec* parts, std::size_t count, int flags, std::size_t peek_offset = 0) noexcept;
     void refill_stash() noexcept;
     /// How much of the stream a read may take: `hole` bytes at the front are passed over, then at most `most`.
     struct Reach {
@@ -230,6 +232,10 @@ private:
     bool follow() noexcept;
     int fetch_stand_in() noexcept;
     void dress(int stand_in) noexcept;
+    /// True for an accepted connection as long as its kernel descriptor is the file of others, too.
+    bool has_placeholder() const noexcept { return placeholder_.load(std::memory_order_acquire); }
+    /// Gives it a kernel socket of its own, with the options that the record has. False: none is to be had.
+    bool own_kernel_half() noexcept;
 
     // listen_socket.cc
     /// kUnknown, kListenerPair: fd is a listener of Culvert's, too; else why not, which has been noted.
@@ -298,13 +304,40 @@ private:
     template <class Change>
     void change_options(Change&& change) noexcept;
     int copy_info(void* value, socklen_t* length) noexcept;
+    int give_peername(int fd, void* value, socklen_t* length) noexcept;
+    void repeat_options(int half) const noexcept;
+    void remember_v6_only(int fd) noexcept;
+    bool is_established() const noexcept {
+        return (shared().daemon.status.load(std::memory_order_acquire) & (shm::kStatusReady | shm::kStatusDead)) == shm::kStatusReady;
+    }
+
+    // stream_extras.cc
+    /// What a stream has asked for beside its bytes.
+    enum StreamWants : std::uint8_t {
+        kTellsUnread = 1,  // TCP_INQ
+        kPeeksOnward = 2,  // SO_PEEK_OFF
+        kTellsCopies = 4,  // SO_ZEROCOPY
+    };
+    bool wants(StreamWants what) const noexcept { return (stream_wants_.load(std::memory_order_relaxed) & what) != 0; }
+    void set_wants(StreamWants what, bool on) noexcept;
+    void inherit_wants(const Socket& listener) noexcept;
+    std::size_t peek_offset() const noexcept;
+    void move_peek_offset(ssize_t by) noexcept;
+    void tell_unread(msghdr& message) const noexcept;
+    void tell_copied(ssize_t sent) noexcept;
+    bool has_copy_notice() const noexcept {
+        return copies_made_.load(std::memory_order_relaxed) != copies_told_.load(std::memory_order_relaxed);
+    }
+    ssize_t take_copy_notice(msghdr& message) noexcept;
 
     std::atomic<Path> path_{Path::kKernel};
     std::atomic<bool> nonblocking_;
     std::atomic<Connecting> connecting_{Connecting::kNo};
     std::atomic<bool> error_reported_{false};  // the reset that a vanished daemon means has been returned once
     std::atomic<bool> shared_{false};
-    bool placeholder_ = false;   // accepted: the kernel descriptor is a duplicate shared with others
+    bool accepted_ = false;
+    std::atomic<bool> placeholder_{false};  // accepted: the kernel descriptor is a duplicate shared with others
+    std::atomic<std::uint8_t> stream_wants_{0};
     const int family_;
     const int type_;
     std::atomic<std::uint32_t> record_{shm::kNoIndex};
@@ -313,8 +346,12 @@ private:
     SpinHistory spin_history_;
     ClientPointer client_;
     std::atomic<bool> needs_kernel_{false};  // a stream on which an option was set that only the kernel honours
+    std::atomic<bool> needs_kernel_to_listen_{false};  // ... of a listener
     std::atomic<int> status_flags_{0};  // of a placeholder, whose file is everybody's: what F_SETFL has set besides O_NONBLOCK
     std::atomic<int> low_water_{1};  // SO_RCVLOWAT of a stream
+    std::atomic<int> peek_offset_{-1};  // SO_PEEK_OFF of a stream
+    std::atomic<std::uint32_t> copies_made_{0};  // sends with MSG_ZEROCOPY so far, and
+    std::atomic<std::uint32_t> copies_told_{0};  // how many of them the program has been told of
     std::atomic<std::int64_t> receive_timeout_ns_{-1};
     std::atomic<std::int64_t> send_timeout_ns_{-1};
     shm::SocketOptions early_options_{};  // set while there is no record

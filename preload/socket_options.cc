@@ -2,12 +2,15 @@
 //
 // A socket that the application made has a kernel socket of its own: every option is set there first, so that errors,
 // limits and what getsockopt later says are the kernel's. The options in the table are also written to the shared record,
-// where the daemon reads them. An accepted connection has only a placeholder, which it shares with others: its options live
-// in the record, inherited from the listener, and what is not in the table and changes nothing is accepted and forgotten.
+// where the daemon reads them. An accepted connection has only a placeholder, which it shares with others: what servers set on
+// every connection lives in the record, inherited from the listener. With the first other option it gets a kernel socket of its
+// own, on which all are repeated (own_kernel_half), and is like one that was connected from then on.
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -19,101 +22,13 @@
 #include "preload/header_options.h"
 #include "preload/kernel_probe.h"
 #include "preload/libc.h"
+#include "preload/option_table.h"
 #include "preload/socket.h"
 #include "preload/socket_inline.h"
 
 namespace culvert::preload {
 
 namespace {
-
-/// A field of the record's options, of whatever width.
-struct Number {
-    std::uint32_t (*get)(const shm::SocketOptions&) = nullptr;
-    void (*set)(shm::SocketOptions&, std::uint32_t) = nullptr;
-    bool operator==(std::nullptr_t) const { return get == nullptr; }
-};
-template <auto Member>
-constexpr Number kNumber{
-    [](const shm::SocketOptions& options) -> std::uint32_t { return options.*Member; },
-    [](shm::SocketOptions& options, std::uint32_t value) {
-        options.*Member = static_cast<std::remove_reference_t<decltype(options.*Member)>>(value);
-    }};
-
-/// An option of type int that the record keeps: as a number, or as a bit of `flags`.
-struct IntOption {
-    int level;
-    int name;
-    std::uint32_t flag;  // 0: a number
-    Number number;       // null: a bit
-    int least;
-    int most;
-    int default_value;  // Linux's, when the record holds 0
-};
-
-constexpr IntOption kIntOptions[] = {
-    {IPPROTO_TCP, TCP_NODELAY, shm::kOptionNoDelay, {}, 0, 0, 0},
-    {IPPROTO_TCP, TCP_CORK, shm::kOptionCork, {}, 0, 0, 0},
-    {IPPROTO_TCP, TCP_QUICKACK, shm::kOptionQuickAck, {}, 0, 0, 0},
-    {SOL_SOCKET, SO_KEEPALIVE, shm::kOptionKeepAlive, {}, 0, 0, 0},
-    {SOL_SOCKET, SO_REUSEPORT, shm::kOptionReusePort, {}, 0, 0, 0},
-    {SOL_SOCKET, SO_BROADCAST, shm::kOptionBroadcast, {}, 0, 0, 0},
-    {IPPROTO_TCP, TCP_FASTOPEN_CONNECT, shm::kOptionFastOpen, {}, 0, 0, 0},
-    {SOL_SOCKET, SO_OOBINLINE, shm::kOptionUrgentInline, {}, 0, 0, 0},
-    {IPPROTO_IPV6, IPV6_V6ONLY, shm::kOptionV6Only, {}, 0, 0, 0},
-    {IPPROTO_TCP, TCP_KEEPIDLE, 0, kNumber<&shm::SocketOptions::keepalive_idle_s>, 1, 32767, 7200},
-    {IPPROTO_TCP, TCP_KEEPINTVL, 0, kNumber<&shm::SocketOptions::keepalive_interval_s>, 1, 32767, 75},
-    {IPPROTO_TCP, TCP_KEEPCNT, 0, kNumber<&shm::SocketOptions::keepalive_count>, 1, 127, 9},
-    {IPPROTO_TCP, TCP_USER_TIMEOUT, 0, kNumber<&shm::SocketOptions::user_timeout_ms>, 0, INT32_MAX, 0},
-    {IPPROTO_TCP, TCP_DEFER_ACCEPT, 0, kNumber<&shm::SocketOptions::defer_accept_s>, 0, INT32_MAX, 0},
-    {IPPROTO_TCP, TCP_FASTOPEN, 0, kNumber<&shm::SocketOptions::fast_open_queue>, 0, INT32_MAX, 0},
-    {IPPROTO_TCP, TCP_NOTSENT_LOWAT, 0, kNumber<&shm::SocketOptions::notsent_lowat>, INT32_MIN, INT32_MAX, 0},
-    {IPPROTO_TCP, TCP_WINDOW_CLAMP, 0, kNumber<&shm::SocketOptions::window_clamp>, INT32_MIN, INT32_MAX, 0},
-    {IPPROTO_TCP, TCP_MAXSEG, 0, kNumber<&shm::SocketOptions::max_segment>, 88, 32767, 536},
-};
-
-const IntOption* find_option(int level, int name) noexcept {
-    for (const IntOption& option : kIntOptions)
-        if (option.level == level && option.name == name) return &option;
-    return nullptr;
-}
-
-/// On a placeholder: options without effect on a Culvert connection, accepted as the kernel accepts them.
-bool is_harmless(int level, int name) noexcept {
-    if (level == SOL_SOCKET)
-        return name == SO_REUSEADDR || name == SO_PRIORITY || name == SO_DONTROUTE ||
-               name == SO_TIMESTAMP || name == SO_INCOMING_CPU || name == SO_BUSY_POLL;
-    if (level == IPPROTO_TCP)
-        return name == TCP_SYNCNT || name == TCP_LINGER2 || name == TCP_THIN_LINEAR_TIMEOUTS || name == TCP_THIN_DUPACK;
-    return (level == IPPROTO_IP && (name == IP_RECVERR || name == IP_MTU_DISCOVER)) ||
-           (level == IPPROTO_IPV6 && (name == IPV6_RECVERR || name == IPV6_MTU_DISCOVER));
-}
-
-/// Of linux/tcp.h and newer headers than ours.
-constexpr int kTcpTxDelay = 37;
-constexpr int kTcpInq = 36;
-constexpr int kTcpMd5SigExt = 32;
-constexpr int kTcpAoAddKey = 38;
-
-/// What only the kernel does for a stream. Set before the connection (or listen) it leaves the socket to the kernel; on a
-/// connection of Culvert's it is refused, for nothing would come of it. Taking it away is always right: see asks_for_something().
-bool only_kernel_does(int level, int name) noexcept {
-    if (level == SOL_SOCKET)
-        return name == SO_MARK || name == SO_BINDTODEVICE || name == SO_BINDTOIFINDEX || name == SO_ATTACH_FILTER ||
-               name == SO_ATTACH_BPF || name == SO_TXTIME || name == SO_ZEROCOPY || name == SO_PEEK_OFF ||
-               name == SO_TIMESTAMP || name == SO_TIMESTAMPNS || name == SO_TIMESTAMPING || name == SO_TIMESTAMP_NEW ||
-               name == SO_TIMESTAMPNS_NEW || name == SO_TIMESTAMPING_NEW;
-    if (level == IPPROTO_TCP)
-        return name == TCP_MD5SIG || name == kTcpMd5SigExt || name == kTcpAoAddKey || name == kTcpTxDelay || name == kTcpInq;
-    return (level == IPPROTO_IP && name == IP_MINTTL) || (level == IPPROTO_IPV6 && name == IPV6_MINHOPCOUNT);
-}
-
-/// Not the value that a fresh socket has.
-bool asks_for_something(int level, int name, const void* value, socklen_t length) noexcept {
-    const auto* const bytes = static_cast<const unsigned char*>(value);
-    if (value == nullptr || length == 0) return false;
-    if (level == SOL_SOCKET && name == SO_PEEK_OFF) return bytes[0] != 0xff;  // -1: off
-    return std::any_of(bytes, bytes + std::min<socklen_t>(length, sizeof(int)), [](unsigned char byte) { return byte != 0; });
-}
 
 bool read_int(const void* value, socklen_t length, int& out) noexcept {
     if (value == nullptr || length < sizeof(int)) return false;
@@ -255,6 +170,12 @@ void Socket::keep_option(int level, int name, const void* value, socklen_t lengt
     } else if (!read_int(value, length, number)) {
         return;
     }
+    if (type_ == SOCK_STREAM && level == SOL_SOCKET && name == SO_ZEROCOPY) return set_wants(kTellsCopies, number != 0);
+    if (type_ == SOCK_STREAM && level == SOL_SOCKET && name == SO_PEEK_OFF) {
+        peek_offset_.store(number, std::memory_order_relaxed);
+        return set_wants(kPeeksOnward, number >= 0);
+    }
+    if (level == IPPROTO_TCP && name == kTcpInq) return set_wants(kTellsUnread, number != 0);
     // The kernel's least (tcp_set_window_clamp: SOCK_MIN_RCVBUF / 2); 0 takes the clamp off.
     if (level == IPPROTO_TCP && name == TCP_WINDOW_CLAMP && number != 0) number = std::max(number, 1152);
     if (const IntOption* option = find_option(level, name)) {
@@ -263,6 +184,8 @@ void Socket::keep_option(int level, int name, const void* value, socklen_t lengt
                 option->number.set(options, static_cast<std::uint32_t>(option->least < 0 ? number : std::max(number, 0)));
             else
                 options.flags = number != 0 ? options.flags | option->flag : options.flags & ~option->flag;
+            if (option->flag == shm::kOptionQuickAck)
+                options.flags = number != 0 ? options.flags & ~shm::kOptionNoQuickAck : options.flags | shm::kOptionNoQuickAck;
         });
     }
     if (is_low_water(level, name)) return low_water_.store(std::max(number, 1), std::memory_order_relaxed);
@@ -284,15 +207,15 @@ void Socket::keep_option(int level, int name, const void* value, socklen_t lengt
         return change_options([&](shm::SocketOptions& options) { options.ttl = static_cast<std::uint8_t>(number < 0 ? 0 : number); });
 }
 
-/// What the kernel says to an option that the table does not have: a socket of the moment is asked, since nothing may be set
-/// on the placeholder. So a wrong length or value gets its own errno, and only what the kernel would take is refused as unknown.
+/// What the kernel says to an option of a connection: a socket of the moment is asked, since nothing may be set on the
+/// placeholder, and nothing that is refused on the half that the program has. So a wrong length or value gets its own errno.
 int Socket::ask_kernel(int level, int name, const void* value, socklen_t length) const noexcept {
     const KernelProbe probe(family_);
     if (!probe) return fail(ENOPROTOOPT);
     return libc::setsockopt(probe.fd(), level, name, value, length);
 }
 
-/// An accepted connection: checks as the kernel would, then keeps.
+/// An accepted connection without a kernel socket of its own: checks as the kernel would, then keeps.
 int Socket::set_shared_option(int level, int name, const void* value, socklen_t length) noexcept {
     int number = 0;
     // The kernel reads it before it looks at the name, but for IP options and those of structures.
@@ -325,11 +248,9 @@ int Socket::set_shared_option(int level, int name, const void* value, socklen_t 
         keep_option(level, name, &given, sizeof given);
         return 0;
     } else if ((level == IPPROTO_IP && (name == IP_TOS || name == IP_TTL)) ||
-               (level == IPPROTO_IPV6 && (name == IPV6_TCLASS || name == IPV6_UNICAST_HOPS))) {
+               (level == IPPROTO_IPV6 && name == IPV6_TCLASS)) {
         if (ask_kernel(level, name, value, length) != 0) return -1;
         if (value == nullptr) return 0;  // IPv6: the kernel takes it for a zero, and so for nothing new
-    } else {
-        return ask_kernel(level, name, value, length) != 0 ? -1 : is_harmless(level, name) ? 0 : fail(ENOPROTOOPT);
     }
     keep_option(level, name, value, length);
     return 0;
@@ -337,24 +258,28 @@ int Socket::set_shared_option(int level, int name, const void* value, socklen_t 
 
 int Socket::set_option(int fd, int level, int name, const void* value, socklen_t length) noexcept {
     const KeepErrno keep;
-    if (placeholder_) {
-        if (static_cast<int>(length) < 0) return keep.fail(EINVAL);
-        if (value == nullptr && find_option(level, name) != nullptr) return keep.fail(EFAULT);
+    if (static_cast<int>(length) < 0) return keep.fail(EINVAL);
+    if (has_placeholder() && is_kept_by_record(level, name)) {
+        if (value == nullptr && find_option(level, name) != nullptr) return keep.fail(level == IPPROTO_IPV6 ? EINVAL : EFAULT);
         return keep.pass(set_shared_option(level, name, value, length));
     }
-    if (static_cast<int>(length) < 0) return keep.fail(EINVAL);
     if (path() == Path::kConnection && level == IPPROTO_TCP &&
         (name == TCP_FASTOPEN || name == TCP_FASTOPEN_CONNECT || name == kTcpFastOpenNoCookie))
         return keep.fail(value == nullptr && length >= sizeof(int) ? EFAULT : EINVAL);  // only before the connection
     // As of an accepted connection. Taking options away that are not there is no error.
-    if (path() == Path::kConnection && is_header_option(level, name) && length != 0) return keep.fail(ENOPROTOOPT);
+    if (path() == Path::kConnection && is_header_option(level, name) && length != 0)
+        return keep.pass(ask_kernel(level, name, value, length) != 0 ? -1 : fail(ENOPROTOOPT));
     // The kernel's half was never connected and would take the clamp off.
     if (int clamp = 1; path() == Path::kConnection && level == IPPROTO_TCP && name == TCP_WINDOW_CLAMP &&
                        read_int(value, length, clamp) && clamp == 0)
         return keep.fail(EINVAL);
-    const bool kernels = type_ == SOCK_STREAM && only_kernel_does(level, name) && asks_for_something(level, name, value, length);
+    const bool kernels = type_ == SOCK_STREAM && only_kernel_does(level, name) && asks_for_something(value, length);
     if (kernels && path() == Path::kConnection)
         return keep.pass(ask_kernel(level, name, value, length) != 0 ? -1 : fail(ENOPROTOOPT));
+    if (has_placeholder()) {
+        if (ask_kernel(level, name, value, length) != 0) return keep.pass(-1);
+        if (!own_kernel_half()) return keep.fail(ENOPROTOOPT);
+    }
     int result = 0;
     if (datagram_ != nullptr && set_group_option(fd, level, name, value, length, result)) return keep.pass(result);
     result = libc::setsockopt(fd, level, name, value, length);
@@ -372,6 +297,9 @@ int Socket::set_option(int fd, int level, int name, const void* value, socklen_t
             value = &size, length = size_length;
         }
         if (kernels) needs_kernel_.store(true, std::memory_order_relaxed);
+        const bool for_listeners = type_ == SOCK_STREAM && only_kernel_listens(level, name) && asks_for_something(value, length);
+        if (for_listeners) needs_kernel_to_listen_.store(true, std::memory_order_relaxed);
+        if ((kernels || for_listeners) && path() == Path::kListener) give_back(fd, shm::KernelReason::kOption);
         keep_option(level, name, value, length);
         if (datagram_ != nullptr) keep_datagram_option(fd, level, name, value, length);
         return keep.pass(0);
@@ -412,6 +340,8 @@ int Socket::get_shared_option(int level, int name, void* value, socklen_t* lengt
     // Of IPv6 the kernel takes a length as unsigned.
     if (level == IPPROTO_IPV6 && length != nullptr && static_cast<int>(*length) < 0) *length = INT32_MAX;
     const shm::SocketOptions options = shared().options;
+    if (level == IPPROTO_TCP && name == TCP_QUICKACK)  // on, as long as nobody has turned it off
+        return give_int((options.flags & shm::kOptionNoQuickAck) != 0 ? 0 : 1, value, length);
     if (const IntOption* option = find_option(level, name)) {
         if (option->number == nullptr) return give_int((options.flags & option->flag) != 0 ? 1 : 0, value, length);
         const auto number = static_cast<int>(option->number.get(options));
@@ -433,15 +363,36 @@ int Socket::get_shared_option(int level, int name, void* value, socklen_t* lengt
             case SO_SNDBUF: return give_int(static_cast<int>(options.send_buffer * 2), value, length);
             case SO_RCVBUF: return give_int(static_cast<int>(options.receive_buffer * 2), value, length);
             case SO_MAX_PACING_RATE: return give_pacing_rate(options.max_pacing_rate, value, length);
+            case SO_ZEROCOPY: return give_int(wants(kTellsCopies) ? 1 : 0, value, length);
             default: return -2;
         }
     }
+    if (level == IPPROTO_TCP && name == kTcpInq) return give_int(wants(kTellsUnread) ? 1 : 0, value, length);
     if ((level == IPPROTO_IP && name == IP_TOS) || (level == IPPROTO_IPV6 && name == IPV6_TCLASS))
         return give_int(options.tos, value, length);
     if (((level == IPPROTO_IP && name == IP_TTL) || (level == IPPROTO_IPV6 && name == IPV6_UNICAST_HOPS)) &&
         options.ttl != 0)
         return give_int(options.ttl, value, length);
     return -2;
+}
+
+/// bind() of an IPv6 socket to an address makes it one for IPv6 alone; what it makes of our own bind() before a connection is not
+/// the program's.
+void Socket::remember_v6_only(int fd) noexcept {
+    const KeepErrno keep;
+    int only = 0;
+    socklen_t size = sizeof only;
+    if (libc::getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, &size) == 0) keep_option(IPPROTO_IPV6, IPV6_V6ONLY, &only, size);
+}
+
+/// SO_PEERNAME: the whole of it, or EINVAL.
+int Socket::give_peername(int fd, void* value, socklen_t* length) noexcept {
+    if (length == nullptr) return fail(EFAULT);
+    if (static_cast<int>(*length) < 0) return fail(EINVAL);
+    sockaddr_storage name{};
+    socklen_t size = sizeof name;
+    if (peername(fd, reinterpret_cast<sockaddr*>(&name), &size) != 0) return -1;
+    return size < *length ? fail(EINVAL) : give(&name, size, value, length);
 }
 
 int Socket::get_option(int fd, int level, int name, void* value, socklen_t* length) noexcept {
@@ -454,6 +405,9 @@ int Socket::get_option(int fd, int level, int name, void* value, socklen_t* leng
         }
         // The kernel's half knows another way to the peer, or none.
         const bool asks_mtu = (level == IPPROTO_IP && name == IP_MTU) || (level == IPPROTO_IPV6 && name == IPV6_MTU);
+        if (path == Path::kConnection && asks_mtu && !record_lost() && is_established() &&
+            operate(*client_, record(), shm::Operation::kRefreshInfo, 0, {}, {}) == 0 && shared().info.path_mtu != 0)
+            return keep.pass(give_int(static_cast<int>(shared().info.path_mtu), value, length));
         if (path == Path::kDatagram && asks_mtu && datagram_connected_) {
             const std::uint32_t mtu = shared().daemon.path_mtu.load(std::memory_order_relaxed);
             if (mtu != 0) return keep.pass(give_int(static_cast<int>(mtu), value, length));
@@ -478,7 +432,14 @@ int Socket::get_option(int fd, int level, int name, void* value, socklen_t* leng
         if (path == Path::kConnection && asks_buffer && !record_lost() &&
             operate(*client_, record(), shm::Operation::kRefreshInfo, 0, {}, {}) == 0)
             return keep.pass(give_int(static_cast<int>(shared().info.receive_buffer), value, length));
-        if (placeholder_) {
+        if (path == Path::kConnection) {
+            if (level == SOL_SOCKET && name == SO_PEEK_OFF)
+                return keep.pass(give_int(peek_offset_.load(std::memory_order_relaxed), value, length));
+            if (level == IPPROTO_IPV6 && name == IPV6_V6ONLY)  // the half is bound to an address, which sets it
+                return keep.pass(get_shared_option(level, name, value, length));
+            if (level == SOL_SOCKET && name == SO_PEERNAME) return keep.pass(give_peername(fd, value, length));
+        }
+        if (has_placeholder()) {
             const int result = get_shared_option(level, name, value, length);
             if (result != -2) return keep.pass(result);
         }
@@ -511,6 +472,38 @@ void Socket::keep_kernel_options(int fd) noexcept {
         keep(IPPROTO_IP, IP_TOS, &tos, sizeof tos);
     else
         keep(IPPROTO_IPV6, IPV6_TCLASS, &tos, sizeof tos);
+}
+
+/// What the record keeps, set on the kernel socket that an accepted connection has got: it is asked from now on.
+void Socket::repeat_options(int half) const noexcept {
+    const shm::SocketOptions options = shared().options;
+    const auto set = [half](int level, int name, const void* value, socklen_t size) {
+        (void)::syscall(SYS_setsockopt, half, level, name, value, size);
+    };
+    const auto set_int = [&set](int level, int name, int value) { set(level, name, &value, sizeof value); };
+    for (const IntOption& option : kIntOptions) {
+        const std::uint32_t value = option.number == nullptr ? options.flags & option.flag : option.number.get(options);
+        if (value != 0) set_int(option.level, option.name, option.number == nullptr ? 1 : static_cast<int>(value));
+    }
+    if ((options.flags & shm::kOptionNoQuickAck) != 0) set_int(IPPROTO_TCP, TCP_QUICKACK, 0);
+    const linger time{(options.flags & shm::kOptionLinger) != 0 ? 1 : 0, static_cast<int>(options.linger_s)};
+    if (time.l_onoff != 0) set(SOL_SOCKET, SO_LINGER, &time, sizeof time);
+    for (const int name : {SO_RCVTIMEO, SO_SNDTIMEO}) {
+        const timeval wait = to_timeval((name == SO_RCVTIMEO ? receive_timeout_ns_ : send_timeout_ns_).load(std::memory_order_relaxed));
+        set(SOL_SOCKET, name, &wait, sizeof wait);
+    }
+    for (const int name : {SO_RCVBUFFORCE, SO_RCVBUF})
+        if (options.receive_buffer != 0) set_int(SOL_SOCKET, name, static_cast<int>(options.receive_buffer));
+    for (const int name : {SO_SNDBUFFORCE, SO_SNDBUF})
+        if (options.send_buffer != 0) set_int(SOL_SOCKET, name, static_cast<int>(options.send_buffer));
+    if (options.max_pacing_rate != 0) set(SOL_SOCKET, SO_MAX_PACING_RATE, &options.max_pacing_rate, sizeof options.max_pacing_rate);
+    set_int(SOL_SOCKET, SO_RCVLOWAT, low_water_.load(std::memory_order_relaxed));
+    if (options.congestion != 0) set(IPPROTO_TCP, TCP_CONGESTION, kCongestionNames[std::min<std::size_t>(options.congestion, 4)], 6);
+    if (options.tos != 0) set_int(family_ == AF_INET6 ? int{IPPROTO_IPV6} : int{IPPROTO_IP}, family_ == AF_INET6 ? IPV6_TCLASS : IP_TOS, options.tos);
+    if (options.ttl != 0)
+        set_int(family_ == AF_INET6 ? int{IPPROTO_IPV6} : int{IPPROTO_IP}, family_ == AF_INET6 ? IPV6_UNICAST_HOPS : IP_TTL, options.ttl);
+    if (wants(kTellsCopies)) set_int(SOL_SOCKET, SO_ZEROCOPY, 1);
+    if (wants(kTellsUnread)) set_int(IPPROTO_TCP, kTcpInq, 1);
 }
 
 }  // namespace culvert::preload

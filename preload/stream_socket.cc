@@ -77,7 +77,7 @@ int Socket::disconnect(int fd, const sockaddr* address, socklen_t length) noexce
     if (path() == Path::kListener) stop_listening(fd);
     if (path() == Path::kConnection) give_up_connection();
     connecting_.store(Connecting::kNo, std::memory_order_relaxed);
-    return placeholder_ ? 0 : libc::connect(fd, address, length);
+    return has_placeholder() ? 0 : libc::connect(fd, address, length);
 }
 
 int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) noexcept {
@@ -532,10 +532,10 @@ void Socket::consumed(std::size_t bytes) noexcept {
         client_->post(record_.load(std::memory_order_relaxed));
 }
 
-ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags) noexcept {
+/// `peek_offset`: MSG_PEEK begins so many bytes behind the front (SO_PEEK_OFF).
+ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags, std::size_t peek_offset) noexcept {
     if ((flags & MSG_OOB) != 0) return receive_urgent(parts, count, flags);
     const KeepErrno keep;
-    if ((flags & MSG_ERRQUEUE) != 0) return keep.fail(EAGAIN);  // an empty error queue
     const std::size_t want = total_bytes(parts, count);
     const bool peek = (flags & MSG_PEEK) != 0;
     const std::size_t target = (flags & MSG_WAITALL) != 0 ? want : std::min(want, low_water());
@@ -560,6 +560,10 @@ ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags)
             Reach reach;
             if ((record.daemon.status.load(std::memory_order_relaxed) & shm::kStatusUrgent) != 0) [[unlikely]]
                 reach = this->reach(copied);
+            if (peek_offset != 0) [[unlikely]] {
+                reach.hole += peek_offset;
+                if (reach.most != SIZE_MAX) reach.most -= std::min(reach.most, peek_offset);
+            }
             const Taken taken = take_bytes(parts, count, copied, peek, (flags & MSG_TRUNC) != 0, reach);
             copied += taken.bytes;
             CULVERT_FAULT_POINT(receive_copied);
@@ -580,7 +584,8 @@ ssize_t Socket::receive_stream(const iovec* parts, std::size_t count, int flags)
         if (!wants_to_wait(flags)) return copied != 0 ? static_cast<ssize_t>(copied) : keep.fail(EAGAIN);
         const std::int64_t left = deadline < 0 ? -1 : std::max<std::int64_t>(deadline - now_ns(), 0);
         const int woken = wait_for(*client_, record, spin_history_, left, [&] {
-            const bool more_to_peek = copied == 0 || record.daemon.rx_delivered.load(std::memory_order_acquire) != delivered;
+            const bool more_to_peek = (copied == 0 && unread() > peek_offset) ||
+                                      record.daemon.rx_delivered.load(std::memory_order_acquire) != delivered;
             return (readable() && has_ordinary_bytes() && (!peek || more_to_peek)) || record_lost() || record.daemon.error.load(std::memory_order_relaxed) != 0 ||
                    (record.daemon.status.load(std::memory_order_acquire) &
                     (shm::kStatusPeerClosed | shm::kStatusDead | shm::kStatusMoved)) != 0 ||

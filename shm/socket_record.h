@@ -142,6 +142,9 @@ inline constexpr std::uint32_t kOptionLinger = 1u << 6;
 inline constexpr std::uint32_t kOptionBroadcast = 1u << 7;
 inline constexpr std::uint32_t kOptionFastOpen = 1u << 8;  // TCP_FASTOPEN_CONNECT: the SYN may wait for the first data
 inline constexpr std::uint32_t kOptionUrgentInline = 1u << 9;  // SO_OOBINLINE
+inline constexpr std::uint32_t kOptionReuseAddress = 1u << 10;  // this and the next are kept for who asks, and mean nothing here
+inline constexpr std::uint32_t kOptionDontRoute = 1u << 11;
+inline constexpr std::uint32_t kOptionNoQuickAck = 1u << 12;  // TCP_QUICKACK has been turned off: reads back as 0
 // of datagram sockets
 inline constexpr std::uint32_t kOptionMerged = 1u << 16;         // UDP_GRO
 inline constexpr std::uint32_t kOptionErrors4 = 1u << 17;        // IP_RECVERR

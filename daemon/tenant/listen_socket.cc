@@ -43,6 +43,7 @@ stack::tcp::ConnectionOwner* ListenSocket::on_accept(stack::tcp::Connection& con
     record.listener.store(index_, std::memory_order_relaxed);
     record.protocol.store(6, std::memory_order_relaxed);
     record.options = listening.options;
+    record.options.flags &= ~shm::kOptionNoQuickAck;  // as on Linux: each connection begins with it on
     slot.stream.open(connection, shm::kStatusReady);
     record.daemon.window_position.store(connection.receive_buffer() / 2, std::memory_order_relaxed);
     record.daemon.status.store(shm::kStatusReady, std::memory_order_release);
