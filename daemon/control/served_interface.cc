@@ -109,8 +109,9 @@ Result<void> open_af_xdp(ServedInterface& served, const InterfaceConfig& config,
     const std::uint32_t frames = std::max(engine.frames / static_cast<std::uint32_t>(queues.size()), least);
     for (const unsigned queue : queues) {
         auto pool = std::make_unique<FramePool>(frames);
-        std::unique_ptr<device::Device> device =
+        std::unique_ptr<device::AfXdpDevice> device =
             TRY(device::AfXdpDevice::create(*pool, *served.program, {.queue = queue, .rings = {}}));
+        served.described.segmentation_limit = device->segmentation_limit();
         served.queues.push_back({queue, std::move(pool), std::move(device)});
     }
     return steer(served);
@@ -121,7 +122,7 @@ Result<void> open_packet(ServedInterface& served, const InterfaceConfig& config,
     auto pool = std::make_unique<FramePool>(engine.frames);
     std::unique_ptr<device::Device> device = TRY(device::open_packet_socket(*pool, *served.program, served.described.vlan));
     served.queues.push_back({0, std::move(pool), std::move(device)});
-    served.described.segmentation_limit = device::FrameFile::kSegmentationLimit;
+    served.described.segmentation_limit = device::kSegmentationLimit;
     return steer(served);
 }
 
@@ -131,7 +132,7 @@ Result<ServedInterface> open_tap(const InterfaceConfig& config, const EngineConf
     device::Tap tap = TRY(device::open_tap(*pool, config.name, !forwarding));
     served.described = describe(tap.facts, config);
     served.described.mac = device::our_mac(config.name);
-    served.described.segmentation_limit = device::FrameFile::kSegmentationLimit;
+    served.described.segmentation_limit = device::kSegmentationLimit;
     served.dedicated = dedicated_of(config, served.described.index);
     served.dedicated->own_mac = true;
     served.queues.push_back({0, std::move(pool), std::move(tap.device)});
@@ -203,7 +204,10 @@ Result<ServedInterface> open_interface(const InterfaceConfig& config, const Engi
         TRY_VOID(wrap(queue, config));
         spdlog::info("{}, engine {}; steering {}", queue.device->describe(), queue.number % engine.count, served->steering());
     }
-    if (config.faults.any()) spdlog::warn("{}: packets are lost, doubled or delayed on purpose (interface.faults)", config.name);
+    if (config.faults.any()) {
+        served->described.segmentation_limit = 0;  // a link loses segments, not forty at once
+        spdlog::warn("{}: packets are lost, doubled or delayed on purpose (interface.faults)", config.name);
+    }
     return served;
 }
 

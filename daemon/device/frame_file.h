@@ -22,9 +22,6 @@ namespace culvert::device {
 
 class FrameFile final : public Device {
 public:
-    /// Largest TCP payload that the kernel takes as one packet: a length field of 16 bits, less the headers' most.
-    static constexpr std::uint32_t kSegmentationLimit = 0xffff - 40 - 60;
-
     /// `name` is what describe() says: "tap culvert0". `pool` must outlive the device and hold
     /// more than the receive side takes (kSlots * kMaxFragments chunks). Errors: ENOMEM, or what io_uring_setup says.
     /// `tag`: the four bytes of a VLAN tag, in the order in which they travel, that the file has taken off every frame it gives

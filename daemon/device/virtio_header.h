@@ -33,6 +33,9 @@ struct VirtioHeader {
 };
 static_assert(sizeof(VirtioHeader) == 10);
 
+/// Largest TCP payload that the kernel takes as one packet: a length field of 16 bits, less the headers' most.
+inline constexpr std::uint32_t kSegmentationLimit = 0xffff - 40 - 60;
+
 /// What the stack is told of a received frame.
 struct OffloadFacts {
     ChecksumState checksum = ChecksumState::kUnverified;

@@ -4,7 +4,7 @@ import http.client
 import os
 
 from story import Story, run
-from netns import PYTHON, sha256
+from netns import ON_KERNEL, PYTHON, sha256
 from servers import Nginx
 
 PROGRAMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs")
@@ -22,11 +22,18 @@ class Mtu:
         cls.lab.wait_for_port(cls.lab.ip4(), 5201, cls.iperf, under=cls.culvert)
 
     def test_download(self):
+        """Where several segments fit into one packet of the kernel's they leave as one."""
+        before = self.super_packets()
         for address in (self.lab.ip4(), self.lab.ip6()):
             with self.carried(4):
                 with concurrent.futures.ThreadPoolExecutor(4) as pool:
                     hashes = set(pool.map(lambda _: self._hash_of_big_file(address), range(4)))
                 self.assertEqual(hashes, {self.nginx.hashes["big.bin"]})
+        if not ON_KERNEL:
+            self.assertEqual(self.super_packets() > before, self.mtu < 30000)
+
+    def super_packets(self):
+        return 0 if ON_KERNEL else self.culvert.counters()["tcp_super_packets_out"]
 
     @staticmethod
     def _hash_of_big_file(address):

@@ -35,6 +35,10 @@ class Exchange:
         """At the client's end of the link; "ingress": what the server has sent."""
         def tc(*words):
             command("tc", *words)
+        def cut(where):  # at the server's end: segments are lost, not forty at once
+            command("ip", "netns", "exec", self.lab.server, "ethtool", "-K", "veth0", "tso", where)
+        cut("off")
+        self.addCleanup(cut, "on")
         tc("qdisc", "add", "dev", "veth0", "clsact")
         self.addCleanup(tc, "qdisc", "del", "dev", "veth0", "clsact")
         for direction in directions:

@@ -2,6 +2,9 @@
 #include "daemon/device/af_xdp/af_xdp_device.h"
 
 #include <gtest/gtest.h>
+#include <linux/if_ether.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 
 #include <memory>
 
@@ -65,6 +68,12 @@ protected:
     std::uint64_t counter(const std::string& name) {
         for (const auto& statistic : program->counters())
             if (statistic.name == name) return statistic.value;
+        return UINT64_MAX;
+    }
+
+    std::uint64_t statistic(const std::string& name) const {
+        for (const auto& one : device->statistics())
+            if (one.name == name) return one.value;
         return UINT64_MAX;
     }
 
@@ -177,11 +186,6 @@ TEST_P(AfXdp, OneFlushSendsMoreThanTheRingHolds) {
 }
 
 TEST_P(AfXdp, OneWakeUpMovesManyPackets) {
-    const auto statistic = [this](const std::string& name) {
-        for (const auto& one : device->statistics())
-            if (one.name == name) return one.value;
-        return std::uint64_t{UINT64_MAX};
-    };
     if (statistic("xsk_tx_budget") == 32) GTEST_SKIP() << "kernel without XDP_MAX_TX_SKB_BUDGET (Linux 6.17)";
     const UniqueFd server = veth->their_udp_socket(kKernel);
     for (unsigned i = 0; i < 500; ++i) ASSERT_TRUE(queue(device->tx(), frame_to(kKernel, pattern(4, i))));
@@ -189,6 +193,67 @@ TEST_P(AfXdp, OneWakeUpMovesManyPackets) {
     EXPECT_EQ(statistic("xsk_tx_wakeups"), 1u);
     EXPECT_EQ(statistic("xsk_tx_wakeups_again"), 0u);
     for (unsigned i = 0; i < 500; ++i) ASSERT_EQ(receive_from(server, 5000), pattern(4, i));
+}
+
+/// A TCP packet of `count` segments of `size` bytes: the device's to cut.
+void queue_super_packet(TxQueue& tx, const Bytes& frame, std::uint16_t size) {
+    TxPacket packet;
+    ASSERT_TRUE(tx.reserve(static_cast<std::uint32_t>(frame.size()), packet));
+    std::size_t at = 0;
+    for (std::uint32_t i = 0; i < packet.count; at += packet.fragments[i++].size())
+        std::memcpy(packet.fragments[i].data(), frame.data() + at, packet.fragments[i].size());
+    packet.segment_size = size;
+    packet.transport_offset = kEthernet + kIpv4;
+    tx.commit(packet);
+}
+
+// What the peer gets are three right segments, in their place between what was sent before and behind them.
+TEST_P(AfXdp, TheKernelCutsSuperPackets) {
+    // Else it would leave both to the peer's kernel, which does neither.
+    run({"ethtool", "-K", VethPair::kOurs, "tso", "off", "tx", "off"});
+    ASSERT_GT(device->segmentation_limit(), 60'000u);
+    UniqueFd heard;
+    veth->in_their_namespace([&] { heard = UniqueFd(::socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(ETH_P_IP))); });
+    ASSERT_TRUE(heard);
+    const std::uint32_t at_rest = pool.available();
+    constexpr std::uint16_t kSize = 1200;
+    const Bytes text = pattern(2 * kSize + 700, 9);
+    ASSERT_TRUE(queue(device->tx(), frame_to(kKernel, pattern(20, 1))));
+    queue_super_packet(device->tx(),
+                       tcp_frame(device->facts().mac, their_facts.mac, {veth->our_address, kTaken}, {veth->their_address, kKernel},
+                                 5000, text),
+                       kSize);
+    ASSERT_TRUE(queue(device->tx(), frame_to(kKernel, pattern(20, 2))));
+    EXPECT_FALSE(device->flush());
+    EXPECT_EQ(pool.available(), at_rest);
+
+    std::vector<Bytes> frames;
+    while (frames.size() < 5) {
+        frames.push_back(receive_from(heard, 5000));
+        ASSERT_FALSE(frames.back().empty());
+        if (frames.back()[kEthernet + 9] == std::byte{1}) frames.pop_back();  // the kernel's word about our datagrams
+    }
+    EXPECT_EQ(Bytes(frames[0].end() - 20, frames[0].end()), pattern(20, 1));
+    EXPECT_EQ(Bytes(frames[4].end() - 20, frames[4].end()), pattern(20, 2));
+    for (std::size_t i = 0; i < 3; ++i) {
+        const std::size_t size = i < 2 ? kSize : 700;
+        EXPECT_EQ(tcp_sequence(frames[1 + i]), 5000 + i * kSize);
+        EXPECT_EQ(Bytes(frames[1 + i].begin() + kEthernet + kIpv4 + kTcp, frames[1 + i].end()),
+                  Bytes(text.begin() + static_cast<std::ptrdiff_t>(i * kSize), text.begin() + static_cast<std::ptrdiff_t>(i * kSize + size)));
+        EXPECT_EQ(transport_sum(frames[1 + i]), 0xffff) << "segment " << i;
+    }
+}
+
+TEST_P(AfXdp, ASuperPacketThatTheKernelCannotCutIsLostAndCounted) {
+    const std::uint32_t at_rest = pool.available();
+    Bytes frame = tcp_frame(device->facts().mac, their_facts.mac, {veth->our_address, kTaken}, {veth->their_address, kKernel}, 1,
+                            pattern(3000, 1));
+    frame[12] = std::byte{0x12};  // neither IPv4 nor IPv6
+    queue_super_packet(device->tx(), frame, 1000);
+    EXPECT_FALSE(device->flush());
+    EXPECT_EQ(pool.available(), at_rest);
+    EXPECT_EQ(statistic("xsk_tx_super_packets_lost"), 1u);
+    EXPECT_EQ(statistic("xsk_tx_super_packets"), 0u);
 }
 
 TEST_P(AfXdp, WaitsForALinkThatIsDown) {

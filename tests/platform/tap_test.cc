@@ -227,7 +227,7 @@ TEST_P(StackOnTap, MegabytesGoThroughInSuperPackets) {
     described.mtu = tap.facts.mtu;
     described.up = true;
     described.tx = &tap.device->tx();
-    described.segmentation_limit = device::FrameFile::kSegmentationLimit;
+    described.segmentation_limit = device::kSegmentationLimit;
     described.addresses = {{kOurs4, 24, true}, {kOurs6, 64, true}};
     stack::Interface& interface = stack.add_interface(std::move(described));
     stack.routes().replace({{.destination = Address::v4(10, 98, 0, 0), .prefix_length = 24, .interface = interface.index},

@@ -33,6 +33,9 @@ Result<std::unique_ptr<AfXdpDevice>> AfXdpDevice::create(FramePool& pool, Steeri
     std::unique_ptr<XskSocket> socket = TRY(
         XskSocket::open(pool, facts.name, options.queue, options.rings, program.mode() == XdpMode::kNative, facts.mtu));
     std::unique_ptr<AfXdpDevice> device(new AfXdpDevice(pool, program, std::move(facts), std::move(socket), options));
+    // Where the kernel sends within our call, both ways out keep one order; a NIC has queues, and cuts nothing it is not told to.
+    if (device->facts_.virtual_device && !device->mode().zero_copy)
+        device->super_packets_ = TRY(SuperPacketSocket::open(device->facts_));
     TRY_VOID(program.add_socket(options.queue, device->socket_->fd()));
     return device;
 }
@@ -123,7 +126,8 @@ void AfXdpDevice::reap() {
     completion_.release(count);
 }
 
-// Whole packets only: the kernel drops a packet whose end is not in the ring, without completing its chunks.
+// Whole packets only: the kernel drops a packet whose end is not in the ring, without completing its chunks. Up to the first
+// super-packet, which cannot go this way.
 std::uint32_t AfXdpDevice::queue_packets() {
     const std::span<const TxQueue::Descriptor> pending = tx_queue_.pending();
     if (pending.empty()) return 0;
@@ -131,6 +135,7 @@ std::uint32_t AfXdpDevice::queue_packets() {
     std::uint32_t whole = 0;
     for (std::uint32_t i = 0; i < room; ++i) {
         const TxQueue::Descriptor& from = pending[i];
+        if (from.segment_size != 0 && whole == i) break;
         xdp_desc& to = tx_.at(i);
         to.addr = std::uint64_t{from.chunk} * FramePool::kChunkSize;
         to.len = from.length;
@@ -167,16 +172,36 @@ AfXdpDevice::Output AfXdpDevice::wake_for_output() {
     return tx_.unread() != 0 ? Output::kStuck : Output::kDone;
 }
 
+/// Those that are next in the queue. The ring is empty: what stood before them has left.
+AfXdpDevice::Output AfXdpDevice::send_super_packets() {
+    for (;;) {
+        const std::span<const TxQueue::Descriptor> pending = tx_queue_.pending();
+        if (pending.empty() || pending[0].segment_size == 0) return Output::kDone;
+        std::size_t count = 1;
+        while (pending[count - 1].more) ++count;
+        switch (super_packets_->send(pool_, pending.first(count))) {
+            case SuperPacketSocket::Outcome::kLater: return Output::kStuck;
+            case SuperPacketSocket::Outcome::kRefused: ++counts_.tx_refused; return Output::kRefused;
+            case SuperPacketSocket::Outcome::kImpossible: ++counts_.tx_super_packets_lost; break;
+            case SuperPacketSocket::Outcome::kTaken: ++counts_.tx_super_packets; break;
+        }
+        for (std::size_t i = 0; i < count; ++i) pool_.release(pending[i].chunk);
+        tx_queue_.consume(count);
+    }
+}
+
 bool AfXdpDevice::flush() {
     reap();
     if (tx_queue_.pending().empty() && tx_.unread() == 0) return false;
-    // The queue may hold more than the ring: go on while wake-ups make room.
+    // The queue may hold more than the ring: go on while something leaves.
     Output output;
-    std::uint32_t moved;
+    std::size_t before;
     do {
-        moved = queue_packets();
+        before = tx_queue_.pending().size();
+        queue_packets();
         output = wake_for_output();
-    } while (output == Output::kDone && moved != 0 && !tx_queue_.pending().empty());
+        if (output == Output::kDone && super_packets_) output = send_super_packets();
+    } while (output == Output::kDone && tx_queue_.pending().size() < before && !tx_queue_.pending().empty());
     if (output == Output::kRefused) return false;  // a link that is down: calling again at once would not help
     const bool left = output == Output::kStuck || !tx_queue_.pending().empty();
     if (left) ++counts_.tx_left_over;
@@ -201,6 +226,8 @@ std::vector<Statistic> AfXdpDevice::statistics() const {
         {"xsk_tx_wakeups_again", counts_.tx_wakeups_again},
         {"xsk_tx_left_over", counts_.tx_left_over},
         {"xsk_tx_refused", counts_.tx_refused},
+        {"xsk_tx_super_packets", counts_.tx_super_packets},
+        {"xsk_tx_super_packets_lost", counts_.tx_super_packets_lost},
         {"xsk_tx_budget", socket_->tx_budget()},
     };
     xdp_statistics kernel{};

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,8 @@
 #include "daemon/device/af_xdp/xsk_socket.h"
 #include "daemon/device/device.h"
 #include "daemon/device/interface_facts.h"
+#include "daemon/device/super_packet_socket.h"
+#include "daemon/device/virtio_header.h"
 
 namespace culvert::device {
 
@@ -53,6 +56,8 @@ public:
     std::vector<Statistic> statistics() const override;
 
     const InterfaceFacts& facts() const { return facts_; }
+    /// As Interface::segmentation_limit: what super-packets may carry; 0: there is no way out for them here.
+    std::uint32_t segmentation_limit() const { return super_packets_ ? kSegmentationLimit : 0; }
     BindMode mode() const { return socket_->mode(); }
 
 private:
@@ -68,6 +73,7 @@ private:
     void reap();
     std::uint32_t queue_packets();
     Output wake_for_output();
+    Output send_super_packets();
 
     FramePool& pool_;
     std::byte* const base_;
@@ -81,6 +87,7 @@ private:
     ConsumerRing<const xdp_desc> rx_;
     ProducerRing<xdp_desc> tx_;
     TxQueue tx_queue_;
+    std::optional<SuperPacketSocket> super_packets_;
     std::vector<std::uint64_t> shown_;                   // chunk addresses lent to the stack until the next receive()
     std::vector<std::span<const std::byte>> fragments_;  // RxPacket::rest points in here
 
@@ -93,6 +100,8 @@ private:
         std::uint64_t tx_wakeups_again = 0;
         std::uint64_t tx_left_over = 0;
         std::uint64_t tx_refused = 0;
+        std::uint64_t tx_super_packets = 0;
+        std::uint64_t tx_super_packets_lost = 0;
     } counts_;
 };
 
