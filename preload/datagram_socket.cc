@@ -108,6 +108,7 @@ shm::KernelReason Socket::try_bind_datagram(int fd) noexcept {
         client->let_go(record, false);
         return leave(reason_of_bind(error, *local));
     }
+    learn_file_flags(fd);
     adopt(*client, record, Path::kDatagram);
     client->note_reason(fd, shm::KernelReason::kDatagramPair);
     tell_groups();

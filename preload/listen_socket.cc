@@ -94,9 +94,11 @@ shm::KernelReason Socket::start_listening(int fd, int backlog) noexcept {
         if (!Client::strict()) wait_for_daemon(fd);
         return shm::KernelReason::kNoDaemon;
     }
-    if (path() == Path::kListener && !client_->daemon_gone()) {  // a second listen() changes the backlog
-        operate(*client_, record(), shm::Operation::kListen, clipped, *local, {});
-        return shm::KernelReason::kListenerPair;
+    if (path() == Path::kListener && !client_->daemon_gone()) {  // a second listen() changes the backlog, or begins anew
+        const bool again = is_shut();
+        if (again) shared().app.flags.fetch_and(~shm::kAppShutRead, std::memory_order_acq_rel);
+        const int error = operate(*client_, record(), shm::Operation::kListen, clipped, *local, {});
+        return again && error != 0 ? leave(reason_of_bind(error, *local)) : shm::KernelReason::kListenerPair;
     }
     const std::uint32_t record = prepare_record(*client);
     if (record == shm::kNoIndex) return leave(shm::KernelReason::kTableFull);
@@ -109,6 +111,7 @@ shm::KernelReason Socket::start_listening(int fd, int backlog) noexcept {
         client->let_go(record, false);
         return leave(shm::KernelReason::kRefused);
     }
+    learn_file_flags(fd);
     never_block(fd);
     adopt(*client, record, Path::kListener);
     client->note_reason(fd, shm::KernelReason::kListenerPair);
@@ -128,6 +131,7 @@ bool Socket::refuses_kernels_connection(int fd) const noexcept {
 
 /// A listener without a daemon is what one is whose daemon has just died: the kernel's half, and the hope for more.
 void Socket::wait_for_daemon(int fd) noexcept {
+    learn_file_flags(fd);
     never_block(fd);
     adopt_nobody(Path::kListener);
 }
@@ -139,9 +143,22 @@ void Socket::stop_listening(int fd) noexcept {
     if (flags >= 0) libc::fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
 }
 
+/// shutdown(). Other processes that hold the listener find it ended, as its kernel's half is, and served again if one of them
+/// listens anew: the record stays theirs.
+void Socket::end_listening(int fd) noexcept {
+    if (!is_shared() || record_lost()) return stop_listening(fd);
+    shared().app.flags.fetch_or(shm::kAppShutRead, std::memory_order_seq_cst);
+    // Answered when the daemon has looked: nobody gets in after shutdown() has returned.
+    operate(*client_, record(), shm::Operation::kRefreshInfo, 0, {}, {});
+    // What nobody has accepted has been reset: out of the queue, or it would look readable when it is used again.
+    shm::AcceptQueueConsumer queue(client_->segment().accept_queue(shared().accept_queue.load(std::memory_order_relaxed)));
+    while (queue.take()) {
+    }
+}
+
 /// The descriptor of a connection that Culvert has ready, -1 and errno, or -2: there is none.
 int Socket::accept_culvert(sockaddr* address, socklen_t* length, int flags) noexcept {
-    if (record_lost()) return -2;
+    if (record_lost() || is_shut()) return -2;
     shm::AcceptQueueConsumer queue(
         client_->segment().accept_queue(shared().accept_queue.load(std::memory_order_relaxed)));
     if (queue.empty()) return -2;
@@ -220,10 +237,14 @@ int Socket::accept(int fd, sockaddr* address, socklen_t* length, int flags) noex
             client_->note_reason(kernel, shm::KernelReason::kAcceptedByKernel);
             return kernel;
         }
+        if (errno == EINVAL && wrong_room == 0 && !is_shut()) {  // another program that has the kernel's half has shut it
+            stop_listening(fd);
+            return keep.fail(EINVAL);
+        }
         if (errno != EAGAIN || nonblocking()) return keep.pass(kernel);
         const std::int64_t left = deadline < 0 ? -1 : std::max<std::int64_t>(deadline - now_ns(), 0);
         const int woken = wait_both(fd, left, [&] {
-            return !record_lost() &&
+            return !record_lost() && !is_shut() &&
                    !shm::AcceptQueueConsumer(
                         client_->segment().accept_queue(shared().accept_queue.load(std::memory_order_relaxed)))
                         .empty();

@@ -95,6 +95,7 @@ void Socket::try_bind_raw(int fd) noexcept {
         client->let_go(record, false);
         return leave(error == EADDRNOTAVAIL ? shm::KernelReason::kSharedAddress : shm::KernelReason::kRefused);
     }
+    learn_file_flags(fd);
     adopt(*client, record, Path::kDatagram);
     client->note_reason(fd, shm::KernelReason::kDatagramPair);
     if (std::any_of(std::begin(datagram_->blocked_types), std::end(datagram_->blocked_types),

@@ -49,6 +49,12 @@ shm::Policy::Protocol protocol_of(int type, bool ping, int protocol) noexcept {
     return type == SOCK_RAW ? shm::Policy::Protocol::kRaw : shm::Policy::Protocol::kUdp;
 }
 
+bool still_listens(int fd) noexcept {
+    int listens = 0;
+    socklen_t length = sizeof listens;
+    return libc::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) != 0 || listens != 0;
+}
+
 /// Control messages with data on a stream: the kernel reads those of SOL_SOCKET (sock_cmsg_send) and passes the others by.
 /// SO_MARK and SO_TIMESTAMPING of single segments are not ours to give; whoever asks hears of it.
 bool refuses_control(const msghdr& message) noexcept {
@@ -154,7 +160,8 @@ void Socket::revive(int fd) noexcept {
     const SignalsOff off;  // a handler that accepts would wait for us
     ::pthread_mutex_lock(&one_at_a_time);
     if (wants_daemon() && Client::attached() != nullptr) {
-        if (path() == Path::kListener) start_listening(fd, backlog_);
+        if (path() == Path::kListener && !still_listens(fd)) stop_listening(fd);  // shut by another process meanwhile
+        else if (path() == Path::kListener) start_listening(fd, backlog_);
         else if (is_raw()) try_bind_raw(fd);
         else revive_datagram(fd);
     }
@@ -400,32 +407,12 @@ int Socket::peername(int fd, sockaddr* address, socklen_t* length) noexcept {
     return 0;
 }
 
-int Socket::get_status_flags(int fd) noexcept {
-    const int own = libc::fcntl(fd, F_GETFL);
-    if (own < 0) return own;
-    const int flags = own | status_flags_.load(std::memory_order_relaxed);
-    return nonblocking() ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
-}
-
-int Socket::set_status_flags(int fd, int flags) noexcept {
-    // The file of a placeholder is everybody's, and a listener's must not block under accept.
-    if (!has_placeholder()) {
-        const int forced = path() == Path::kListener ? O_NONBLOCK : 0;
-        if (libc::fcntl(fd, F_SETFL, flags | forced) < 0) return -1;
-    } else {
-        if ((flags & O_DIRECT) != 0) return fail(EINVAL);
-        status_flags_.store(flags & (O_APPEND | O_NOATIME | O_ASYNC), std::memory_order_relaxed);
-    }
-    nonblocking_.store((flags & O_NONBLOCK) != 0, std::memory_order_relaxed);
-    return 0;
-}
-
 int Socket::ioctl(int fd, unsigned long request, void* argument) noexcept {
     if (request == FIONBIO) {
         if (argument == nullptr) return fail(EFAULT);
         const bool on = *static_cast<const int*>(argument) != 0;
         if (!has_placeholder() && path() != Path::kListener && libc::ioctl(fd, FIONBIO, argument) < 0) return -1;
-        nonblocking_.store(on, std::memory_order_relaxed);
+        set_file_flags(on ? O_NONBLOCK : 0, O_NONBLOCK);
         return 0;
     }
     if (path() == Path::kDatagram && request == FIONREAD && argument != nullptr) {
@@ -456,10 +443,7 @@ int Socket::ioctl(int fd, unsigned long request, void* argument) noexcept {
         }
         case FIOASYNC:
             if (!has_placeholder()) return libc::ioctl(fd, request, argument);
-            if (*static_cast<const int*>(argument) != 0)
-                status_flags_.fetch_or(O_ASYNC, std::memory_order_relaxed);
-            else
-                status_flags_.fetch_and(~O_ASYNC, std::memory_order_relaxed);
+            set_file_flags(*static_cast<const int*>(argument) != 0 ? O_ASYNC : 0, O_ASYNC);
             return 0;
         default: return libc::ioctl(fd, request, argument);
     }
@@ -476,6 +460,7 @@ std::uint32_t Socket::poll_now(bool wants_write) noexcept {
     }
     shm::SocketRecord& record = shared();
     if (path == Path::kListener) {
+        if (is_shut()) return EPOLLOUT | EPOLLWRNORM | EPOLLHUP;  // a closed socket
         const shm::AcceptQueueConsumer queue(
             client_->segment().accept_queue(record.accept_queue.load(std::memory_order_relaxed)));
         return queue.empty() ? 0 : EPOLLIN | EPOLLRDNORM;

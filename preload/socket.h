@@ -104,7 +104,11 @@ public:
     int set_status_flags(int fd, int flags) noexcept;
     /// SO_SNDTIMEO; -1: none.
     std::int64_t send_timeout_ns() const noexcept { return send_timeout_ns_.load(std::memory_order_relaxed); }
-    bool nonblocking() const noexcept { return nonblocking_.load(std::memory_order_relaxed); }
+    bool nonblocking() const noexcept {
+        if (is_shared()) [[unlikely]]
+            follow_file_flags();
+        return nonblocking_.load(std::memory_order_relaxed);
+    }
 
     /// Lets the kernel have a listener or a datagram socket for good; connections stay, and what is raw.
     void give_back(int fd, shm::KernelReason reason) noexcept;
@@ -126,7 +130,7 @@ public:
 
     /// Other processes may hold our record too, from now on (fork).
     bool is_shared() const noexcept { return shared_.load(std::memory_order_relaxed); }
-    void note_shared() noexcept { shared_.store(true, std::memory_order_relaxed); }
+    void note_shared() noexcept;
     /// Taken around a fork, so that the child finds it unlocked.
     static pthread_mutex_t& leaving_mutex() noexcept;
     bool is_ours() const noexcept override { return path() != Path::kKernel; }
@@ -157,6 +161,11 @@ private:
         let_pass(passes_of(path, type_));
         path_.store(path, std::memory_order_release);
     }
+
+    // file_flags.cc
+    void follow_file_flags() const noexcept;
+    void set_file_flags(int flags, int which) noexcept;
+    void learn_file_flags(int fd) noexcept;
 
     // socket.cc
     shm::Policy::Protocol policy_protocol() const noexcept;
@@ -242,6 +251,11 @@ private:
     shm::KernelReason start_listening(int fd, int backlog) noexcept;
     bool refuses_kernels_connection(int fd) const noexcept;
     void stop_listening(int fd) noexcept;
+    void end_listening(int fd) noexcept;
+    /// shutdown() has ended this listener, which other processes hold, too; it may listen again.
+    bool is_shut() const noexcept {
+        return is_shared() && path() == Path::kListener && (shared().app.flags.load(std::memory_order_acquire) & shm::kAppShutRead) != 0;
+    }
     void wait_for_daemon(int fd) noexcept;
     int accept_culvert(sockaddr* address, socklen_t* length, int flags) noexcept;
 
@@ -331,7 +345,7 @@ private:
     ssize_t take_copy_notice(msghdr& message) noexcept;
 
     std::atomic<Path> path_{Path::kKernel};
-    std::atomic<bool> nonblocking_;
+    mutable std::atomic<bool> nonblocking_;
     std::atomic<Connecting> connecting_{Connecting::kNo};
     std::atomic<bool> error_reported_{false};  // the reset that a vanished daemon means has been returned once
     std::atomic<bool> shared_{false};
@@ -347,7 +361,7 @@ private:
     ClientPointer client_;
     std::atomic<bool> needs_kernel_{false};  // a stream on which an option was set that only the kernel honours
     std::atomic<bool> needs_kernel_to_listen_{false};  // ... of a listener
-    std::atomic<int> status_flags_{0};  // of a placeholder, whose file is everybody's: what F_SETFL has set besides O_NONBLOCK
+    mutable std::atomic<int> status_flags_{0};  // of a placeholder, whose file is everybody's: what F_SETFL has set besides O_NONBLOCK
     std::atomic<int> low_water_{1};  // SO_RCVLOWAT of a stream
     std::atomic<int> peek_offset_{-1};  // SO_PEEK_OFF of a stream
     std::atomic<std::uint32_t> copies_made_{0};  // sends with MSG_ZEROCOPY so far, and

@@ -87,6 +87,7 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
     if (address->sa_family == AF_UNSPEC)
         return disconnect(fd, address, length);
     if (path() == Path::kConnection) return finish_connect(!nonblocking(), EALREADY);
+    if (is_shut()) stop_listening(fd);
     if (path() != Path::kKernel || connecting_.load(std::memory_order_relaxed) == Connecting::kKernel)
         return libc::connect(fd, address, length);
     const auto remote = to_wire(address, length, family_);
@@ -143,6 +144,7 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
         return through_kernel(reason_of(error, shm::KernelReason::kRefused));
 
     connecting_.store(Connecting::kCulvert, std::memory_order_relaxed);
+    learn_file_flags(fd);
     adopt(*client, record, Path::kConnection);
     client->note_reason(fd, shm::KernelReason::kUnknown);
     errno = saved;
@@ -604,7 +606,7 @@ int Socket::shutdown(int fd, int how) noexcept {
     if (how != SHUT_RD && how != SHUT_WR && how != SHUT_RDWR) return fail(EINVAL);
     if (path == Path::kListener) {
         // Linux turns it back into a closed socket, which may listen again.
-        if (how != SHUT_WR) stop_listening(fd);
+        if (how != SHUT_WR) end_listening(fd);
         return libc::shutdown(fd, how);
     }
     const KeepErrno keep;

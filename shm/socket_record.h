@@ -25,11 +25,17 @@ struct WireEndpoint {
 static_assert(sizeof(WireEndpoint) == 24);
 
 // --- what the application wants: AppLine::flags -------------------------------------------------------------------
-inline constexpr std::uint32_t kAppShutRead = 1u << 0;
+inline constexpr std::uint32_t kAppShutRead = 1u << 0;    // of a listener: it has ended, until it listens again
 inline constexpr std::uint32_t kAppShutWrite = 1u << 1;   // FIN after everything in tx_list
 inline constexpr std::uint32_t kAppClosed = 1u << 2;      // last holder closed; the record may be reused
 inline constexpr std::uint32_t kAppWantWrite = 1u << 3;   // tell me when there is room to send
 inline constexpr std::uint32_t kAppExclusive = 1u << 4;   // wake one watcher only (EPOLLEXCLUSIVE)
+/// Status flags of the file, once several processes hold it (fork): theirs alone, the daemon does not care.
+inline constexpr std::uint32_t kAppNonBlocking = 1u << 8;
+inline constexpr std::uint32_t kAppAppend = 1u << 9;
+inline constexpr std::uint32_t kAppNoAccessTime = 1u << 10;
+inline constexpr std::uint32_t kAppAsync = 1u << 11;
+inline constexpr std::uint32_t kAppFileFlags = kAppNonBlocking | kAppAppend | kAppNoAccessTime | kAppAsync;
 
 /// AppLine::watch: nobody, one queue (index + 1), or look in every queue's watch bitmap.
 inline constexpr std::uint32_t kWatchNone = 0;

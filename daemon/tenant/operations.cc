@@ -164,28 +164,35 @@ int Tenant::start_listen(std::uint32_t index, const shm::WireEndpoint& local, st
     backlog = std::clamp<std::uint32_t>(backlog, 1, shm::kAcceptQueueLength);
     if (slot.kind == Kind::kListener) {
         slot.listen->set_backlog(backlog);
-        return 0;
+        if (slot.listen->listener != nullptr) return 0;
+    } else if (slot.kind != Kind::kIdle) {
+        return EINVAL;
     }
-    if (slot.kind != Kind::kIdle) return EINVAL;
     const Endpoint at = from_wire(local);
     if (at.port == 0) return EINVAL;
     if (!at.address.is_unspecified() && (!stack_.is_local(at.address) || !may_reach(at.address))) return EADDRNOTAVAIL;
     if (!permits(shm::Policy::Protocol::kTcp, shm::Policy::Call::kListen, at)) return refuse_by_policy();
-    if (free_accept_queues_.empty() || !listeners_.grants()) {
-        drop(Drop::kTenantListenerShare);
-        return ENOBUFS;
+    std::unique_ptr<ListenSocket> listen = std::move(slot.listen);  // one that was shut has its queue
+    if (listen == nullptr) {
+        if (free_accept_queues_.empty() || !listeners_.grants()) {
+            drop(Drop::kTenantListenerShare);
+            return ENOBUFS;
+        }
+        const std::uint32_t queue = free_accept_queues_.back();
+        free_accept_queues_.pop_back();
+        listen = std::make_unique<ListenSocket>(*this, index, queue, backlog);
+        segment_.socket(index).accept_queue.store(queue, std::memory_order_relaxed);
     }
-    const std::uint32_t queue = free_accept_queues_.back();
-    free_accept_queues_.pop_back();
-    auto listen = std::make_unique<ListenSocket>(*this, index, queue, backlog);
     shm::SocketRecord& record = segment_.socket(index);
     apply_options(index);
     const bool dual = !at.address.is_v4() && (record.options.flags & shm::kOptionV6Only) == 0;
     auto listener = stack_.listen(at, dual, read_listener_options(index), *listen);
-    if (!listener) return listener.error().code;
+    if (!listener) {
+        if (slot.kind == Kind::kListener) slot.listen = std::move(listen);
+        return listener.error().code;
+    }
     listen->listener = *listener;
     record.local = local;
-    record.accept_queue.store(queue, std::memory_order_relaxed);
     record.daemon.status.store(shm::kStatusReady, std::memory_order_release);
     slot.listen = std::move(listen);
     slot.kind = Kind::kListener;
@@ -349,8 +356,9 @@ stack::tcp::ListenerOptions Tenant::read_listener_options(std::uint32_t index) {
 void Tenant::refresh_info(std::uint32_t index) {
     const Slot& slot = slots_[index];
     shm::SocketInfo info{};
-    info.tcp_state = static_cast<std::uint8_t>(slot.kind == Kind::kListener ? stack::tcp::State::kListen
-                                                                             : stack::tcp::State::kClosed);
+    info.tcp_state = static_cast<std::uint8_t>(slot.listen != nullptr && slot.listen->listener != nullptr
+                                                        ? stack::tcp::State::kListen
+                                                        : stack::tcp::State::kClosed);
     if (slot.kind == Kind::kStream && slot.stream.connection() != nullptr) {
         const stack::tcp::Info from = slot.stream.connection()->info();
         const auto us = [](Duration d) {
@@ -393,7 +401,7 @@ SocketSnapshot Tenant::snapshot_of(std::uint32_t index) {
     line.local = from_wire(record.local);
     line.remote = from_wire(record.remote);
     if (slot.kind == Kind::kListener) {
-        line.state = stack::tcp::State::kListen;
+        line.state = slot.listen->listener != nullptr ? stack::tcp::State::kListen : stack::tcp::State::kClosed;
         line.remote = {Address::any(line.local.address.family()), 0};
         line.receive_queue = slot.listen->waiting();
         line.send_queue = slot.listen->backlog();

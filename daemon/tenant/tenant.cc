@@ -305,11 +305,9 @@ void Tenant::free_record(std::uint32_t index) {
     segment_.free_sockets().set(index);
 }
 
-void Tenant::close_listener(std::uint32_t index) {
+/// Connections that nobody has accepted go with their listener, as in Linux (inet_csk_listen_stop), or to its heir.
+void Tenant::refuse_waiting(std::uint32_t index, stack::tcp::ListenerOwner* heir) {
     const ListenSocket& listen = *slots_[index].listen;
-    // Connections that nobody has accepted go with their listener, as in Linux (inet_csk_listen_stop), unless another program
-    // holds the kernel's listener, too, and so serves this port in its own segment: there they wait on, as in the kernel's queue.
-    stack::tcp::ListenerOwner* const heir = stack_.heir_of(*listen.listener);
     for (std::uint32_t other = segment_.geometry().app_sockets; other < segment_.geometry().sockets; ++other) {
         Slot& slot = slots_[other];
         if (slot.kind != Kind::kStream || slot.stream.ticket.listener != index) continue;
@@ -320,7 +318,23 @@ void Tenant::close_listener(std::uint32_t index) {
             free_record(other);
         }
     }
+}
+
+void Tenant::close_listener(std::uint32_t index) {
+    const ListenSocket& listen = *slots_[index].listen;
+    // If another program holds the kernel's listener, too, and so serves this port in its own segment, they wait on there, as in the
+    // kernel's queue.
+    if (listen.listener != nullptr) refuse_waiting(index, stack_.heir_of(*listen.listener));
     slots_[index].listen.reset();
+}
+
+/// shutdown() of a listener that several processes hold: it ends for all of them. The record stays theirs, and its accept queue,
+/// since one may be looking at it; a kListen begins anew.
+void Tenant::shut_listener(std::uint32_t index) {
+    ListenSocket& listen = *slots_[index].listen;
+    refuse_waiting(index, nullptr);
+    stack_.close(*std::exchange(listen.listener, nullptr));
+    mark_changed(index);
 }
 
 void Tenant::close_socket(std::uint32_t index) {
@@ -365,6 +379,7 @@ void Tenant::look(std::uint32_t index, Instant now) {
         }
         slot.kind = Kind::kIdle;
     }
+    if (slot.kind == Kind::kListener && (flags & shm::kAppShutRead) != 0 && slot.listen->listener != nullptr) shut_listener(index);
     if (operation != slot.operation_done) run_operation(index, operation, now);
     if (app.options_version.load(std::memory_order_relaxed) != slot.options_version) apply_options(index);
     if (slot.kind == Kind::kStream) slot.stream.look(flags);
@@ -514,7 +529,7 @@ void Tenant::apply_options(std::uint32_t index) {
     }
     if (slot.kind == Kind::kDatagram) slot.datagram->set_options(raw);
     if (slot.kind == Kind::kRaw) raw_sockets_.at(index)->set_options(raw);
-    if (slot.kind == Kind::kListener) slot.listen->listener->set_options(read_listener_options(index));
+    if (slot.listen != nullptr && slot.listen->listener != nullptr) slot.listen->listener->set_options(read_listener_options(index));
 }
 
 }  // namespace culvert::tenant

@@ -176,7 +176,9 @@ private:
     void drop(Drop reason);
     stack::tcp::ConnectionOwner* orphan() const;
     void apply_options(std::uint32_t index);
+    void refuse_waiting(std::uint32_t index, stack::tcp::ListenerOwner* heir);
     void close_listener(std::uint32_t index);
+    void shut_listener(std::uint32_t index);
     void close_unheld(bool only_suspects);
     void release_locks(std::uint32_t slot);
     void refresh_info(std::uint32_t index);

@@ -6,6 +6,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -56,7 +57,20 @@ public:
 
     /// The next step; its lines, indented.
     void step() {
-        if (::write(go_[1], "g", 1) != 1) return;
+        begin();
+        finish();
+    }
+    /// The next step, which falls asleep; finish() waits for its end.
+    void begin_sleep() {
+        begin();
+        // Asleep for several looks in a row: not just waiting for a lock, or for the core.
+        for (int asleep = 0, looks = 0; asleep < 5 && looks < 30'000; ++looks) {
+            asleep = state() == 'S' ? asleep + 1 : 0;
+            const timespec moment{0, 1'000'000};
+            ::nanosleep(&moment, nullptr);
+        }
+    }
+    void finish() {
         std::size_t length = 0;
         if (::read(told_[0], &length, sizeof length) != sizeof length) return world_.say("the child is gone");
         std::string text(length, '\0');
@@ -85,10 +99,27 @@ public:
     }
 
 private:
+    void begin() { world_.require(::write(go_[1], "g", 1) == 1, "the child listens"); }
+    char state() const {
+        char path[64], line[512];
+        std::snprintf(path, sizeof path, "/proc/%d/stat", pid_);
+        const int fd = ::open(path, O_RDONLY | O_CLOEXEC);
+        const ssize_t got = ::read(fd, line, sizeof line - 1);
+        ::close(fd);
+        line[got > 0 ? got : 0] = '\0';
+        const char* const behind_name = std::strrchr(line, ')');
+        return behind_name != nullptr ? behind_name[2] : '?';
+    }
+
     World& world_;
     int go_[2], told_[2];
     pid_t pid_ = 0;
 };
+
+void set_flags(World& w, int on, int off = 0) {
+    w.said("F_SETFL", ::fcntl(w.fd, F_SETFL, (::fcntl(w.fd, F_GETFL) | on) & ~off));
+}
+void say_flags(World& w) { w.say("F_GETFL %x", static_cast<unsigned>(::fcntl(w.fd, F_GETFL))); }
 
 void read_some(World& w, std::size_t count, int fd = -1) {
     char data[64];
@@ -199,6 +230,59 @@ constexpr Named kForks[] = {
         w.said("TCP_NODELAY", ::getsockopt(w.fd, IPPROTO_TCP, 1, &value, &length));
         w.say("  %d", value);
     }),
+    FOR_BOTH("nonblocking_by_the_child", [](World& w) {
+        Child child(w, {[](World& c) { set_flags(c, O_NONBLOCK | O_APPEND); }, say_flags,
+                        [](World& c) { char data[8]; c.said("recv", ::recv(c.fd, data, 8, 0), data); }});
+        child.step();
+        say_flags(w);
+        char data[8];
+        w.mode = Mode::kBlocking;
+        w.bounded("recv", [&] { return ::recv(w.fd, data, 8, 0); });
+        int off = 0;
+        w.said("FIONBIO", ::ioctl(w.fd, FIONBIO, &off));
+        child.step();
+        child.begin_sleep();
+        w.peer("send 3");
+        child.finish();
+    }),
+    FOR_BOTH("nonblocking_set_before", [](World& w) {
+        set_flags(w, O_NONBLOCK);
+        Child child(w, {[](World& c) { say_flags(c); set_flags(c, 0, O_NONBLOCK); }});
+        Child second(w, {[](World& c) { say_flags(c); }});
+        child.step();
+        second.step();
+        say_flags(w);
+    }),
+    {"nonblocking_before_connect", [](World& w) { w.fd = w.make_socket(SOCK_STREAM); }, [](World& w) {
+        Child child(w, {[](World& c) { set_flags(c, O_NONBLOCK); }});
+        child.step();
+        say_flags(w);
+        const int port = std::stoi(w.peer("listen"));
+        Name name = w.other(port);
+        w.said("connect", ::connect(w.fd, name.get(), name.length));
+        w.await(POLLOUT);
+        say_flags(w);
+    }},
+    {"nonblocking_listener", listening, [](World& w) {
+        Child child(w, {[](World& c) { set_flags(c, O_NONBLOCK); },
+                        [](World& c) { c.said("accept", ::accept(c.fd, nullptr, nullptr) >= 0 ? 0 : -1); }});
+        child.step();
+        say_flags(w);
+        w.mode = Mode::kBlocking;
+        w.bounded("accept", [&] { return ::accept(w.fd, nullptr, nullptr); });
+        set_flags(w, 0, O_NONBLOCK);
+        child.begin_sleep();
+        w.peer("connect " + std::to_string(w.bound_port));
+        child.finish();
+    }},
+    {"nonblocking_udp", bound_datagram, [](World& w) {
+        Child child(w, {[](World& c) { set_flags(c, O_NONBLOCK); }});
+        child.step();
+        say_flags(w);
+        char data[8];
+        w.mode = Mode::kBlocking;
+        w.bounded("recv", [&] { return ::recv(w.fd, data, 8, 0); });
+    }},
     FOR_BOTH("reset_is_told_to_one", [](World& w) {
         Child child(w, {[](World& c) { look(c); read_some(c, 4); }, [](World& c) { read_some(c, 4); write_some(c, "x"); }});
         w.peer("reset");
@@ -241,6 +325,69 @@ constexpr Named kForks[] = {
         child.step();
         w.said("accept", ::accept4(w.fd, nullptr, nullptr, SOCK_NONBLOCK));
         w.say("connect: %s", w.peer("connect_try " + std::to_string(w.bound_port)).c_str());
+    }},
+    {"listener_shut_while_one_accepts", listening, [](World& w) {
+        Child child(w, {[](World& c) { c.said("accept", ::accept(c.fd, nullptr, nullptr)); look(c); }});
+        child.begin_sleep();
+        w.said("shutdown", ::shutdown(w.fd, SHUT_RD));
+        child.finish();
+        look(w);
+        w.said("accept", ::accept(w.fd, nullptr, nullptr));
+    }},
+    {"listener_shut_while_one_polls", listening, [](World& w) {
+        const int set = ::epoll_create1(EPOLL_CLOEXEC);
+        epoll_event event{EPOLLIN, {}};
+        ::epoll_ctl(set, EPOLL_CTL_ADD, w.fd, &event);
+        Child child(w, {[](World& c) {
+                            pollfd entry{c.fd, POLLIN, 0};
+                            c.said("poll", ::poll(&entry, 1, 20'000));
+                            c.say("  %s", World::describe_events(entry.revents).c_str());
+                        },
+                        [](World& c) { c.said("shutdown", ::shutdown(c.fd, SHUT_RDWR)); }});
+        child.begin_sleep();
+        w.said("shutdown", ::shutdown(w.fd, SHUT_RDWR));
+        child.finish();
+        epoll_event got{};
+        w.said("epoll_wait", ::epoll_wait(set, &got, 1, 20'000));
+        w.say("  %s", World::describe_events(static_cast<int>(got.events)).c_str());
+        child.step();
+        ::close(set);
+    }},
+    {"listener_shut_with_some_waiting", listening, [](World& w) {
+        Child child(w, {[](World& c) { c.said("shutdown", ::shutdown(c.fd, SHUT_RD)); }});
+        w.peer("connect " + std::to_string(w.bound_port));
+        w.await(POLLIN);
+        child.step();
+        look(w);
+        w.said("accept", ::accept(w.fd, nullptr, nullptr));
+        w.say("peer: %s", w.peer("receive_all").c_str());
+    }},
+    {"listener_shut_and_again", listening, [](World& w) {
+        Child child(w, {[](World& c) { c.said("shutdown", ::shutdown(c.fd, SHUT_RD)); }, accept_and_greet, accept_and_greet});
+        child.step();
+        w.say("connect: %s", w.peer("connect_try " + std::to_string(w.bound_port)).c_str());
+        w.said("listen", ::listen(w.fd, 4));
+        learn_port(w);  // the kernel has chosen it, and chooses again
+        look(w);
+        w.peer("connect " + std::to_string(w.bound_port));
+        child.step();
+        w.say("peer: %s", w.peer("receive_all").c_str());
+        w.peer("connect " + std::to_string(w.bound_port));
+        accept_and_greet(w);
+        w.say("peer: %s", w.peer("receive_all").c_str());
+        close_it(w);
+        w.peer("connect " + std::to_string(w.bound_port));
+        child.step();
+        w.say("peer: %s", w.peer("receive_all").c_str());
+        child.end();
+        w.say("nobody left: %s", refused_in_the_end(w));
+    }},
+    {"listener_shut_by_shut_wr", listening, [](World& w) {
+        Child child(w, {[](World& c) { c.said("shutdown", ::shutdown(c.fd, SHUT_WR)); }});
+        child.step();
+        w.peer("connect " + std::to_string(w.bound_port));
+        accept_and_greet(w);
+        w.say("peer: %s", w.peer("receive_all").c_str());
     }},
     {"made_by_the_child", listening, [](World& w) {  // a connection that only the child has
         Child child(w, {[](World& c) {

@@ -1,5 +1,8 @@
 // fork: both processes hold every socket; whoever is last closes it.
 
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -115,6 +118,42 @@ TEST_F(ForkTest, ParentsEndIsSeenWhileItsChildLives) {
     ::close(hold[0]);
     ::close(hold[1]);
     EXPECT_TRUE(daemon.wait_process_gone(slot + 1));
+}
+
+TEST_F(ForkTest, FileFlagsAreOfTheFile) {
+    Fd listener = listening();
+    daemon.arrive(listener->record(), 1);
+    Fd accepted = accept(listener);  // behind a placeholder
+    Fd made = connected();
+    EXPECT_EQ(in_child([&] {
+                  for (const Fd* fd : {&listener, &accepted, &made})
+                      (*fd)->set_status_flags(fd->number(), O_NONBLOCK | O_APPEND);
+                  return 0;
+              }),
+              0);
+    for (const Fd* fd : {&listener, &accepted, &made}) {
+        EXPECT_TRUE((*fd)->nonblocking());
+        EXPECT_EQ((*fd)->get_status_flags(fd->number()) & (O_NONBLOCK | O_APPEND), O_NONBLOCK | O_APPEND);
+    }
+    EXPECT_EQ(accepted.receive(1), error_text(EAGAIN));
+    int off = 0;
+    EXPECT_EQ(accepted->ioctl(accepted.number(), FIONBIO, &off), 0);
+    EXPECT_EQ(in_child([&] { return accepted->nonblocking() || !made->nonblocking() ? 1 : 0; }), 0);
+    daemon.die();
+    EXPECT_TRUE(made->nonblocking()) << "what was known last";
+}
+
+TEST_F(ForkTest, AListenerThatOneHasShutIsShutForAll) {
+    Fd listener = listening();
+    EXPECT_EQ(in_child([&] { return listener->shutdown(listener.number(), SHUT_RD); }), 0);
+    EXPECT_EQ(listener->poll_now(false) & EPOLLHUP, static_cast<std::uint32_t>(EPOLLHUP));
+    EXPECT_EQ(listener->accept(listener.number(), nullptr, nullptr, 0), -1);
+    EXPECT_EQ(errno, EINVAL);
+    EXPECT_EQ(listener->path(), preload::Socket::Path::kListener) << "the record stays: one of them may listen again";
+    EXPECT_EQ(in_child([&] { return listener->listen(listener.number(), 4); }), 0);
+    EXPECT_EQ(listener->poll_now(false), 0u);
+    daemon.arrive(listener->record(), 1);
+    EXPECT_GE(accept(listener).number(), 0);
 }
 
 TEST_F(ForkTest, NoSlotLeftMeansAResetInTheChildOnly) {

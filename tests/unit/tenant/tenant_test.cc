@@ -239,6 +239,40 @@ TEST_F(TenantTest, WaitingConnectionsAreResetWithTheirListener) {
     EXPECT_EQ(server_tenant->snapshot().sockets.size(), 0u);
 }
 
+TEST_F(TenantTest, AListenerThatWasShutRefusesAndListensAgain) {
+    const std::uint32_t listener = listen(80);
+    const std::uint32_t waiting = connect(40014, 80);
+    std::atomic<std::uint32_t>& flags = server.segment.socket(listener).app.flags;
+    flags.fetch_or(shm::kAppShutRead);
+    server.segment.dirty().post(listener);
+    host.turns(4);
+    EXPECT_TRUE((client.status(waiting) & shm::kStatusDead) != 0) << "nobody has accepted it";
+    EXPECT_EQ(server_tenant->snapshot().sockets.at(0).state, stack::tcp::State::kClosed);
+    const std::uint32_t refused = connect(40015, 80);
+    host.turns(4);
+    EXPECT_TRUE((client.status(refused) & shm::kStatusDead) != 0);
+    server.segment.socket(listener).app.options_version.fetch_add(2);  // an option meanwhile
+    server.segment.dirty().post(listener);
+    host.turn();
+
+    while (server.accept(listener)) {  // as the shim does after the daemon's answer
+    }
+    flags.fetch_and(~shm::kAppShutRead);
+    server.submit(listener, shm::Operation::kListen, endpoint(Address::v4(0, 0, 0, 0), 81), {}, 4);
+    host.turn();
+    EXPECT_EQ(server.answer(listener), 0);
+    EXPECT_EQ(server_tenant->snapshot().sockets.at(0).state, stack::tcp::State::kListen);
+    const std::uint32_t again = connect(40016, 81);
+    host.turns(4);
+    EXPECT_TRUE((client.status(again) & shm::kStatusReady) != 0);
+    EXPECT_TRUE(server.accept(listener));
+
+    flags.fetch_or(shm::kAppShutRead);
+    server.close(listener);
+    host.turns(4);
+    EXPECT_EQ(host.taken[80], 0);
+}
+
 TEST_F(TenantTest, TheAcceptQueueHoldsTheBacklogAndNoMore) {
     const std::uint32_t listener = listen(80, 2);
     for (Port port = 41000; port < 41005; ++port) connect(port, 80);
