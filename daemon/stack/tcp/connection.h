@@ -213,6 +213,7 @@ private:
         explicit operator bool() const { return length > 0 || fin; }
     };
     Sendable next_new_data(std::uint32_t room) const;
+    bool last_may_be_small() const;
     Sendable widened(const Sendable& next, std::uint64_t permitted, std::uint32_t room) const;
     bool retransmit(const LossRecovery::Permit& permit, const wire::TcpOptions& options, std::uint32_t room, Instant now);
     /// More than `segment_size` bytes: as one packet that the device cuts.

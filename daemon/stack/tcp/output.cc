@@ -87,8 +87,7 @@ Connection::Sendable Connection::next_new_data(std::uint32_t room) const {
     } else if (length == room || push_out_) {
         go = true;
     } else if (all) {
-        // [RFC9293 3.7.4 SHLD-7, MUST-17] Nagle, in Minshall's form: one small segment at a time
-        go = shutdown_ || urgent_ || (!options_->cork && !more_to_come_ && (options_->no_delay || snd_small_ <= snd_una_));
+        go = last_may_be_small();
     } else {
         go = length >= max_snd_wnd_ / 2;  // [RFC9293 3.8.6.2.1 (4)]
     }
@@ -101,13 +100,21 @@ Connection::Sendable Connection::next_new_data(std::uint32_t room) const {
     return next;
 }
 
-/// As many full segments as the device takes for one packet and cuts itself; `next` where it takes none.
+/// May what is left in the queue go, though it fills no segment? [RFC9293 3.7.4 SHLD-7, MUST-17] Nagle, in Minshall's form: one
+/// small segment at a time
+bool Connection::last_may_be_small() const {
+    return shutdown_ || urgent_ || (!options_->cork && !more_to_come_ && (options_->no_delay || snd_small_ <= snd_una_));
+}
+
+/// As many full segments as the device takes for one packet and cuts itself, and the small one at the end of the queue if it
+/// may go now; `next` where it takes none.
 Connection::Sendable Connection::widened(const Sendable& next, std::uint64_t permitted, std::uint32_t room) const {
     const std::uint32_t limit = path_.local || path_.tagged ? 0 : path_.interface->segmentation_limit;
     if (limit < 2 * room || next.length != room || next.fin || cwr_due_) return next;
     const std::uint64_t available = queue_end() - snd_nxt_;
     const std::uint64_t usable = snd_una_ + snd_wnd_ - snd_nxt_;  // at least `room`: next_new_data has looked
-    const std::uint64_t length = std::min({available, usable, permitted, std::uint64_t{limit}}) / room * room;
+    const std::uint64_t most = std::min({available, usable, permitted, std::uint64_t{limit}});
+    const std::uint64_t length = most == available && last_may_be_small() ? most : most / room * room;
     if (length <= room) return next;
     return {.length = static_cast<std::uint32_t>(length), .fin = length == available && fin_wanted(), .blocked = false};
 }
@@ -194,7 +201,7 @@ bool Connection::transmit_new(const Sendable& next, const wire::TcpOptions& opti
     snd_nxt_ += taken;
     fin_sent_ = next.fin;
     sending_->recovery.on_new_data(taken);
-    if (next.length < room) snd_small_ = snd_nxt_;
+    if (next.length < room || (!next.probe && next.length % room != 0)) snd_small_ = snd_nxt_;
     if (!timing_) {
         timing_ = true;
         sending_->timed_end = snd_nxt_;

@@ -56,6 +56,36 @@ TEST(TcpData, GathersAcrossChunks) {  // [RFC9293 3.9.1.2 SHLD-27] [RFC9293 3.7.
     EXPECT_EQ(t.app.acknowledged, 4000u);
 }
 
+// Where the device cuts, one packet holds all that may leave now: the small segment at the end, too, unless Nagle holds it.
+TEST(TcpData, ASuperPacketTakesTheSmallSegmentAtTheEndAlong) {
+    for (const bool held : {false, true}) {
+        StackTest t;
+        t.established();
+        t.host.eth0.segmentation_limit = 0xffff;
+        if (held) {
+            t.send("small and not acknowledged");
+            t.host.tcp.flush(t.now);
+            t.host.take_frames();
+        }
+        t.send(std::string(3 * 1460 + 100, 'x'));
+        t.host.tcp.flush(t.now);
+        std::uint32_t length = 0;
+        const auto pending = t.host.tx.pending();
+        ASSERT_FALSE(pending.empty());
+        EXPECT_EQ(pending[0].segment_size, 1460u);
+        for (const auto& each : pending) length += each.length;
+        EXPECT_EQ(length, 14 + 20 + 20 + 3 * 1460 + (held ? 0u : 100u));
+        EXPECT_EQ(t.host.counters.tcp_super_packets_out, 1u);
+        t.host.take_frames();
+        t.host.eth0.segmentation_limit = 0;
+        t.send("the next");
+        t.host.tcp.flush(t.now);
+        EXPECT_TRUE(t.host.tx.pending().empty()) << "a small one is out already";
+        t.connection->abort();
+        t.skip_output();
+    }
+}
+
 TEST(TcpData, NagleHoldsTheSecondSmallSegment) {  // [RFC9293 3.7.4]
     StackTest t;
     t.established();
