@@ -482,6 +482,7 @@ Config read_config(const toml::table& file) {
     read_table(top, "tcp", [&](TableReader& reader, const toml::table& table) { read_tcp(reader, table, config.tcp); });
     read_table(top, "engine", [&](TableReader& reader, const toml::table&) {
         reader.read("spin_us", config.engine.spin, 0, 10000);
+        reader.read("slice_us", config.engine.slice, 0, 100'000);
         reader.read("application_spin_us", config.engine.application_spin, 0, 10000);
         reader.read("count", config.engine.count, 1, kMostEngines);
         read_numbers(reader, "cpus", config.engine.cpus, 0, kMostCpus - 1);

@@ -107,6 +107,7 @@ struct TcpConfig {
 
 struct EngineConfig {
     std::chrono::microseconds spin{100};  // longest busy wait before sleeping
+    std::chrono::microseconds slice{100};  // the scheduler's time slice; 0: the kernel's own
     std::chrono::microseconds application_spin{0};  // longest busy wait of an application before it sleeps
     std::uint32_t count = 1;             // threads that carry packets, each with its queues, connections and programs
     std::vector<unsigned> cpus;          // engine i is pinned to cpus[i % size]; empty: wherever the scheduler likes

@@ -50,6 +50,7 @@ void read_stable_secret(std::uint64_t (&secret)[2]) {
 engine::EngineConfig engine_config(const Config& config) {
     engine::EngineConfig engine;
     engine.spin = config.engine.spin;
+    engine.slice = config.engine.slice;
     engine.send_limits = {config.tcp.send_buffer_min_bytes, config.tcp.send_buffer_bytes, config.tcp.send_buffer_max_bytes};
     stack::StackConfig& stack = engine.stack;
     stack.max_connections = (config.limits.max_connections + config.engine.count - 1) / config.engine.count;

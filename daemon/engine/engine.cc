@@ -10,6 +10,7 @@
 
 #include "daemon/engine/relay_device.h"
 #include "daemon/engine/spin_policy.h"
+#include "daemon/engine/time_slice.h"
 #include "shm/base/check.h"
 #include "shm/wakeup.h"
 
@@ -212,6 +213,7 @@ void Engine::run() {
         CPU_SET(config_.cpu, &cpus);
         ::pthread_setaffinity_np(::pthread_self(), sizeof cpus, &cpus);
     }
+    ask_for_slice(config_.slice);
     SpinPolicy spin(config_.spin);
     Instant last_work = read_clock();
     bool looking = false;

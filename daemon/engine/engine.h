@@ -32,6 +32,7 @@ namespace culvert::engine {
 struct EngineConfig {
     stack::StackConfig stack;
     Duration spin = std::chrono::microseconds(100);  // longest time that an idle engine looks before it sleeps
+    std::chrono::microseconds slice{0};              // time_slice.h; 0: the kernel's own
     tenant::SendLimits send_limits;
     int cpu = -1;                                   // pin to this core; -1: do not
     std::uint64_t seed = 0;                         // from getrandom(2)

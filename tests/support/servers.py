@@ -101,7 +101,7 @@ class Certificate:
 
 
 class Nginx:
-    """A stock nginx: master and workers, files small.bin (1 kB) and big.bin (10 MB) below its root.
+    """A stock nginx: master and workers, files small.bin (1 kB), page.bin (16 KiB) and big.bin (10 MB) below its root.
 
     Returns when it serves: through Culvert, if it is started `under` a daemon and does not fall back to the kernel as it should.
     `more` is put into the http block of its configuration.
@@ -114,7 +114,7 @@ class Nginx:
         self.directory = lab.path(f"nginx-{len(lab.programs)}")
         www = os.path.join(self.directory, "www")
         os.makedirs(www)
-        self.files = {"small.bin": pseudo_random(1000, 1), "big.bin": pseudo_random(10 << 20, 2)}
+        self.files = {"small.bin": pseudo_random(1000, 1), "page.bin": pseudo_random(16 << 10, 3), "big.bin": pseudo_random(10 << 20, 2)}
         for name, data in self.files.items():
             with open(os.path.join(www, name), "wb") as file:
                 file.write(data)

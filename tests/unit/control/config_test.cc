@@ -49,6 +49,7 @@ TEST(Config, ReadsEveryTable) {
         min_rto_ms = 20
         [engine]
         spin_us = 0
+        slice_us = 700
         count = 3
         cpus = [2, 5]
     )", "c.toml");
@@ -68,6 +69,7 @@ TEST(Config, ReadsEveryTable) {
     EXPECT_EQ(config->ip.default_ttl, 255);
     EXPECT_EQ(config->tcp.min_rto, std::chrono::milliseconds(20));
     EXPECT_EQ(config->engine.spin, std::chrono::microseconds(0));
+    EXPECT_EQ(config->engine.slice, std::chrono::microseconds(700));
     EXPECT_EQ(config->engine.count, 3u);
     EXPECT_EQ(config->engine.cpus, (std::vector<unsigned>{2, 5}));
     EXPECT_TRUE(config->interfaces[0].queues.empty());
@@ -328,6 +330,7 @@ TEST(Config, ExampleIsValidAndHoldsTheDefaults) {
     EXPECT_EQ(example->tcp.fast_open, defaults.tcp.fast_open);
     EXPECT_EQ(example->tcp.syn_cookies, defaults.tcp.syn_cookies);
     EXPECT_EQ(example->engine.spin, defaults.engine.spin);
+    EXPECT_EQ(example->engine.slice, defaults.engine.slice);
     EXPECT_EQ(example->engine.application_spin, defaults.engine.application_spin);
     EXPECT_EQ(example->engine.count, defaults.engine.count);
     EXPECT_EQ(example->engine.cpus, defaults.engine.cpus);
