@@ -2,7 +2,7 @@
 // few variables; without LD_PRELOAD the successor would serve through the kernel only. So where a listener of Culvert's is
 // passed on, what is missing is added. A program that says LD_PRELOAD itself is believed. Connections that the next program
 // will find become kernel sockets first (leave.cc). libc's exec functions call each other by names that nobody can interpose,
-// so each is here.
+// so each is here, and so are those that start a shell: system(), popen(), wordexp().
 //
 // Also called in the child of a vfork: nothing is changed or allocated but on the stack.
 #include "preload/interpose.h"
@@ -10,9 +10,12 @@
 #include <alloca.h>
 #include <fcntl.h>
 #include <spawn.h>
+#include <wordexp.h>
 
 #include <algorithm>
 #include <cstdarg>
+#include <cstdio>
+#include <cstring>
 
 #include "preload/confined.h"
 #include "preload/environment.h"
@@ -92,6 +95,9 @@ using Spawn = int(pid_t*, const char*, const posix_spawn_file_actions_t*, const 
 LibcFunction<Spawn> libc_posix_spawn{"posix_spawn"};
 LibcFunction<Spawn> libc_posix_spawnp{"posix_spawnp"};
 LibcFunction<int(posix_spawn_file_actions_t*, int, int)> libc_adddup2{"posix_spawn_file_actions_adddup2"};
+LibcFunction<int(const char*)> libc_system{"system"};
+LibcFunction<FILE*(const char*, const char*)> libc_popen{"popen"};
+LibcFunction<int(const char*, wordexp_t*, int)> libc_wordexp{"wordexp"};
 
 /// The words of execl() and its like, from `first` on. Steps through `arguments` up to the null behind them.
 std::size_t count_words(const char* first, va_list& arguments) noexcept {
@@ -168,4 +174,19 @@ CULVERT_EXPORT int posix_spawnp(pid_t* pid, const char* file, const posix_spawn_
 CULVERT_EXPORT int posix_spawn_file_actions_adddup2(posix_spawn_file_actions_t* actions, int fd, int copy) noexcept {
     if (const SocketRef socket = our_socket(fd)) socket->spawned.store(true, std::memory_order_relaxed);
     return libc_adddup2(actions, fd, copy);
+}
+
+// Shells that libc starts by itself. They find what is left open, as with any other exec.
+CULVERT_EXPORT int system(const char* command) {
+    if (command != nullptr) leave_by_exec(false);
+    return libc_system.get()(command);
+}
+CULVERT_EXPORT FILE* popen(const char* command, const char* mode) {
+    leave_by_exec(false);
+    return libc_popen.get()(command, mode);
+}
+CULVERT_EXPORT FILE* _IO_popen(const char* command, const char* mode) { return popen(command, mode); }
+CULVERT_EXPORT int wordexp(const char* words, wordexp_t* result, int flags) {
+    if ((flags & WRDE_NOCMD) == 0 && (std::strchr(words, '`') != nullptr || std::strstr(words, "$(") != nullptr)) leave_by_exec(false);
+    return libc_wordexp.get()(words, result, flags);
 }

@@ -8,8 +8,10 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include <wordexp.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 
 #include "states.h"
@@ -156,6 +158,13 @@ const char* refused_in_the_end(World& w) {
     return "not refused";
 }
 
+/// For a shell, with the descriptor's number wherever there is "%d". Not /bin/sh itself: dash knows numbers of one digit only.
+std::string shell_words(int fd, std::string script) {
+    for (std::size_t at; (at = script.find("%d")) != std::string::npos;) script.replace(at, 2, std::to_string(fd));
+    return "exec /bin/bash -c '" + script + "' 2>/dev/null";
+}
+int run_shell(int fd, const char* script) { return ::system(shell_words(fd, script).c_str()); }
+
 struct Named {
     const char* name;
     void (*enter)(World&);
@@ -297,6 +306,43 @@ constexpr Named kForks[] = {
         w.peer("send 4");
         child.step();
         look(w);
+    }),
+    FOR_BOTH("system_inherits", [](World& w) {
+        peer_sends(w, 9);
+        read_some(w, 2);
+        w.said("system", run_shell(w.fd, "head -c 3 <&%d >&%d; echo from the shell >&%d"));
+        look(w);
+        read_some(w, 9);
+        write_some(w, "parent");
+        ::shutdown(w.fd, SHUT_WR);
+        w.say("peer: %s", w.peer("receive_all").c_str());
+    }),
+    FOR_BOTH("popen_inherits", [](World& w) {
+        peer_sends(w, 9);
+        FILE* const stream = ::popen(shell_words(w.fd, "head -c 5 <&%d").c_str(), "r");
+        char data[16];
+        w.said("fread", static_cast<long>(::fread(data, 1, sizeof data, stream)), data);
+        w.said("pclose", ::pclose(stream));
+        read_some(w, 9);
+        write_some(w, "parent");
+        close_it(w);
+        w.say("peer: %s", w.peer("receive_all").c_str());
+    }),
+    FOR_BOTH("wordexp_inherits", [](World& w) {
+        peer_sends(w, 9);
+        wordexp_t words{};
+        w.said("wordexp", ::wordexp(("$(" + shell_words(w.fd, "head -c 5 <&%d") + ")").c_str(), &words, 0));
+        w.say("%s", words.we_wordc == 1 ? words.we_wordv[0] : "none");
+        ::wordfree(&words);
+        read_some(w, 9);
+    }),
+    FOR_BOTH("system_finds_it_closed", [](World& w) {
+        ::fcntl(w.fd, F_SETFD, FD_CLOEXEC);
+        w.said("system", run_shell(w.fd, "echo from the shell >&%d"));
+        peer_sends(w, 3);
+        read_some(w, 9);
+        write_some(w, "parent");
+        w.say("peer: %s", w.peer("receive 6").c_str());
     }),
     {"listener_shared", listening, [](World& w) {
         Child child(w, {accept_and_greet, accept_and_greet});

@@ -88,6 +88,10 @@ class PassOn(Story):
         self.serve("spawn", *CAT)
         self.check_exchange()
 
+    def test_system(self):
+        self.serve("system", *CAT)
+        self.check_exchange()
+
     def test_exec_of_a_program_with_culvert(self):
         """/bin/cat is loaded with the library, too."""
         self.serve("fork", "/bin/cat")

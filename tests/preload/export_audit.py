@@ -27,7 +27,7 @@ ftruncate ftruncate64 fsync fdatasync syncfs sync_file_range readahead flock loc
 posix_fadvise posix_fadvise64 posix_fallocate posix_fallocate64 fallocate fallocate64 fgetxattr fsetxattr
 pipe pipe2 eventfd eventfd_read eventfd_write timerfd_create signalfd inotify_init inotify_init1 memfd_create pidfd_open pidfd_getfd
 open open64 openat openat64 creat creat64
-fork _Fork forkpty vfork clone execve execv execvp execvpe execl execlp execle fexecve execveat posix_spawn posix_spawnp system popen daemon
+fork _Fork forkpty vfork clone execve execv execvp execvpe execl execlp execle fexecve execveat posix_spawn posix_spawnp system popen wordexp daemon
 aio_read aio_read64 aio_write aio_write64 lio_listio lio_listio64 bindresvport rcmd rcmd_af syscall
 """.split()
 

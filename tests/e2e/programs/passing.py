@@ -2,6 +2,7 @@
 
 fork, vfork, spawn   WORDS get the connection as standard input and output, as from inetd: by fork and exec, by subprocess (vfork),
                      by posix_spawn. The server closes its copy
+system               as fork, but a shell that system() starts runs WORDS, while the connection is the server's own standard output
 keep                 as fork, and the server keeps its copy; it says BYE through it when the child has ended
 exec                 takes one connection and becomes WORDS itself
 missing              tries to become a program that is not there, then serves the connection itself (echo)
@@ -108,6 +109,7 @@ def main():
         listener.close()
         print("passed", flush=True)
         return sys.stdin.read()
+    nothing = os.open(os.devnull, os.O_RDWR)
     idle = []
     if how == "many":
         for _ in range(100):
@@ -126,6 +128,12 @@ def main():
         elif how == "spawn":
             os.posix_spawn(words[0], words, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, connection.fileno(), 0),
                                                                        (os.POSIX_SPAWN_DUP2, connection.fileno(), 1)])
+        elif how == "system":
+            os.dup2(connection.fileno(), 0)
+            os.dup2(connection.fileno(), 1)
+            os.system(" ".join(words))
+            os.dup2(nothing, 0)
+            os.dup2(nothing, 1)
         elif how == "exec":
             os.dup2(connection.fileno(), 0)
             os.dup2(connection.fileno(), 1)
