@@ -11,6 +11,7 @@
 
 #include "preload/fail.h"
 #include "preload/libc.h"
+#include "preload/listener_mode.h"
 #include "preload/socket.h"
 
 namespace culvert::preload {
@@ -67,7 +68,7 @@ void Socket::set_file_flags(int flags, int which) noexcept {
 /// Before the socket becomes Culvert's: while it was the kernel's, other processes may have changed its file.
 void Socket::learn_file_flags(int fd) noexcept {
     if (has_placeholder() || path() != Path::kKernel) return;
-    if (const int flags = libc::fcntl(fd, F_GETFL); flags >= 0) nonblocking_.store((flags & O_NONBLOCK) != 0, std::memory_order_relaxed);
+    nonblocking_.store(wants_nonblocking(fd), std::memory_order_relaxed);
 }
 
 int Socket::get_status_flags(int fd) noexcept {
@@ -80,8 +81,9 @@ int Socket::get_status_flags(int fd) noexcept {
 int Socket::set_status_flags(int fd, int flags) noexcept {
     // The file of a placeholder is everybody's, and a listener's must not block under accept.
     if (!has_placeholder()) {
-        const int forced = path() == Path::kListener ? O_NONBLOCK : 0;
-        if (libc::fcntl(fd, F_SETFL, flags | forced) < 0) return -1;
+        const bool listens = path() == Path::kListener;
+        if (libc::fcntl(fd, F_SETFL, listens ? flags | O_NONBLOCK : flags) < 0) return -1;
+        if (listens) note_mode(fd, (flags & O_NONBLOCK) != 0);
     } else if ((flags & O_DIRECT) != 0) {
         return fail(EINVAL);
     }

@@ -8,6 +8,7 @@
 
 #include "preload/fd_table.h"
 #include "preload/libc.h"
+#include "preload/listener_mode.h"
 #include "preload/socket.h"
 
 namespace culvert::preload {
@@ -87,8 +88,7 @@ void meet_inherited(int fd) noexcept {
 
 void Socket::inherit(int fd) noexcept {
     Client::attached();
-    const int flags = raw::fcntl(fd, F_GETFL, 0);
-    Socket* const socket = make(option(fd, SO_DOMAIN), SOCK_STREAM, flags >= 0 && (flags & O_NONBLOCK) != 0);
+    Socket* const socket = make(option(fd, SO_DOMAIN), SOCK_STREAM, wants_nonblocking(fd));
     if (socket == nullptr) return;
     socket->keep_kernel_options(fd);
     tcp_info info{};

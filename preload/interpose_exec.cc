@@ -20,6 +20,7 @@
 #include "preload/confined.h"
 #include "preload/environment.h"
 #include "preload/leave.h"
+#include "preload/listener_mode.h"
 
 using namespace culvert::preload;
 
@@ -58,9 +59,8 @@ private:
         FdTable::instance().for_each([nonblocking](int fd, Description& description) {
             if (description.kind() != Description::Kind::kSocket || !description.is_ours()) return;
             const Socket& socket = Socket::of(description);
-            if (socket.path() != Socket::Path::kListener || socket.nonblocking() || socket.is_shared()) return;
-            const int flags = raw::fcntl(fd, F_GETFL, 0);
-            if (flags >= 0) raw::fcntl(fd, F_SETFL, nonblocking ? flags | O_NONBLOCK : flags & ~O_NONBLOCK);
+            if (socket.path() != Socket::Path::kListener || socket.nonblocking() || socket.is_shared() || socket.is_resting()) return;
+            nonblocking ? never_block(fd) : block_again(fd);
         });
     }
 };

@@ -12,6 +12,7 @@
 
 #include "preload/epoll_set.h"
 #include "preload/leave.h"
+#include "preload/listener_mode.h"
 
 namespace culvert::preload {
 
@@ -136,6 +137,11 @@ int control(int fd, int command, long argument, LibcFunction<int(int, int, ...)>
         case F_GETFL:
             if (const SocketRef socket = any_socket(fd)) return socket->get_status_flags(fd);
             break;
+        case F_GETSIG: {
+            const int signal = original.get()(fd, command, argument);
+            if (const SocketRef socket = our_socket(fd); socket && socket->path() == Socket::Path::kListener && signal == kModeIsOurs) return 0;
+            return signal;
+        }
         case F_SETFL:
             if (const SocketRef socket = any_socket(fd)) return socket->set_status_flags(fd, static_cast<int>(argument));
             break;

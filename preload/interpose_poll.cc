@@ -62,6 +62,7 @@ CULVERT_EXPORT int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event* e
     if (table.contains(fd)) {
         const DescriptionRef target = table.find(fd);
         if (target && target->kind() == Description::Kind::kSocket) {
+            if (operation == EPOLL_CTL_ADD) Socket::of(*target.get()).note_awaited();
             const SetRef set{EpollSet::find_or_adopt(epoll_fd)};
             if (set) return set->control(epoll_fd, operation, fd, *target.get(), event);
         } else if (target && operation == EPOLL_CTL_ADD) {

@@ -127,23 +127,26 @@ BorrowerNote* free_note(int pid) noexcept {
     return nullptr;
 }
 
-Socket* connection_at(int fd) noexcept {
+/// What another program could not use as it is.
+Socket* ours_at(int fd) noexcept {
     const DescriptionRef ref = FdTable::instance().find(fd);
     if (!ref || ref->kind() != Description::Kind::kSocket) return nullptr;
     Socket& socket = Socket::of(*ref.get());
-    return socket.path() == Socket::Path::kConnection ? &socket : nullptr;
+    return socket.is_ours() ? &socket : nullptr;
 }
 
-/// The connection behind a descriptor of this child; it lives as long as the parent does not close it, which waits for us.
-Socket* borrowed_connection(int pid, int fd) noexcept {
+/// The socket behind a descriptor of this child; it lives as long as the parent does not close it, which waits for us.
+Socket* borrowed_socket(int pid, int fd) noexcept {
     if (const BorrowerNote* note = note_of(pid, fd)) return note->socket.load(std::memory_order_relaxed);
-    return connection_at(fd);
+    return ours_at(fd);
 }
 
 void leave_as_borrower(bool only_standard) noexcept {
     const int pid = own_pid();
     const auto let_leave = [only_standard](int fd, Socket* socket) {
-        if (socket == nullptr || (only_standard && fd > 2) || !stays_open(fd) || !is_placeholder(fd)) return;
+        if (socket == nullptr || (only_standard && fd > 2) || !stays_open(fd)) return;
+        if (socket->path() == Socket::Path::kListener) return socket->rest(fd);
+        if (socket->path() != Socket::Path::kConnection || !is_placeholder(fd)) return;
         const int stand_in = socket->stand_in_for_borrower();
         if (stand_in < 0) return;
         put_over(stand_in, fd);
@@ -151,7 +154,7 @@ void leave_as_borrower(bool only_standard) noexcept {
     };
     FdTable::instance().for_each([&](int fd, Description& description) {
         if (description.kind() != Description::Kind::kSocket || note_of(pid, fd) != nullptr) return;
-        let_leave(fd, connection_at(fd));
+        let_leave(fd, ours_at(fd));
     });
     for (BorrowerNote& note : notes) {
         if (note.pid.load(std::memory_order_relaxed) != pid) continue;
@@ -173,9 +176,9 @@ bool borrowed_copies() noexcept {
 
 void note_borrowed_copy(int original, int copy) noexcept {
     const int pid = own_pid();
-    Socket* const socket = borrowed_connection(pid, original);
+    Socket* const socket = borrowed_socket(pid, original);
     BorrowerNote* note = note_of(pid, copy);
-    if (note == nullptr && socket == nullptr && connection_at(copy) == nullptr) return;
+    if (note == nullptr && socket == nullptr && ours_at(copy) == nullptr) return;
     if (note == nullptr && (note = free_note(pid)) == nullptr) return;
     note->fd.store(copy, std::memory_order_relaxed);
     note->socket.store(socket, std::memory_order_relaxed);
@@ -184,7 +187,7 @@ void note_borrowed_copy(int original, int copy) noexcept {
 void note_borrowed_close(unsigned first, unsigned last) noexcept {
     const int pid = own_pid();
     FdTable::instance().for_each([&](int fd, Description&) {
-        if (static_cast<unsigned>(fd) < first || static_cast<unsigned>(fd) > last || connection_at(fd) == nullptr) return;
+        if (static_cast<unsigned>(fd) < first || static_cast<unsigned>(fd) > last || ours_at(fd) == nullptr) return;
         BorrowerNote* note = note_of(pid, fd);
         if (note == nullptr && (note = free_note(pid)) == nullptr) return;
         note->fd.store(fd, std::memory_order_relaxed);
@@ -214,8 +217,7 @@ void leave_by_exec(bool spawns) noexcept {
         Socket& socket = Socket::of(description);
         if (!goes(fd, socket) || (only_standard && fd > 2)) return;
         if (const DescriptionRef ref = table.find(fd); ref.get() != &description) return;
-        if (socket.path() == Socket::Path::kConnection) socket.leave();
-        if (socket.path() == Socket::Path::kDatagram) socket.leave_datagrams(fd);
+        socket.pass_on(fd);
     });
 }
 
@@ -225,9 +227,7 @@ void leave_by_message(const msghdr& message) noexcept {
     for_each_passed(message, [](int fd) {
         const DescriptionRef ref = FdTable::instance().find(fd);
         if (!ref || ref->kind() != Description::Kind::kSocket) return;
-        Socket& socket = Socket::of(*ref.get());
-        if (socket.path() == Socket::Path::kConnection) socket.leave();
-        if (socket.path() == Socket::Path::kDatagram) socket.leave_datagrams(fd);
+        Socket::of(*ref.get()).pass_on(fd);
     });
 }
 
@@ -338,6 +338,15 @@ int Socket::stand_in_for_borrower() noexcept {
     const int stand_in = fetch_stand_in();
     if (stand_in >= 0) dress(stand_in);
     return stand_in;
+}
+
+void Socket::pass_on(int fd) noexcept {
+    switch (path()) {
+        case Path::kKernel: return;
+        case Path::kConnection: leave(); return;
+        case Path::kListener: return rest(fd);
+        case Path::kDatagram: return leave_datagrams(fd);
+    }
 }
 
 void Socket::leave_datagrams(int fd) noexcept {

@@ -13,6 +13,7 @@
 #include "preload/fd_table.h"
 #include "preload/header_options.h"
 #include "preload/libc.h"
+#include "preload/listener_mode.h"
 #include "preload/own_fd.h"
 #include "preload/socket.h"
 #include "preload/socket_inline.h"
@@ -37,11 +38,6 @@ int placeholder_for(int family) noexcept {
     if (mine.compare_exchange_strong(fd, fresh, std::memory_order_acq_rel)) return fresh;
     close_own(fresh);
     return fd;
-}
-
-void never_block(int fd) noexcept {
-    const int flags = libc::fcntl(fd, F_GETFL);
-    if (flags >= 0) libc::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
 /// A --strict program gets no connection of the kernel's: its client hears of it at once.
@@ -94,11 +90,16 @@ shm::KernelReason Socket::start_listening(int fd, int backlog) noexcept {
         if (!Client::strict()) wait_for_daemon(fd);
         return shm::KernelReason::kNoDaemon;
     }
-    if (path() == Path::kListener && !client_->daemon_gone()) {  // a second listen() changes the backlog, or begins anew
+    if (path() == Path::kListener && !client_->daemon_gone()) {  // a second listen() changes the backlog, begins anew, or wakes
         const bool again = is_shut();
+        const bool wakes = is_resting();
         if (again) shared().app.flags.fetch_and(~shm::kAppShutRead, std::memory_order_acq_rel);
         const int error = operate(*client_, record(), shm::Operation::kListen, clipped, *local, {});
-        return again && error != 0 ? leave(reason_of_bind(error, *local)) : shm::KernelReason::kListenerPair;
+        if (!again && !wakes) return shm::KernelReason::kListenerPair;
+        if (error != 0) return leave(reason_of_bind(error, *local));
+        never_block(fd);
+        client->note_reason(fd, shm::KernelReason::kListenerPair);
+        return shm::KernelReason::kListenerPair;
     }
     const std::uint32_t record = prepare_record(*client);
     if (record == shm::kNoIndex) return leave(shm::KernelReason::kTableFull);
@@ -139,8 +140,20 @@ void Socket::wait_for_daemon(int fd) noexcept {
 /// Both halves: the kernel's socket is an ordinary one again, and waits if the program wants it to.
 void Socket::stop_listening(int fd) noexcept {
     abandon();
-    const int flags = nonblocking() ? -1 : libc::fcntl(fd, F_GETFL);
-    if (flags >= 0) libc::fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
+    if (!nonblocking()) block_again(fd);
+}
+
+void Socket::rest(int fd) noexcept {
+    if (path() != Path::kListener || record_lost()) return;
+    const KeepErrno keep;
+    shm::SocketRecord& record = shared();
+    if (is_shut() || is_resting() || (record.app.flags.load(std::memory_order_relaxed) & shm::kAppAwaited) != 0) return;
+    int listens = 0;
+    socklen_t length = sizeof listens;
+    if (libc::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) != 0 || listens == 0) return;  // the number is another's
+    if (operate(*client_, this->record(), shm::Operation::kRest, 0, {}, {}) != 0) return;
+    if (!nonblocking()) block_again(fd);
+    client_->note_reason(fd, shm::KernelReason::kResting);
 }
 
 /// shutdown(). Other processes that hold the listener find it ended, as its kernel's half is, and served again if one of them
@@ -214,6 +227,7 @@ int Socket::accept_culvert(sockaddr* address, socklen_t* length, int flags) noex
 int Socket::accept(int fd, sockaddr* address, socklen_t* length, int flags) noexcept {
     if (path() != Path::kListener) return libc::accept4(fd, address, length, flags);
     if ((flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC)) != 0) return fail(EINVAL);
+    note_awaited();
     const int wrong_room = address == nullptr ? 0 : length == nullptr ? EFAULT : static_cast<int>(*length) < 0 ? EINVAL : 0;
     const KeepErrno keep;
     const std::int64_t timeout = receive_timeout_ns_.load(std::memory_order_relaxed);

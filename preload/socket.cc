@@ -19,6 +19,7 @@
 #include "preload/fd_table.h"
 #include "preload/kernel_probe.h"
 #include "preload/libc.h"
+#include "preload/listener_mode.h"
 #include "preload/signals_off.h"
 #include "preload/socket_lock.h"
 #include "preload/startup.h"
@@ -413,6 +414,7 @@ int Socket::ioctl(int fd, unsigned long request, void* argument) noexcept {
         const bool on = *static_cast<const int*>(argument) != 0;
         if (!has_placeholder() && path() != Path::kListener && libc::ioctl(fd, FIONBIO, argument) < 0) return -1;
         set_file_flags(on ? O_NONBLOCK : 0, O_NONBLOCK);
+        if (path() == Path::kListener) note_mode(fd, on);
         return 0;
     }
     if (path() == Path::kDatagram && request == FIONREAD && argument != nullptr) {
@@ -461,6 +463,7 @@ std::uint32_t Socket::poll_now(bool wants_write) noexcept {
     shm::SocketRecord& record = shared();
     if (path == Path::kListener) {
         if (is_shut()) return EPOLLOUT | EPOLLWRNORM | EPOLLHUP;  // a closed socket
+        note_awaited();
         const shm::AcceptQueueConsumer queue(
             client_->segment().accept_queue(record.accept_queue.load(std::memory_order_relaxed)));
         return queue.empty() ? 0 : EPOLLIN | EPOLLRDNORM;

@@ -71,6 +71,10 @@ public:
     /// The kernel's socket for a process that shares our memory but not our descriptors, which executes another program:
     /// nothing here is changed. -1: none. The caller's.
     int stand_in_for_borrower() noexcept;
+    /// `fd` goes to another program, which must find what it can use.
+    void pass_on(int fd) noexcept;
+    /// A listener is passed on, also by a process that shares our memory only: if nobody of ours waits for connections, it rests.
+    void rest(int fd) noexcept;
     /// A datagram socket leaves the program: its packets are the kernel's from now on.
     void leave_datagrams(int fd) noexcept;
 
@@ -141,7 +145,18 @@ public:
     }
     std::uint32_t record() const noexcept override { return record_.load(std::memory_order_relaxed); }
     Client* home() const noexcept override { return client_; }
-    bool wants_daemon() const noexcept override { return polls_kernel_too() && client_->daemon_gone(); }
+    bool wants_daemon() const noexcept override { return polls_kernel_too() && (client_->daemon_gone() || is_resting()); }
+    /// A listener that has been passed on before anybody here waited for a connection: Culvert's again with the first who does.
+    bool is_resting() const noexcept {
+        return path() == Path::kListener && !client_->daemon_gone() &&
+               (shared().daemon.status.load(std::memory_order_relaxed) & shm::kStatusResting) != 0;
+    }
+    /// Somebody waits for connections on this listener.
+    void note_awaited() noexcept {
+        if (path() != Path::kListener || client_->daemon_gone()) return;
+        std::atomic<std::uint32_t>& flags = shared().app.flags;
+        if ((flags.load(std::memory_order_relaxed) & shm::kAppAwaited) == 0) flags.fetch_or(shm::kAppAwaited, std::memory_order_relaxed);
+    }
     void revive(int fd) noexcept override;
 
     Socket(int family, int type, bool nonblocking) noexcept

@@ -30,6 +30,7 @@ inline constexpr std::uint32_t kAppShutWrite = 1u << 1;   // FIN after everythin
 inline constexpr std::uint32_t kAppClosed = 1u << 2;      // last holder closed; the record may be reused
 inline constexpr std::uint32_t kAppWantWrite = 1u << 3;   // tell me when there is room to send
 inline constexpr std::uint32_t kAppExclusive = 1u << 4;   // wake one watcher only (EPOLLEXCLUSIVE)
+inline constexpr std::uint32_t kAppAwaited = 1u << 5;     // of a listener: somebody has waited for a connection here; the shim's own
 /// Status flags of the file, once several processes hold it (fork): theirs alone, the daemon does not care.
 inline constexpr std::uint32_t kAppNonBlocking = 1u << 8;
 inline constexpr std::uint32_t kAppAppend = 1u << 9;
@@ -50,6 +51,7 @@ inline constexpr std::uint32_t kStatusWriteClosed = 1u << 4; // our FIN is queue
 inline constexpr std::uint32_t kStatusUrgent = 1u << 5;      // SocketRecord::urgent may lie ahead of the reader
 inline constexpr std::uint32_t kStatusMoved = 1u << 6;       // left the program: the bytes go through a stand-in, which whoever
                                                              // holds the record gets with AskStandIn (attach_protocol.h)
+inline constexpr std::uint32_t kStatusResting = 1u << 7;     // a listener that takes no connections until the next kListen
 
 /// Written by the application (any thread or process of it that holds the socket).
 struct alignas(kCacheLine) AppLine {
@@ -113,6 +115,7 @@ enum class Operation : std::uint32_t {
                           // (attach_protocol.h): EPERM without; EADDRNOTAVAIL: no address there is Culvert's alone
     kFilterTypes = 15,    // ICMP_FILTER, ICMP6_FILTER: a bit for each blocked type, 0 to 127 in local.address, then remote's
     kChecksumOffset = 16, // IPV6_CHECKSUM: argument = where; kNoIndex: nowhere
+    kRest = 17,           // a listener: connections are the kernel's from now on, what waits for accept() stays; kListen wakes it
 };
 
 /// Of kBindDatagram: by bind(), so that the policy of listening counts, or by the first datagram sent, so that the policy of

@@ -48,6 +48,7 @@ void Tenant::run_operation(std::uint32_t index, std::uint32_t sequence, Instant 
         case shm::Operation::kRoute: result = route(index, local, remote); break;
         case shm::Operation::kConnect: result = start_connect(index, local, remote, now); break;
         case shm::Operation::kListen: result = start_listen(index, local, argument); break;
+        case shm::Operation::kRest: result = rest(index); break;
         case shm::Operation::kBindDatagram: result = start_datagram(index, local, remote, argument, now); break;
         case shm::Operation::kConnectDatagram: result = connect_datagram(index, remote, now); break;
         case shm::Operation::kBindRaw: result = bind_raw(index, local, argument); break;
@@ -196,6 +197,17 @@ int Tenant::start_listen(std::uint32_t index, const shm::WireEndpoint& local, st
     record.daemon.status.store(shm::kStatusReady, std::memory_order_release);
     slot.listen = std::move(listen);
     slot.kind = Kind::kListener;
+    return 0;
+}
+
+/// The program has passed its listener on and waits for no connection itself: whoever does is served, by the kernel or by a record of
+/// his own, and none is lost in a queue that nobody looks at.
+int Tenant::rest(std::uint32_t index) {
+    Slot& slot = slots_[index];
+    if (slot.kind != Kind::kListener) return EINVAL;
+    if (slot.listen->listener == nullptr) return 0;
+    stack_.close(*std::exchange(slot.listen->listener, nullptr));
+    segment_.socket(index).daemon.status.fetch_or(shm::kStatusResting, std::memory_order_seq_cst);
     return 0;
 }
 

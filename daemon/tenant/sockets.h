@@ -102,7 +102,7 @@ public:
     std::uint32_t waiting() const { return queue_.size(); }
     std::uint32_t backlog() const { return queue_.backlog(); }
 
-    stack::tcp::Listener* listener = nullptr;
+    stack::tcp::Listener* listener = nullptr;  // null: shut, or it rests
 
 private:
     Tenant& tenant_;

@@ -324,7 +324,7 @@ void Tenant::close_listener(std::uint32_t index) {
     const ListenSocket& listen = *slots_[index].listen;
     // If another program holds the kernel's listener, too, and so serves this port in its own segment, they wait on there, as in the
     // kernel's queue.
-    if (listen.listener != nullptr) refuse_waiting(index, stack_.heir_of(*listen.listener));
+    refuse_waiting(index, listen.listener != nullptr ? stack_.heir_of(*listen.listener) : nullptr);
     slots_[index].listen.reset();
 }
 

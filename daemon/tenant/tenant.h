@@ -142,6 +142,7 @@ private:
     void run_operation(std::uint32_t index, std::uint32_t sequence, Instant now);
     int start_connect(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote, Instant now);
     int start_listen(std::uint32_t index, const shm::WireEndpoint& local, std::uint32_t backlog);
+    int rest(std::uint32_t index);
     int start_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote,
                        std::uint32_t argument, Instant now);
     int refuse_by_policy();

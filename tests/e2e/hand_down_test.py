@@ -1,6 +1,7 @@
 """Listeners that come from somebody else: systemd's socket activation, and nginx's binary upgrade under load."""
 import os
 import signal
+import subprocess
 
 from story import Story, run
 from netns import ON_KERNEL, PYTHON, until
@@ -53,6 +54,65 @@ class SocketActivation(Story):
         with self.carried(20):
             for _ in range(20):
                 self.assertEqual(fetch(self.lab.ip4(), port=8105), (200, b"  1"))
+
+
+class Supervised(Story):
+    """A program that makes a listener and starts those that serve it: circus, einhorn, start_server. It never accepts itself, so nobody
+    may end up in a queue of its own."""
+    port = 8200
+
+    def listeners(self, port):
+        return sum(line["path"] == "culvert" and line["state"] == "LISTEN" and line["local"].endswith(f":{port}")
+                   for line in self.culvert.sockets())
+
+    def supervise(self, how, count, *words, carried):
+        Supervised.port += 1
+        port = Supervised.port
+        program = self.lab.start(f"supervised-{port}", [PYTHON, ACTIVATED, "supervise", port, how, count, *words], under=self.culvert,
+                                 stdin=subprocess.PIPE)
+        self.addCleanup(program.kill)
+        until(lambda: program.output().count("serving") == count and "started" in program.output(), f"the servers: {program.output()}", 30)
+        if carried and not ON_KERNEL:
+            until(lambda: self.listeners(port) == count, f"each server to listen in Culvert: {self.culvert.sockets()}", 30)
+        self.assertIn("started True", program.output(), "it is a blocking listener to its own program")
+        with self.carried(20 if carried else 0):
+            for _ in range(20):
+                for address in (self.lab.ip4(), self.lab.ip6()):
+                    self.assertEqual(fetch(address, port=port), (200, b"  1"))
+        return program, port
+
+    def test_fork(self):
+        self.supervise("fork", 1, PYTHON, ACTIVATED, "serve", "blocking", carried=True)
+
+    def test_vfork(self):
+        self.supervise("vfork", 1, PYTHON, ACTIVATED, "serve", "blocking", carried=True)
+
+    def test_posix_spawn(self):
+        self.supervise("spawn", 1, PYTHON, ACTIVATED, "serve", "epoll", carried=True)
+
+    def test_system(self):
+        self.supervise("system", 1, PYTHON, ACTIVATED, "serve", "blocking", carried=True)
+
+    def test_several_that_block(self):
+        """The second finds a file that the first has made non-blocking for Culvert; both accept as on the kernel."""
+        self.supervise("vfork", 3, PYTHON, ACTIVATED, "serve", "blocking", carried=True)
+
+    def test_stranger(self):
+        """Programs that Culvert is not loaded into."""
+        self.supervise("fork", 1, "/usr/bin/env", "-u", "LD_PRELOAD", PYTHON, ACTIVATED, "serve", "blocking", carried=False)
+
+    def test_strangers(self):
+        self.supervise("spawn", 2, "/usr/bin/env", "-u", "LD_PRELOAD", PYTHON, ACTIVATED, "serve", "blocking", carried=False)
+
+    def test_the_supervisor_serves_in_the_end(self):
+        """It waits for connections after all: then its listener is Culvert's again."""
+        program, port = self.supervise("fork", 1, "/usr/bin/env", "-u", "LD_PRELOAD", PYTHON, ACTIVATED, "serve", "blocking", carried=False)
+        program.process.stdin.close()
+        until(lambda: "accepts" in program.output(), "the supervisor to serve", 30)
+        self.culvert.wait_for_listener(port)
+        with self.carried(20):
+            for _ in range(20):
+                self.assertEqual(fetch(self.lab.ip4(), port=port), (200, b"  1"))
 
 
 class BinaryUpgrade(Story):

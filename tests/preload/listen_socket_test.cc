@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include "preload/listener_mode.h"
 #include "shm/attach_protocol.h"
 #include "tests/preload/socket_fixture.h"
 
@@ -55,6 +56,43 @@ TEST_F(ListenSocketTest, PlaceholdersShareAFileButNotTheirFlags) {
     int on = 1;
     EXPECT_EQ(b->ioctl(b.number(), FIONBIO, &on), 0);
     EXPECT_EQ(::fcntl(a.number(), F_GETFL) & O_NONBLOCK, 0) << "the shared file is left alone";
+}
+
+TEST_F(ListenSocketTest, PassedOnBeforeAnybodyWaitedItRestsUntilSomebodyDoes) {
+    Fd listener = listening();
+    const auto flags = [&] { return ::fcntl(listener.number(), F_GETFL); };
+    EXPECT_NE(flags() & O_NONBLOCK, 0);
+    listener->pass_on(listener.number());
+    EXPECT_TRUE(listener->is_resting());
+    EXPECT_EQ(flags() & O_NONBLOCK, 0) << "whoever gets it may wait in accept()";
+    EXPECT_TRUE(listener->wants_daemon());
+    daemon.arrive(listener->record(), 3);
+    Fd fd = accept(listener);
+    ASSERT_GE(fd.number(), 0);
+    EXPECT_FALSE(listener->is_resting());
+    EXPECT_NE(flags() & O_NONBLOCK, 0);
+}
+
+TEST_F(ListenSocketTest, PassedOnWhileItServesItGoesOn) {
+    Fd listener = listening();
+    EXPECT_EQ(listener->poll_now(false), 0u);
+    listener->pass_on(listener.number());
+    EXPECT_FALSE(listener->is_resting());
+    EXPECT_NE(::fcntl(listener.number(), F_GETFL) & O_NONBLOCK, 0);
+}
+
+TEST_F(ListenSocketTest, TheFileTellsWhatItsProgramWanted) {
+    Fd listener = listening();
+    EXPECT_FALSE(preload::wants_nonblocking(listener.number()));
+    EXPECT_EQ(listener->set_status_flags(listener.number(), O_NONBLOCK), 0);
+    EXPECT_TRUE(preload::wants_nonblocking(listener.number()));
+    int off = 0;
+    EXPECT_EQ(listener->ioctl(listener.number(), FIONBIO, &off), 0);
+    EXPECT_FALSE(preload::wants_nonblocking(listener.number()));
+    EXPECT_NE(::fcntl(listener.number(), F_GETFL) & O_NONBLOCK, 0);
+    ASSERT_EQ(::fcntl(listener.number(), F_SETSIG, 40), 0);
+    EXPECT_EQ(listener->set_status_flags(listener.number(), O_NONBLOCK), 0);
+    EXPECT_EQ(::fcntl(listener.number(), F_GETSIG), 40) << "a signal that the program has chosen stays";
 }
 
 TEST_F(ListenSocketTest, AConnectionThatWasFreedInTheQueueIsSkipped) {

@@ -313,9 +313,10 @@ void FakeDaemon::operation(std::uint32_t record) {
                 break;
             case shm::Operation::kListen:
                 shared.local = shared.operation.local;
-                shared.accept_queue.store(next_accept_queue_++);
+                if ((shared.daemon.status.load() & shm::kStatusResting) == 0) shared.accept_queue.store(next_accept_queue_++);
                 shared.daemon.status.store(shm::kStatusReady);
                 break;
+            case shm::Operation::kRest: shared.daemon.status.fetch_or(shm::kStatusResting); break;
             case shm::Operation::kBindDatagram:
                 peer.datagram = true;
                 shared.local = shared.operation.local;

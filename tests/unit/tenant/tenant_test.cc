@@ -273,6 +273,39 @@ TEST_F(TenantTest, AListenerThatWasShutRefusesAndListensAgain) {
     EXPECT_EQ(host.taken[80], 0);
 }
 
+TEST_F(TenantTest, AListenerThatRestsKeepsWhatWaitsAndTakesNoMore) {
+    const std::uint32_t listener = listen(80);
+    const std::uint32_t early = connect(40020, 80);
+    const auto ask = [&](shm::Operation operation) {
+        server.submit(listener, operation, endpoint(Address::v4(0, 0, 0, 0), 80), {}, 16);
+        host.turns(2);
+        return server.answer(listener);
+    };
+    EXPECT_EQ(ask(shm::Operation::kRest), 0);
+    EXPECT_NE(server.status(listener) & shm::kStatusResting, 0u);
+    EXPECT_EQ(ask(shm::Operation::kRest), 0) << "twice is once";
+    const std::uint32_t refused = connect(40021, 80);
+    EXPECT_NE(client.status(refused) & shm::kStatusDead, 0u) << "the port is nobody's; steered, it would be the kernel's";
+    EXPECT_EQ(server_tenant->snapshot().sockets[0].receive_queue, 1u);
+    EXPECT_EQ(ask(shm::Operation::kListen), 0);
+    EXPECT_EQ(server.status(listener) & shm::kStatusResting, 0u);
+    ASSERT_TRUE(server.accept(listener)) << "the early one";
+    connect(40022, 80);
+    ASSERT_TRUE(server.accept(listener));
+    EXPECT_EQ(client.status(early) & shm::kStatusDead, 0u);
+    EXPECT_EQ(ask(shm::Operation::kRest), 0);
+    server.close(listener);
+    host.turns(4);
+    EXPECT_EQ(server_tenant->snapshot().sockets.size(), 2u);
+}
+
+TEST_F(TenantTest, OnlyAListenerRests) {
+    const std::uint32_t socket = server.socket();
+    server.submit(socket, shm::Operation::kRest, {}, {}, 0);
+    host.turns(2);
+    EXPECT_EQ(server.answer(socket), EINVAL);
+}
+
 TEST_F(TenantTest, TheAcceptQueueHoldsTheBacklogAndNoMore) {
     const std::uint32_t listener = listen(80, 2);
     for (Port port = 41000; port < 41005; ++port) connect(port, 80);
