@@ -487,14 +487,23 @@ int Client::ask_stand_in(std::uint32_t record, std::uint32_t generation, int fam
     return -1;
 }
 
+std::uint32_t Client::add_queue_with(int eventfd) noexcept {
+    if (daemon_gone() || is_confined()) return shm::kNoIndex;
+    const KeepErrno keep;
+    const shm::AddQueue request;
+    std::uint32_t index = shm::kNoIndex;
+    if (!ask(&request, sizeof request, eventfd, index) || index >= segment_.geometry().queues) return shm::kNoIndex;
+    return index;
+}
+
 std::optional<EventQueue> Client::add_queue(bool of_call) noexcept {
     if (daemon_gone() || is_confined()) return std::nullopt;
     const KeepErrno keep;
     EventQueue queue;
     queue.eventfd = move_away(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (queue.eventfd < 0) return std::nullopt;
-    const shm::AddQueue request;
-    if (!ask(&request, sizeof request, queue.eventfd, queue.index) || queue.index >= segment_.geometry().queues) {
+    queue.index = add_queue_with(queue.eventfd);
+    if (queue.index == shm::kNoIndex) {
         close_own(queue.eventfd);
         return std::nullopt;
     }

@@ -62,6 +62,7 @@ public:
     bool hold(std::uint32_t record) noexcept;
     /// Takes back a hold() that was a mistake: the record is not what it was taken for. Tells nobody.
     void unhold(std::uint32_t record) noexcept;
+    bool held_by_others(std::uint32_t record) noexcept;
     /// Gives up this process's hold; if no other live process holds the record, asks the daemon to close it.
     /// `may_be_shared` false: the record was never inherited by or from another process, so nobody else is asked.
     void let_go(std::uint32_t record, bool may_be_shared = true) noexcept;
@@ -80,6 +81,8 @@ public:
 
     /// A new event queue (one round trip on the control connection) / one from the pool for a poll() call.
     std::optional<EventQueue> add_queue(bool of_call = false) noexcept;
+    /// The same with an eventfd that other processes have, too. kNoIndex: no.
+    std::uint32_t add_queue_with(int eventfd) noexcept;
     void remove_queue(EventQueue queue) noexcept;
     std::optional<EventQueue> borrow_poll_queue() noexcept;
     void give_back_poll_queue(EventQueue queue) noexcept;
@@ -138,7 +141,6 @@ private:
     void prepare_child() noexcept;
     void close_pooled_queues() noexcept;
     void become_child() noexcept;
-    bool held_by_others(std::uint32_t record) noexcept;
 
     shm::Segment segment_;
     std::atomic<std::uint32_t> slot_;

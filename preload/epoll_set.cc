@@ -1,5 +1,7 @@
 #include "preload/epoll_set.h"
 
+#include "preload/epoll_parts.h"
+
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -14,111 +16,6 @@
 #include "preload/startup.h"
 
 namespace culvert::preload {
-
-namespace {
-
-/// Sets that somebody polls, or has in a set of his own.
-constinit std::atomic<int> pollable_sets{0};
-
-constexpr std::uint32_t kAlways = EPOLLERR | EPOLLHUP;
-constexpr std::uint32_t kFlags = EPOLLET | EPOLLONESHOT | EPOLLEXCLUSIVE | EPOLLWAKEUP;
-// What Linux allows together with EPOLLEXCLUSIVE.
-constexpr std::uint32_t kWithExclusive =
-    EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE;
-// A set that got no event queue (the daemon's table is full) looks for itself this often.
-constexpr std::int64_t kWithoutQueueNs = 1'000'000;
-
-/// Private event data: addresses inside a range that nobody can have a pointer into. The first two are the queue's
-/// eventfd and the control connection; the others number the entries that are in the kernel's instance too.
-constexpr std::uint64_t kPrivateRange = 1u << 21;
-constexpr std::uint64_t kQueueOffset = 0;
-constexpr std::uint64_t kControlOffset = 1;
-constexpr std::uint64_t kEntryOffset = 2;
-
-std::uint64_t private_base() noexcept {
-    static std::atomic<std::uint64_t> base{0};
-    std::uint64_t known = base.load(std::memory_order_acquire);
-    if (known != 0) return known;
-    void* range = ::mmap(nullptr, kPrivateRange, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (range == MAP_FAILED) return 0;
-    const auto fresh = reinterpret_cast<std::uint64_t>(range);
-    if (base.compare_exchange_strong(known, fresh, std::memory_order_acq_rel)) return fresh;
-    ::munmap(range, kPrivateRange);
-    return known;
-}
-
-int fail_with(int error) noexcept {
-    errno = error;
-    return -1;
-}
-
-std::int64_t to_ns(const timespec& time) { return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec; }
-
-/// For a rare case that must know what a wait has taken: for a few nanoseconds, a tick late at most.
-std::int64_t coarse_ns() noexcept {
-    timespec now{};
-    ::clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return to_ns(now);
-}
-
-/// epoll_pwait2 through libc (a cancellation point), or with milliseconds where kernel or libc lack it.
-int kernel_wait(int epoll_fd, epoll_event* events, int max_events, std::int64_t timeout_ns, const sigset_t* mask) {
-    static std::atomic<bool> lacks_pwait2{false};
-    if (timeout_ns > 0 && timeout_ns % 1'000'000 != 0 && libc::epoll_pwait2.get() != nullptr &&
-        !lacks_pwait2.load(std::memory_order_relaxed)) {
-        const timespec timeout{timeout_ns / 1'000'000'000, timeout_ns % 1'000'000'000};
-        const int count = libc::epoll_pwait2.get()(epoll_fd, events, max_events, &timeout, mask);
-        if (count >= 0 || (errno != ENOSYS && errno != EPERM)) return count;
-        lacks_pwait2.store(true, std::memory_order_relaxed);
-    }
-    const std::int64_t ms = timeout_ns < 0 ? -1 : std::min<std::int64_t>((timeout_ns + 999'999) / 1'000'000, INT32_MAX);
-    if (mask == nullptr) return libc::epoll_wait.get()(epoll_fd, events, max_events, static_cast<int>(ms));
-    return libc::epoll_pwait.get()(epoll_fd, events, max_events, static_cast<int>(ms), mask);
-}
-
-/// IN implies RDNORM, OUT implies WRNORM, for those who ask for the long names.
-std::uint32_t with_aliases(std::uint32_t mask) {
-    if ((mask & EPOLLIN) != 0) mask |= EPOLLRDNORM;
-    if ((mask & EPOLLOUT) != 0) mask |= EPOLLWRNORM;
-    return mask;
-}
-
-/// What the kernel's half of a Culvert socket is asked for: room to send is known on our side alone.
-std::uint32_t kernel_half(std::uint32_t events) { return events & ~std::uint32_t{EPOLLOUT | EPOLLWRNORM}; }
-
-}  // namespace
-
-/// Knows who holds it: a signal handler that interrupts the holder must not wait for it (is_mine(): it leaves word instead,
-/// defer()). Told by a list of the thread's own, written before the mutex is asked for, so there is no moment in between.
-class EpollSet::Lock {
-public:
-    explicit Lock(EpollSet& set) : set_(set), outer_(innermost) {
-        innermost = this;
-        ::pthread_mutex_lock(&set_.mutex_);
-    }
-    ~Lock() {
-        if (set_.deferred_.load(std::memory_order_relaxed)) [[unlikely]]
-            set_.do_deferred();
-        ::pthread_mutex_unlock(&set_.mutex_);
-        innermost = outer_;
-    }
-    Lock(const Lock&) = delete;
-    Lock& operator=(const Lock&) = delete;
-
-    static bool is_mine(const EpollSet& set) noexcept {
-        for (const Lock* lock = innermost; lock != nullptr; lock = lock->outer_)
-            if (&lock->set_ == &set) return true;
-        return false;
-    }
-    /// In the child of a fork, where the calls that a handler has interrupted are never gone on with.
-    static void forget_all() noexcept { innermost = nullptr; }
-
-private:
-    [[gnu::tls_model("initial-exec")]] static inline thread_local constinit Lock* innermost = nullptr;
-
-    EpollSet& set_;
-    Lock* const outer_;
-};
 
 /// One thread in the kernel's wait. A destructor, because the wait is a cancellation point.
 /// A set without a queue costs two atomic additions: whoever makes the queue looks at sleepers_ after has_queue_.
@@ -142,7 +39,7 @@ struct EpollSet::Sleeping {
     }
     // While others sleep the flag stays: they did not ask to be forgotten because we woke.
     void leave() {
-        if (set.sleepers_.fetch_sub(1, std::memory_order_seq_cst) == 1 && set.has_queue_ && !set.pollable_)
+        if (set.sleepers_.fetch_sub(1, std::memory_order_seq_cst) == 1 && set.has_queue_ && !set.pollable_ && set.family_ == nullptr)
             shm::cancel_sleep(set.client_->segment().queue(set.queue_.index).asleep);
     }
     Sleeping(const Sleeping&) = delete;
@@ -150,18 +47,6 @@ struct EpollSet::Sleeping {
 
     EpollSet& set;
     bool work = false;  // look instead of sleeping
-};
-
-/// All sets ever made: for fork, and to find the entries of a description.
-struct EpollSets {
-    static std::atomic<EpollSet*>& first() {
-        static std::atomic<EpollSet*> head{nullptr};
-        return head;
-    }
-    template <class Visit>
-    static void for_each(Visit&& visit) {
-        for (EpollSet* set = first().load(std::memory_order_acquire); set != nullptr; set = set->next_set_) visit(*set);
-    }
 };
 
 // No set is half-way through a change when the process is copied, unless the fork is a handler's that has interrupted the change.
@@ -180,6 +65,10 @@ void EpollSet::after_fork_in_parent() noexcept {
 void EpollSet::after_fork_in_child() noexcept {
     EpollSets::for_each([](EpollSet& set) {
         set.sleepers_ = 0;  // the other threads stayed behind
+        if (set.client_ != nullptr && set.client_->daemon_gone()) {  // no place for this child: it has nothing to do with the others
+            set.family_ = nullptr;
+            set.joined_ = false;
+        }
         ::pthread_mutex_unlock(&set.mutex_);
     });
     Lock::forget_all();
@@ -233,6 +122,8 @@ int EpollSet::control(int epoll_fd, int operation, int fd, Description& target, 
     if (Lock::is_mine(*this)) return fail_with(ENOMEM);  // in a handler, amid a call on this very set
     own_after_fork(epoll_fd);
     Lock lock(*this);
+    if (in_family(epoll_fd) && target.is_ours() && target.home() == client_) [[unlikely]]
+        return control_shared(epoll_fd, operation, fd, target, event);
     EpollEntry* entry = entries_.find(fd, target);
     if (operation == EPOLL_CTL_ADD) return entry != nullptr ? fail_with(EEXIST) : add(epoll_fd, fd, target, *event);
     // A socket that was added behind our back (by a raw system call, or before an exec) is the kernel's affair.
@@ -288,10 +179,12 @@ void EpollSet::watch(EpollEntry& entry) noexcept {
         client_->watch(queue_.index, entry.record);
     }
     entries_.nominate(entry);
+    publish(entry);
 }
 
 void EpollSet::unwatch(EpollEntry& entry) noexcept {
     if (!entry.ours) return;
+    publish_end(entry);
     entries_.dismiss(entry);
     entries_.unlink_record(entry);
     entry.ours = false;
@@ -314,6 +207,7 @@ int EpollSet::modify(int epoll_fd, EpollEntry& entry, const epoll_event& event) 
     entry.data = event.data.u64;
     entry.armed = true;
     if (entry.ours) {
+        publish(entry);
         entries_.nominate(entry);
         wake_others();
     }
@@ -351,6 +245,8 @@ void EpollSet::forget_everywhere(Description& target) noexcept {
 }
 
 void EpollSet::forget(Description& target) noexcept {
+    if (family_ != nullptr) [[unlikely]]
+        if (forget_shared(target)) return;
     const bool own = generation_ == Client::fork_generation();
     entries_.for_each_of(target, [&](EpollEntry& entry) {
         // The kernel's file may live on under a placeholder, so that closing the descriptor does not unregister it.
@@ -406,6 +302,8 @@ void EpollSet::ownership_changed_everywhere(Description& target) noexcept {
         }
         set.own_after_fork(epoll_fd);
         Lock lock(set);
+        if (set.in_family(epoll_fd)) [[unlikely]]
+            set.reconsider_shared(epoll_fd, target);
         set.entries_.for_each_of(target, [&](EpollEntry& entry) { set.reconsider(epoll_fd, entry); });
         set.wake_others();
     });
@@ -419,6 +317,8 @@ void notify_became_ours(Description& target) noexcept {
 void EpollSet::reconsider(int epoll_fd, EpollEntry& entry) noexcept {
     const bool ours = entry.target->is_ours();
     if (!ours && !entry.ours) return;
+    if (joined_ && ours && entry.target->home() == client_) [[unlikely]]
+        return share(epoll_fd, entry);
     const bool same = entry.record == entry.target->record() && entry.home == entry.target->home();
     if (ours && entry.ours && same && (!has_queue_ || client_ == Client::current())) {
         entries_.nominate(entry);
@@ -440,6 +340,8 @@ void EpollSet::on_last_close() noexcept {
         return;
     }
     Lock lock(*this);
+    if (family_ != nullptr) [[unlikely]]
+        close_shared();
     entries_.for_each([this](EpollEntry& entry) { drop(entry); });
     entries_.clear();
     release_queue();
@@ -450,7 +352,10 @@ void EpollSet::on_last_close() noexcept {
     last_fd_.store(-1, std::memory_order_relaxed);
 }
 
-void EpollSet::dispose() noexcept { in_use_.store(false, std::memory_order_release); }
+void EpollSet::dispose() noexcept {
+    SharedSet::destroy(std::exchange(shared_memory_, nullptr));  // nobody of this process is in it any more
+    in_use_.store(false, std::memory_order_release);
+}
 
 // --- the queue --------------------------------------------------------------------------------------------------------
 
@@ -503,6 +408,7 @@ void EpollSet::own_after_fork(int epoll_fd) noexcept {
         return;
     Lock lock(*this);
     if (!has_queue_ || generation_ == Client::fork_generation()) return;
+    if (in_family(epoll_fd) || generation_ == Client::fork_generation()) return;
     release_queue();
     ensure_queue(epoll_fd);
     entries_.for_each([this](EpollEntry& entry) {
@@ -565,6 +471,8 @@ int EpollSet::any_descriptor() noexcept {
 void EpollSet::make_pollable(int epoll_fd) noexcept {
     own_after_fork(epoll_fd);
     Lock lock(*this);
+    if (in_family(epoll_fd)) [[unlikely]]
+        return make_pollable_shared(epoll_fd);
     if (pollable_) return collect(), settle_pollable();
     pollable_ = true;
     pollable_sets.fetch_add(1, std::memory_order_seq_cst);
@@ -633,6 +541,7 @@ int EpollSet::walk(epoll_event* events, int count, int max_events, Seen& seen) n
         }
         if ((entry.events & EPOLLONESHOT) != 0) {
             entry.armed = false;
+            publish(entry);
             if (entry.in_kernel) {
                 epoll_event disarmed{};  // the kernel's half reports no more either
                 disarmed.events = EPOLLONESHOT;
@@ -654,6 +563,7 @@ void EpollSet::wake_others() noexcept {
 // For a thread that returns the kernel's events: if it has taken the eventfd's edge along with them, those who sleep are
 // woken for what the edge stood for.
 void EpollSet::pass_on(const Seen& seen) noexcept {
+    if (joined_) return wake_others_shared();
     if (!seen.private_event || sleepers_ == 0) return;
     collect();
     wake_others();
@@ -679,7 +589,9 @@ void EpollSet::settle_others(const EpollSet* but) noexcept {
     EpollSets::for_each([but](EpollSet& set) {
         if (&set == but || !set.in_use_.load(std::memory_order_acquire) || !set.pollable_ || Lock::is_mine(set)) return;
         Lock lock(set);
-        if (!set.has_queue_ || set.generation_ != Client::fork_generation()) return;
+        if (!set.has_queue_) return;
+        if (set.family_ != nullptr && set.in_family(set.any_descriptor())) return set.settle_shared();
+        if (set.generation_ != Client::fork_generation()) return;
         set.collect();
         set.settle_pollable();
     });
@@ -696,6 +608,8 @@ int EpollSet::harvest(int epoll_fd, epoll_event* events, int max_events, Seen& s
 
 // The kernel's events in the application's terms.
 int EpollSet::translate(epoll_event* events, int count, Seen& seen) noexcept {
+    if (joined_) [[unlikely]]
+        return translate_shared(events, count, seen);
     const std::uint64_t base = private_base();
     int kept = 0;
     for (int i = 0; i < count; ++i) {
@@ -713,6 +627,7 @@ int EpollSet::translate(epoll_event* events, int count, Seen& seen) noexcept {
         if (entry == nullptr || !entry->in_kernel || !entry->armed) continue;
         if ((entry->events & EPOLLONESHOT) != 0) {
             entry->armed = false;
+            publish(*entry);
             entries_.dismiss(*entry);
         }
         entry->round = round_;
@@ -738,6 +653,8 @@ void EpollSet::follow(Seen& seen) noexcept {
 
 int EpollSet::look_locked(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept {
     Lock lock(*this);
+    if (in_family(epoll_fd)) [[unlikely]]
+        return look_shared(epoll_fd, events, max_events, seen);
     ++round_;
     collect();
     int kernel = 0;
@@ -789,6 +706,8 @@ int EpollSet::wait(int epoll_fd, epoll_event* events, int max_events, const time
     const std::int64_t timeout_ns = timeout != nullptr ? to_ns(*timeout) : -1;
     const std::int64_t deadline = timeout_ns > 0 ? monotonic_ns() + timeout_ns : 0;
     for (bool first = true;; first = false) {
+        if (family_.load(std::memory_order_relaxed) != nullptr) [[unlikely]]
+            if (const auto count = wait_shared(epoll_fd, events, max_events, timeout_ns, deadline, mask)) return *count;
         if (needs_tending()) [[unlikely]]
             tend();
         Seen seen;

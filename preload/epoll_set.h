@@ -34,7 +34,7 @@
 // orphans of this set. A set without orphans sleeps as long as ever.
 //
 // fork. The kernel's instance is shared with the child, our tables are copied. The child leaves everything alone until
-// it uses the set; then it gets a queue of its own and watches all entries from there.
+// it uses the set; then both go on with tables in shared memory (epoll_family.cc).
 #pragma once
 
 #include <pthread.h>
@@ -55,6 +55,9 @@
 namespace culvert::preload {
 
 struct EpollSets;
+class SharedSet;
+struct SharedEntry;
+class Socket;
 
 class EpollSet final : public Description {
 public:
@@ -84,6 +87,8 @@ public:
     static void before_fork() noexcept;
     static void after_fork_in_parent() noexcept;
     static void after_fork_in_child() noexcept;
+    /// Before a fork, between before_fork() and the fork: the child that will be in `child_slot` may use the sets, too.
+    static void share_with_child(Client& client, std::uint32_t child_slot) noexcept;
 
     void on_last_close() noexcept override;
     void dispose() noexcept override;
@@ -151,6 +156,33 @@ private:
     bool blind() noexcept;
     bool news() noexcept;
 
+    // epoll_family.cc
+    bool in_family(int epoll_fd) noexcept;
+    void publish(const EpollEntry& entry) noexcept;
+    void publish_end(const EpollEntry& entry) noexcept;
+    void activate() noexcept;
+    void join() noexcept;
+    void leave_family(int epoll_fd) noexcept;
+    void close_shared() noexcept;
+    void tend_queue() noexcept;
+    void look_again(const SharedEntry& entry) noexcept;
+    void look_at_all() noexcept;
+    void end_shared(std::uint32_t index, int epoll_fd) noexcept;
+    int control_shared(int epoll_fd, int operation, int fd, Description& target, epoll_event* event) noexcept;
+    int add_shared(int epoll_fd, int fd, Description& target, const epoll_event& event) noexcept;
+    void share(int epoll_fd, EpollEntry& entry) noexcept;
+    bool forget_shared(Description& target) noexcept;
+    void reconsider_shared(int epoll_fd, Description& target) noexcept;
+    DescriptionRef local_target(const SharedEntry& entry) noexcept;
+    std::uint32_t shared_events(const SharedEntry& entry, Seen& seen) noexcept;
+    std::optional<int> wait_shared(int epoll_fd, epoll_event* events, int max_events, std::int64_t timeout_ns, std::int64_t deadline,
+                                   const sigset_t* mask);
+    int look_shared(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept;
+    int translate_shared(epoll_event* events, int count, Seen& seen) noexcept;
+    void wake_others_shared() noexcept;
+    void make_pollable_shared(int epoll_fd) noexcept;
+    void settle_shared() noexcept;
+
     pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
     std::atomic<bool> in_use_{false};
     EpollSet* next_set_ = nullptr;  // all sets ever made
@@ -174,6 +206,9 @@ private:
     std::atomic<bool> reconsider_all_{false};
     std::atomic<Description*> to_forget_[kMostDeferred] = {};
     EpollEntries entries_;
+    std::atomic<SharedSet*> family_{nullptr};  // other processes may use the set
+    bool joined_ = false;                      // ... and our sockets are in there, not in entries_
+    SharedSet* shared_memory_ = nullptr;       // what family_ is or has been
 
     friend struct EpollSets;
 };

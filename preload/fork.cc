@@ -47,6 +47,7 @@ void Client::before_fork() noexcept {
     forking = current();
     if (forking != nullptr) {
         forking->prepare_child();
+        if (forking->child_slot_ != shm::kNoIndex) EpollSet::share_with_child(*forking, forking->child_slot_);
         ::pthread_mutex_lock(&forking->control_mutex_);
     }
 }

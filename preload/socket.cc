@@ -451,6 +451,18 @@ int Socket::ioctl(int fd, unsigned long request, void* argument) noexcept {
     }
 }
 
+std::uint32_t Socket::poll_record(Client& client, std::uint32_t record, std::uint32_t generation, Path path, int type, int low_water,
+                                  bool wants_write) noexcept {
+    Socket view(AF_INET, type, true);
+    view.client_ = &client;
+    view.record_.store(record, std::memory_order_relaxed);
+    view.generation_.store(generation, std::memory_order_relaxed);
+    view.low_water_.store(low_water, std::memory_order_relaxed);
+    view.shared_.store(true, std::memory_order_relaxed);
+    view.path_.store(path, std::memory_order_relaxed);
+    return view.poll_now(wants_write);
+}
+
 std::uint32_t Socket::poll_now(bool wants_write) noexcept {
     const Path path = this->path();
     if (path == Path::kKernel) return 0;

@@ -143,6 +143,11 @@ public:
         const Path path = this->path();
         return path == Path::kListener || path == Path::kDatagram;
     }
+    /// poll_now() of a socket that another process of the family holds.
+    static std::uint32_t poll_record(Client& client, std::uint32_t record, std::uint32_t generation, Path path, int type, int low_water,
+                                     bool wants_write) noexcept;
+    std::uint32_t generation() const noexcept { return generation_.load(std::memory_order_acquire); }
+    int receive_low_water() const noexcept { return low_water_.load(std::memory_order_relaxed); }
     std::uint32_t record() const noexcept override { return record_.load(std::memory_order_relaxed); }
     Client* home() const noexcept override { return client_; }
     bool wants_daemon() const noexcept override { return polls_kernel_too() && (client_->daemon_gone() || is_resting()); }

@@ -122,7 +122,10 @@ void Tenant::remove_process(std::uint32_t slot, Instant now) {
     for (std::uint32_t word = 0; word < shm::ReadyBitmap::words(holders.bits()); ++word)
         holders.words()[word].store(0, std::memory_order_seq_cst);
     for (std::uint32_t queue = 0; queue < queues_used_; ++queue)
-        if (queue_fds_[queue] && queue_process_[queue] == slot) remove_queue(queue);
+        if (queue_fds_[queue] && queue_process_[queue] == slot) {
+            commons_.signal.signal(queue_fds_[queue].get());  // others may wait on it (a set shared over a fork): one of them takes over
+            remove_queue(queue);
+        }
     release_locks(slot);
     CULVERT_FAULT_POINT(process_removed);
     close_unheld(false);

@@ -151,6 +151,45 @@ void accept_and_greet(World& w) {
     ::close(connection);
 }
 
+// --- an epoll set that both have --------------------------------------------------------------------------------------
+
+int control(World& w, const char* what, int set, int operation, int fd, std::uint32_t events, std::uint64_t data) {
+    epoll_event event{};
+    event.events = events;
+    event.data.u64 = data;
+    return static_cast<int>(w.said(what, ::epoll_ctl(set, operation, fd, &event)));
+}
+/// What comes at once, or within `timeout_ms`.
+void wait_for_events(World& w, int set, int timeout_ms = 0) {
+    epoll_event got[8];
+    const int count = ::epoll_wait(set, got, 8, timeout_ms);
+    w.said("epoll_wait", count);
+    for (std::uint64_t data = 0; data < 100; ++data)  // in the order of their data
+        for (int i = 0; i < count; ++i)
+            if (got[i].data.u64 == data)
+                w.say("  %d: %s", static_cast<int>(data), World::describe_events(static_cast<int>(got[i].events)).c_str());
+}
+/// What is reported to nobody has to come first.
+void await_data(World& w, int fd) {
+    pollfd entry{fd, POLLIN, 0};
+    w.require(::poll(&entry, 1, 20'000) == 1, "data");
+}
+int second_connection(World& w) {
+    const int listener = w.make_socket(SOCK_STREAM);
+    Name name = w.own();
+    w.require(::bind(listener, name.get(), name.length) == 0 && ::listen(listener, 4) == 0, "listen");
+    name.length = sizeof name.storage;
+    w.require(::getsockname(listener, name.get(), &name.length) == 0, "getsockname");
+    w.peer("connect " + std::to_string(port_of(name)));
+    w.await(POLLIN, listener);
+    const int connection = ::accept(listener, nullptr, nullptr);
+    w.require(connection >= 0, "accept");
+    ::close(listener);
+    return connection;
+}
+constexpr auto kEdge = std::uint32_t{EPOLLET};
+constexpr auto kOnce = std::uint32_t{EPOLLONESHOT};
+
 /// That a process has ended is seen a moment later.
 const char* refused_in_the_end(World& w) {
     for (int i = 0; i < 3000; ++i)
@@ -510,6 +549,212 @@ constexpr Named kForks[] = {
         close_it(w);
         w.peer("send 3");
         child.step();
+    }},
+    FOR_BOTH("set_changes_are_seen", [](World& w) {
+        const int set = ::epoll_create1(EPOLL_CLOEXEC);
+        const int fd = w.fd;
+        control(w, "ADD", set, EPOLL_CTL_ADD, fd, EPOLLIN, 1);
+        peer_sends(w, 3);
+        Child child(w, {[=](World& c) { wait_for_events(c, set); control(c, "DEL", set, EPOLL_CTL_DEL, fd, 0, 0); },
+                        [=](World& c) {
+                            control(c, "MOD", set, EPOLL_CTL_MOD, fd, EPOLLIN, 3);
+                            control(c, "ADD", set, EPOLL_CTL_ADD, fd, EPOLLIN, 3);
+                            wait_for_events(c, set);
+                        },
+                        [=](World& c) { wait_for_events(c, set); }});
+        child.step();
+        wait_for_events(w, set);
+        control(w, "DEL", set, EPOLL_CTL_DEL, fd, 0, 0);
+        control(w, "ADD", set, EPOLL_CTL_ADD, fd, EPOLLIN, 2);
+        child.step();
+        control(w, "MOD", set, EPOLL_CTL_MOD, fd, EPOLLIN | EPOLLOUT, 4);
+        child.step();
+        wait_for_events(w, set);
+        read_some(w, 9);
+        child.end();
+        wait_for_events(w, set);
+        control(w, "MOD", set, EPOLL_CTL_MOD, fd, EPOLLIN, 5);
+        peer_sends(w, 2);
+        wait_for_events(w, set);
+        ::close(set);
+    }),
+    FOR_BOTH("set_changes_before_the_child_looks", [](World& w) {
+        const int set = ::epoll_create1(EPOLL_CLOEXEC);
+        control(w, "ADD", set, EPOLL_CTL_ADD, w.fd, EPOLLIN, 1);
+        Child child(w, {[=](World& c) { wait_for_events(c, set); }, [=](World& c) { wait_for_events(c, set); }});
+        control(w, "MOD", set, EPOLL_CTL_MOD, w.fd, EPOLLIN, 2);
+        peer_sends(w, 3);
+        const int other = second_connection(w);
+        control(w, "ADD", set, EPOLL_CTL_ADD, other, EPOLLOUT, 3);
+        ::close(w.fd);
+        w.fd = other;
+        child.step();
+        wait_for_events(w, set);
+        control(w, "DEL", set, EPOLL_CTL_DEL, other, 0, 0);
+        child.step();
+        ::close(set);
+    }),
+    {"set_with_a_socket_of_the_parent_alone", accepted, [](World& w) {
+        const int set = ::epoll_create1(EPOLL_CLOEXEC);
+        control(w, "ADD", set, EPOLL_CTL_ADD, w.fd, EPOLLIN, 1);
+        const auto look_at_set = [=](World& c) { wait_for_events(c, set); };
+        Child child(w, {look_at_set, look_at_set, look_at_set, look_at_set});
+        child.step();
+        const int other = second_connection(w);
+        control(w, "ADD", set, EPOLL_CTL_ADD, other, EPOLLIN, 2);
+        w.peer("send 5");
+        await_data(w, other);
+        child.step();
+        read_some(w, 9, other);
+        child.step();
+        w.peer("send 5");
+        await_data(w, other);
+        ::close(other);  // nobody has it any more
+        child.step();
+        wait_for_events(w, set);
+        ::close(set);
+    }},
+    FOR_BOTH("set_edge_is_told_to_one", [](World& w) {
+        const int set = ::epoll_create1(EPOLL_CLOEXEC);
+        control(w, "ADD", set, EPOLL_CTL_ADD, w.fd, EPOLLIN | kEdge, 1);
+        const auto look_at_set = [=](World& c) { wait_for_events(c, set); };
+        Child child(w, {look_at_set, look_at_set, look_at_set});
+        child.step();
+        wait_for_events(w, set);
+        peer_sends(w, 3);
+        child.step();
+        wait_for_events(w, set);
+        peer_sends(w, 3);
+        wait_for_events(w, set);
+        child.step();
+        ::close(set);
+    }),
+    FOR_BOTH("set_one_shot_is_told_to_one", [](World& w) {
+        const int set = ::epoll_create1(EPOLL_CLOEXEC);
+        control(w, "ADD", set, EPOLL_CTL_ADD, w.fd, EPOLLIN | kOnce, 1);
+        const auto look_at_set = [=](World& c) { wait_for_events(c, set); };
+        const int fd = w.fd;
+        Child child(w, {look_at_set, [=](World& c) { control(c, "MOD", set, EPOLL_CTL_MOD, fd, EPOLLIN | kOnce, 2); }, look_at_set});
+        peer_sends(w, 3);
+        wait_for_events(w, set);
+        child.step();
+        child.step();
+        wait_for_events(w, set);
+        child.step();
+        ::close(set);
+    }),
+    FOR_BOTH("set_sleeper_is_woken", [](World& w) {
+        const int set = ::epoll_create1(EPOLL_CLOEXEC);
+        control(w, "ADD", set, EPOLL_CTL_ADD, w.fd, EPOLLIN, 1);
+        const auto sleep_on_set = [=](World& c) { wait_for_events(c, set, 20'000); };
+        Child child(w, {sleep_on_set, sleep_on_set, sleep_on_set});
+        child.begin_sleep();
+        w.peer("send 3");
+        child.finish();
+        read_some(w, 9);
+        child.begin_sleep();
+        control(w, "MOD", set, EPOLL_CTL_MOD, w.fd, EPOLLOUT, 2);
+        child.finish();
+        control(w, "DEL", set, EPOLL_CTL_DEL, w.fd, 0, 0);
+        child.begin_sleep();
+        control(w, "ADD", set, EPOLL_CTL_ADD, w.fd, EPOLLIN, 3);
+        w.peer("send 3");
+        child.finish();
+        ::close(set);
+    }),
+    {"set_with_a_listener", listening, [](World& w) {
+        const int set = ::epoll_create1(EPOLL_CLOEXEC);
+        control(w, "ADD", set, EPOLL_CTL_ADD, w.fd, EPOLLIN, 1);
+        Child child(w, {[=](World& c) { wait_for_events(c, set, 20'000); },
+                        [=](World& c) { wait_for_events(c, set); accept_and_greet(c); wait_for_events(c, set); },
+                        [=](World& c) { wait_for_events(c, set, 20'000); accept_and_greet(c); }});
+        child.begin_sleep();
+        w.peer("connect " + std::to_string(w.bound_port));
+        child.finish();
+        wait_for_events(w, set);
+        child.step();
+        wait_for_events(w, set);
+        w.say("peer: %s", w.peer("receive_all").c_str());
+        close_it(w);
+        ::close(set);
+        w.peer("connect " + std::to_string(w.bound_port));
+        child.step();
+        w.say("peer: %s", w.peer("receive_all").c_str());
+        child.end();
+        w.say("nobody left: %s", refused_in_the_end(w));
+    }},
+    {"set_with_udp", bound_datagram, [](World& w) {
+        const int set = ::epoll_create1(EPOLL_CLOEXEC);
+        control(w, "ADD", set, EPOLL_CTL_ADD, w.fd, EPOLLIN, 1);
+        Child child(w, {[=](World& c) { wait_for_events(c, set, 20'000); read_some(c, 9); wait_for_events(c, set); },
+                        [=](World& c) { control(c, "DEL", set, EPOLL_CTL_DEL, c.fd, 0, 0); }});
+        child.begin_sleep();
+        w.peer("udp_send 4");
+        child.finish();
+        wait_for_events(w, set);
+        w.peer("udp_send 5");
+        wait_for_events(w, set, 20'000);
+        child.step();
+        wait_for_events(w, set);
+        ::close(set);
+    }},
+    FOR_BOTH("set_after_the_childs_close", [](World& w) {
+        const int set = ::epoll_create1(EPOLL_CLOEXEC);
+        control(w, "ADD", set, EPOLL_CTL_ADD, w.fd, EPOLLIN, 1);
+        Child child(w, {[=](World& c) { close_it(c); }, [=](World& c) { wait_for_events(c, set); }});
+        child.step();
+        peer_sends(w, 3);
+        child.step();
+        wait_for_events(w, set);
+        ::close(set);
+    }),
+    FOR_BOTH("set_after_the_parents_close", [](World& w) {
+        const int set = ::epoll_create1(EPOLL_CLOEXEC);
+        control(w, "ADD", set, EPOLL_CTL_ADD, w.fd, EPOLLIN, 1);
+        Child child(w, {[=](World& c) { c.await_unread(3); wait_for_events(c, set); }, [=](World& c) { read_some(c, 9); close_it(c); },
+                        [=](World& c) { wait_for_events(c, set); }});
+        close_it(w);
+        w.peer("send 3");
+        child.step();
+        wait_for_events(w, set);
+        child.step();
+        wait_for_events(w, set);
+        child.step();
+        ::close(set);
+    }),
+    FOR_BOTH("set_and_a_number_used_again", [](World& w) {
+        const int set = ::epoll_create1(EPOLL_CLOEXEC);
+        const int number = w.fd;
+        control(w, "ADD", set, EPOLL_CTL_ADD, number, EPOLLIN, 1);
+        const int other = second_connection(w);
+        Child child(w, {[=](World& c) {
+                            ::dup2(other, number);
+                            ::close(other);
+                            control(c, "MOD", set, EPOLL_CTL_MOD, number, EPOLLOUT, 2);
+                            control(c, "ADD", set, EPOLL_CTL_ADD, number, EPOLLOUT, 3);
+                            wait_for_events(c, set);
+                        }});
+        child.step();
+        wait_for_events(w, set);
+        control(w, "MOD", set, EPOLL_CTL_MOD, number, EPOLLOUT, 4);
+        wait_for_events(w, set);
+        ::close(set);
+    }),
+    {"set_nested", accepted, [](World& w) {
+        const int set = ::epoll_create1(EPOLL_CLOEXEC);
+        const int outer = ::epoll_create1(EPOLL_CLOEXEC);
+        control(w, "ADD", set, EPOLL_CTL_ADD, w.fd, EPOLLIN, 1);
+        control(w, "ADD", outer, EPOLL_CTL_ADD, set, EPOLLIN, 2);
+        Child child(w, {[=](World& c) { wait_for_events(c, outer); }, [=](World& c) { wait_for_events(c, outer, 20'000); },
+                        [=](World& c) { read_some(c, 9); wait_for_events(c, outer); }});
+        child.step();
+        peer_sends(w, 3);
+        child.step();
+        wait_for_events(w, outer, 20'000);
+        child.step();
+        wait_for_events(w, outer);
+        ::close(outer);
+        ::close(set);
     }},
     {"grandchild", accepted, [](World& w) {
         Child child(w, {[](World& c) {

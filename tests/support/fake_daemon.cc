@@ -192,6 +192,7 @@ void FakeDaemon::serve(Control& control, bool& gone) {
             for (std::uint32_t queue = 0; queue < queues_.size(); ++queue) {
                 if (queues_[queue]) continue;
                 queues_[queue] = std::move(passed);
+                queue_owners_[queue] = control.slot;
                 reply.error = 0;
                 reply.value = queue;
                 break;
@@ -247,6 +248,11 @@ int FakeDaemon::stand_in(std::uint32_t record, bool by_another) {
 void FakeDaemon::process_gone(std::uint32_t slot) {
     if (slot == shm::kNoIndex) return;
     segment_->process(slot).live.store(0);
+    for (std::uint32_t queue = 0; queue < queues_.size(); ++queue) {
+        if (!queues_[queue] || queue_owners_[queue] != slot) continue;
+        shm::signal_eventfd(queues_[queue].get());
+        queues_[queue].reset();
+    }
     shm::SocketBitmap held = segment_->holders(slot);
     std::vector<std::uint32_t> records;
     held.for_each([&](std::uint32_t record) { records.push_back(record); });

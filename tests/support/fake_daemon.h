@@ -164,6 +164,7 @@ private:
     std::vector<std::uint32_t> free_receive_;
     std::vector<std::uint32_t> free_records_;
     std::vector<UniqueFd> queues_;
+    std::map<std::uint32_t, std::uint32_t> queue_owners_;  // process slots
     std::uint32_t next_accept_queue_ = 0;
     std::map<std::uint32_t, std::uint32_t> tails_;  // by listener
     std::atomic<int> refuse_{0};
