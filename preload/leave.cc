@@ -243,6 +243,19 @@ void meet_received(const msghdr& message) noexcept {
     });
 }
 
+/// A connection that is being made can stand for nothing yet: its handshake is waited for, so long as a peer that answers at all takes.
+void Socket::await_handshake() noexcept {
+    constexpr std::int64_t kPatienceNs = 1'000'000'000;
+    if (record_lost()) return;
+    shm::SocketRecord& record = shared();
+    const auto made = [&] {
+        return record_lost() || (record.daemon.status.load(std::memory_order_acquire) & shm::kStatusConnecting) == 0;
+    };
+    const std::int64_t deadline = now_ns() + kPatienceNs;
+    while (!made() && wait_for(*client_, record, spin_history_, std::max<std::int64_t>(deadline - now_ns(), 0), made) == EINTR) {
+    }
+}
+
 /// The locks keep everybody from reading and writing while the connection moves; what lies unread moves with it.
 int Socket::fetch_stand_in() noexcept {
     if (record_lost()) return -1;
@@ -296,6 +309,7 @@ bool Socket::follow() noexcept {
 bool Socket::leave() noexcept {
     if (path() != Path::kConnection || is_confined() || in_borrowed_memory()) return false;
     const KeepErrno keep;
+    await_handshake();
     const LeavingGuard guard;
     if (path() != Path::kConnection) return true;  // another thread was quicker
     const int stand_in = fetch_stand_in();
@@ -335,6 +349,7 @@ bool Socket::own_kernel_half() noexcept {
 int Socket::stand_in_for_borrower() noexcept {
     if (path() != Path::kConnection) return -1;
     const KeepErrno keep;
+    await_handshake();
     const int stand_in = fetch_stand_in();
     if (stand_in >= 0) dress(stand_in);
     return stand_in;

@@ -259,6 +259,7 @@ private:
     static constexpr ssize_t kElsewhere = -2;
     bool is_elsewhere() const noexcept { return path() != Path::kConnection || has_left(); }
     bool follow() noexcept;
+    void await_handshake() noexcept;
     int fetch_stand_in() noexcept;
     void dress(int stand_in) noexcept;
     /// True for an accepted connection as long as its kernel descriptor is the file of others, too.

@@ -149,6 +149,21 @@ class PassOn(Story):
                 self.assertEqual(sha256(heard.read()), sha256(data))
         self.wait_for_none()
 
+    def test_connection_that_is_being_made(self):
+        """The child finds it made."""
+        for family, address in ((socket.AF_INET, self.lab.ip4("client")), (socket.AF_INET6, self.lab.ip6("client"))):
+            with socket.create_server((address, 0), family=family) as listener:
+                listener.settimeout(60)
+                with self.carried(1, "tcp_active_opens"):
+                    program = self.lab.start("connecting", [PYTHON, PASSING, listener.getsockname()[1], "connect", address, *CAT],
+                                             under=self.culvert)
+                    self.addCleanup(program.kill)
+                    connection, _ = listener.accept()
+                    with connection:
+                        self.assertTrue(exchange(connection, 300_000))
+                    self.assertEqual(program.wait(), 0, program.output())
+        self.wait_for_none()
+
     def test_names_are_true(self):
         """What a program without Culvert is told of its socket."""
         self.serve("fork", "/usr/bin/env", "-u", "LD_PRELOAD", PYTHON, "-c",

@@ -62,6 +62,22 @@ TEST_F(LeaveTest, RefusedItStaysWhatItWas) {
     EXPECT_TRUE(daemon.wait_received(fd->record(), 5));
 }
 
+TEST_F(LeaveTest, AConnectionThatIsBeingMadeIsWaitedFor) {
+    Fd fd(preload::Socket::open(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
+    EXPECT_EQ(fd.connect("10.77.0.9", FakeDaemon::kSilentPort), -1);
+    EXPECT_EQ(errno, EINPROGRESS);
+    const std::uint32_t record = fd->record();
+    bool left = false;
+    std::thread leaver([&] { left = fd->leave(); });
+    EXPECT_TRUE(soon([&] { return daemon.segment().socket(record).app.waiters.load() != 0; }));
+    EXPECT_EQ(fd->path(), preload::Socket::Path::kConnection);
+    daemon.establish(record);
+    leaver.join();
+    EXPECT_TRUE(left);
+    EXPECT_EQ(::write(fd.number(), "hello", 5), 5);
+    EXPECT_EQ(far_end(record, 5), "hello");
+}
+
 TEST_F(LeaveTest, ANumberThatALibraryHasClosedBehindOurBackIsLeftAlone) {
     Fd fd = connected();
     int pipe[2];

@@ -10,6 +10,8 @@ many                 as fork, and the child finds a hundred idle connections bes
 send PATH            each connection goes by SCM_RIGHTS to whoever listens at PATH; the server closes its copy
 share PATH           as send, but the server keeps its copy, and both write: the server "one", the receiver "two", the server FIN
 
+connect ADDRESS      connects to PORT there without waiting, and WORDS get the connection at once, as fork
+
 receive PATH         the other end of send: echoes each connection that comes, in a thread
 receive-listener PATH  gets a listener and serves it
 send-listener PATH   listens on PORT and passes the listener on instead of serving it
@@ -99,6 +101,13 @@ def main():
     if sys.argv[1] == "receive-listener":
         return receive_listener(sys.argv[2])
     port, how, words = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    if how == "connect":
+        connection = socket.socket(socket.AF_INET6 if ":" in words[0] else socket.AF_INET)
+        connection.setblocking(False)
+        print("connect", connection.connect_ex((words[0], port)), flush=True)
+        os.set_blocking(connection.fileno(), True)
+        os.waitpid(child_of_fork(connection, words[1:]), 0)
+        return None
     listener = listener_at(port)
     channel = None
     if how in ("send", "share", "send-listener"):
