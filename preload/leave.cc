@@ -336,8 +336,8 @@ bool Socket::own_kernel_half() noexcept {
     const int half = libc::socket(family_, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (half < 0) return false;
     repeat_options(half);
-    const int flags = status_flags_.load(std::memory_order_relaxed);
-    raw::fcntl(half, F_SETFL, O_RDWR | flags | (nonblocking() ? O_NONBLOCK : 0));
+    const int waiting = nonblocking() ? O_NONBLOCK : 0;  // first: it looks what other processes have set
+    raw::fcntl(half, F_SETFL, O_RDWR | waiting | status_flags_.exchange(0, std::memory_order_relaxed));
     FdTable::instance().for_each([&](int fd, Description& description) {
         if (&description == this) put_over(half, fd);
     });

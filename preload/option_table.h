@@ -49,6 +49,8 @@ inline constexpr IntOption kIntOptions[] = {
     {SOL_SOCKET, SO_BROADCAST, shm::kOptionBroadcast, {}, 0, 0, 0},
     {IPPROTO_TCP, TCP_FASTOPEN_CONNECT, shm::kOptionFastOpen, {}, 0, 0, 0},
     {SOL_SOCKET, SO_OOBINLINE, shm::kOptionUrgentInline, {}, 0, 0, 0},
+    {IPPROTO_IP, IP_RECVERR, shm::kOptionErrors4, {}, 0, 0, 0},
+    {IPPROTO_IPV6, IPV6_RECVERR, shm::kOptionErrors6, {}, 0, 0, 0},
     {IPPROTO_IPV6, IPV6_V6ONLY, shm::kOptionV6Only, {}, 0, 0, 0},
     {IPPROTO_TCP, TCP_KEEPIDLE, 0, kNumber<&shm::SocketOptions::keepalive_idle_s>, 1, 32767, 7200},
     {IPPROTO_TCP, TCP_KEEPINTVL, 0, kNumber<&shm::SocketOptions::keepalive_interval_s>, 1, 32767, 75},
@@ -70,6 +72,7 @@ inline const IntOption* find_option(int level, int name) noexcept {
 /// Of linux/tcp.h and newer headers than ours.
 inline constexpr int kTcpTxDelay = 37;
 inline constexpr int kTcpInq = 36;
+inline constexpr int kTcpFastOpenNoCookie = 34;
 inline constexpr int kTcpMd5SigExt = 32;
 inline constexpr int kTcpAoAddKey = 38;
 
@@ -93,7 +96,9 @@ inline bool only_kernel_listens(int level, int name) noexcept {
 /// What an accepted connection keeps in its record without a kernel socket of its own: what servers set on each connection.
 /// All others are set on one (Socket::own_kernel_half).
 inline bool is_kept_by_record(int level, int name) noexcept {
-    if (level == IPPROTO_TCP && (name == TCP_DEFER_ACCEPT || name == TCP_MAXSEG)) return false;  // read back in the kernel's own way
+    // Read back, or of lengths that are taken, in the kernel's own way.
+    if (level == IPPROTO_TCP && (name == TCP_DEFER_ACCEPT || name == TCP_MAXSEG)) return false;
+    if ((level == IPPROTO_IP && name == IP_RECVERR) || (level == IPPROTO_IPV6 && name == IPV6_RECVERR)) return false;
     if (find_option(level, name) != nullptr) return true;
     if (level == SOL_SOCKET)
         return name == SO_RCVTIMEO || name == SO_SNDTIMEO || name == SO_LINGER || name == SO_RCVLOWAT || name == SO_RCVBUF ||

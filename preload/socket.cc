@@ -141,6 +141,7 @@ void Socket::adopt(Client& client, std::uint32_t record, Path path) noexcept {
     record_.store(record, std::memory_order_release);
     generation_.store(client.segment().socket(record).daemon.generation.load(std::memory_order_acquire), std::memory_order_release);
     error_reported_.store(false, std::memory_order_relaxed);
+    bound_anew_ = false;
     set_path(path);
     CULVERT_FAULT_POINT(socket_adopted);
     notify_became_ours(*this);
@@ -267,20 +268,8 @@ int Socket::bind_kernel(int fd, const sockaddr* address, socklen_t length) noexc
     return 0;
 }
 
-/// bind() of an accepted connection. The placeholder is the file of others, too, so a socket of the moment is asked what is
-/// wrong with the address; if nothing is, it is that the connection has one.
-int Socket::refuse_bind(const sockaddr* address, socklen_t length) const noexcept {
-    sockaddr_storage name{};
-    if (address == nullptr || length > sizeof name) return fail(address == nullptr && length != 0 ? EFAULT : EINVAL);
-    std::memcpy(&name, address, length);
-    if (family_ == AF_INET6) return fail(length >= 24 && name.ss_family != AF_INET6 ? EAFNOSUPPORT : EINVAL);  // state first
-    reinterpret_cast<sockaddr_in&>(name).sin_port = 0;
-    const KernelProbe probe(family_);
-    const bool wrong = probe && libc::bind(probe.fd(), reinterpret_cast<const sockaddr*>(&name), length) != 0;
-    return fail(wrong ? errno : EINVAL);
-}
-
 int Socket::bind(int fd, const sockaddr* address, socklen_t length) noexcept {
+    if (path() == Path::kConnection && type_ == SOCK_STREAM && has_ended()) return bind_ended(fd, address, length);
     if (accepted_) return refuse_bind(address, length);
     if (bind_kernel(fd, address, length) != 0) return -1;
     if (family_ == AF_INET6 && type_ == SOCK_STREAM) remember_v6_only(fd);
@@ -325,7 +314,7 @@ ssize_t Socket::receive(int fd, msghdr& message, int flags) noexcept {
     if (path == Path::kDatagram) return receive_datagram(fd, message, flags);
     if (path != Path::kConnection) return libc::recvmsg(fd, &message, flags);
     if ((flags & MSG_ERRQUEUE) != 0) [[unlikely]]
-        return take_copy_notice(message);
+        return receive_error(message, flags);
     const bool peeks = (flags & MSG_PEEK) != 0;
     const ssize_t got = receive_stream(message.msg_iov, message.msg_iovlen, flags, peeks ? peek_offset() : 0);
     if (got == kElsewhere) return follow() ? libc::recvmsg(fd, &message, flags) : -1;
@@ -501,7 +490,8 @@ std::uint32_t Socket::poll_now(bool wants_write) noexcept {
     const std::uint32_t wants = record.app.flags.load(std::memory_order_relaxed);
     const bool lost = record.daemon.generation.load(std::memory_order_relaxed) != generation_;
     if ((status & shm::kStatusDead) != 0 || lost)
-        return events | EPOLLIN | EPOLLRDNORM | EPOLLOUT | EPOLLWRNORM | EPOLLRDHUP | EPOLLHUP;
+        return events | EPOLLIN | EPOLLRDNORM | EPOLLOUT | EPOLLWRNORM | EPOLLRDHUP | EPOLLHUP |
+               (!lost && has_error_entry() ? std::uint32_t{EPOLLERR} : 0);
     if ((status & shm::kStatusMoved) != 0) return 0;  // the kernel will say
     if ((status & shm::kStatusReady) == 0) return events;  // connecting
     const bool no_more_input = (status & shm::kStatusPeerClosed) != 0 || (wants & shm::kAppShutRead) != 0;

@@ -205,11 +205,21 @@ private:
     // stream_socket.cc
     int connect_stream(int fd, const sockaddr* address, socklen_t length) noexcept;
     int connect_kernel(int fd, const sockaddr* address, socklen_t length, shm::KernelReason reason) noexcept;
-    int finish_connect(bool wait, int unfinished) noexcept;
-    void give_up_connection() noexcept;
+    int finish_connect(int fd, bool wait, int unfinished) noexcept;
+
+    // disconnect.cc
+    bool has_ended() const noexcept {
+        return record_lost() || (shared().daemon.status.load(std::memory_order_acquire) & shm::kStatusDead) != 0;
+    }
+    bool leaves_reset() const noexcept;
+    void end_connection(int fd) noexcept;
+    bool reset_own_half(int fd) noexcept;
+    void free_own_port(int fd) noexcept;
+    int bind_ended(int fd, const sockaddr* address, socklen_t length) noexcept;
     int refuse_bind(const sockaddr* address, socklen_t length) const noexcept;
     int disconnect(int fd, const sockaddr* address, socklen_t length) noexcept;
     int take_error() noexcept;
+    int take_soft_error() noexcept;
     template <class Fill>
     ssize_t send_stream(std::size_t total, int flags, Fill&& fill) noexcept;
     int wait_writable(std::int64_t deadline_ns) noexcept;
@@ -364,6 +374,7 @@ private:
         return copies_made_.load(std::memory_order_relaxed) != copies_told_.load(std::memory_order_relaxed);
     }
     ssize_t take_copy_notice(msghdr& message) noexcept;
+    ssize_t receive_error(msghdr& message, int flags) noexcept;
 
     std::atomic<Path> path_{Path::kKernel};
     mutable std::atomic<bool> nonblocking_;
@@ -371,6 +382,7 @@ private:
     std::atomic<bool> error_reported_{false};  // the reset that a vanished daemon means has been returned once
     std::atomic<bool> shared_{false};
     bool accepted_ = false;
+    bool bound_anew_ = false;  // the connection has ended, and the program has bound the socket since
     std::atomic<bool> placeholder_{false};  // accepted: the kernel descriptor is a duplicate shared with others
     std::atomic<std::uint8_t> stream_wants_{0};
     const int family_;

@@ -84,7 +84,6 @@ timeval to_timeval(std::int64_t ns) noexcept {
 
 /// As SocketOptions::congestion numbers them.
 constexpr const char* kCongestionNames[] = {"", "reno", "cubic", "bbr", "dctcp"};
-constexpr int kTcpFastOpenNoCookie = 34;      // TCP_FASTOPEN_NO_COOKIE (linux/tcp.h)
 constexpr socklen_t kCongestionNameMax = 16;  // TCP_CA_NAME_MAX (linux/tcp.h)
 
 /// 0: not a controller of Culvert's.
@@ -266,6 +265,10 @@ int Socket::set_option(int fd, int level, int name, const void* value, socklen_t
     if (path() == Path::kConnection && level == IPPROTO_TCP &&
         (name == TCP_FASTOPEN || name == TCP_FASTOPEN_CONNECT || name == kTcpFastOpenNoCookie))
         return keep.fail(value == nullptr && length >= sizeof(int) ? EFAULT : EINVAL);  // only before the connection
+    // Only a connection that speaks IPv4 becomes an IPv4 socket; of Culvert's none does.
+    if (int wanted = 0; path() == Path::kConnection && level == IPPROTO_IPV6 && name == IPV6_ADDRFORM && is_established() &&
+                        read_int(value, length, wanted) && wanted == AF_INET)
+        return keep.fail(IN6_IS_ADDR_V4MAPPED(reinterpret_cast<const in6_addr*>(shared().remote.address)) ? ENOPROTOOPT : EADDRNOTAVAIL);
     // As of an accepted connection. Taking options away that are not there is no error.
     if (path() == Path::kConnection && is_header_option(level, name) && length != 0)
         return keep.pass(ask_kernel(level, name, value, length) != 0 ? -1 : fail(ENOPROTOOPT));
@@ -337,8 +340,6 @@ int Socket::copy_info(void* value, socklen_t* length) noexcept {
 
 /// An accepted connection.
 int Socket::get_shared_option(int level, int name, void* value, socklen_t* length) noexcept {
-    // Of IPv6 the kernel takes a length as unsigned.
-    if (level == IPPROTO_IPV6 && length != nullptr && static_cast<int>(*length) < 0) *length = INT32_MAX;
     const shm::SocketOptions options = shared().options;
     if (level == IPPROTO_TCP && name == TCP_QUICKACK)  // on, as long as nobody has turned it off
         return give_int((options.flags & shm::kOptionNoQuickAck) != 0 ? 0 : 1, value, length);
@@ -401,8 +402,10 @@ int Socket::get_option(int fd, int level, int name, void* value, socklen_t* leng
         const KeepErrno keep;
         if (level == SOL_SOCKET && name == SO_ERROR) {
             if (const int error = take_error()) return keep.pass(give_int(error, value, length));
-            if (path == Path::kConnection) return keep.pass(give_int(0, value, length));
+            if (path == Path::kConnection) return keep.pass(give_int(take_soft_error(), value, length));
         }
+        // Of IPv6 the kernel takes a length as unsigned.
+        if (path == Path::kConnection && level == IPPROTO_IPV6 && length != nullptr && static_cast<int>(*length) < 0) *length = INT32_MAX;
         // The kernel's half knows another way to the peer, or none.
         const bool asks_mtu = (level == IPPROTO_IP && name == IP_MTU) || (level == IPPROTO_IPV6 && name == IPV6_MTU);
         if (path == Path::kConnection && asks_mtu && !record_lost() && is_established() &&
@@ -437,6 +440,7 @@ int Socket::get_option(int fd, int level, int name, void* value, socklen_t* leng
                 return keep.pass(give_int(peek_offset_.load(std::memory_order_relaxed), value, length));
             if (level == IPPROTO_IPV6 && name == IPV6_V6ONLY)  // the half is bound to an address, which sets it
                 return keep.pass(get_shared_option(level, name, value, length));
+            if (level == IPPROTO_IPV6 && name == IPV6_ADDRFORM && is_established()) return keep.pass(give_int(AF_INET6, value, length));
             if (level == SOL_SOCKET && name == SO_PEERNAME) return keep.pass(give_peername(fd, value, length));
         }
         if (has_placeholder()) {

@@ -2,6 +2,7 @@
 //
 //   TCP_INQ       each receive says how many bytes wait behind those that it took
 //   SO_PEEK_OFF   MSG_PEEK goes on where the last one ended; reading takes the place back
+//   error queue   the ICMP message that has ended an attempt to connect
 //   SO_ZEROCOPY   each send with MSG_ZEROCOPY has a number, and its buffer is the program's again when the error queue says so
 //
 // A send copies into the segment before it returns, so its buffer is free at once, and the notice says that it was copied, as
@@ -105,6 +106,17 @@ ssize_t Socket::take_copy_notice(msghdr& message) noexcept {
             sizeof entry.error + (v4 ? sizeof(sockaddr_in) : sizeof(sockaddr_in6)));
     out.finish();
     return 0;
+}
+
+/// recv(MSG_ERRQUEUE): what ICMP has said of an attempt to connect, then the copies. Never waits.
+ssize_t Socket::receive_error(msghdr& message, int flags) noexcept {
+    const KeepErrno keep;
+    if (!record_lost() && has_error_entry()) {
+        const SocketLock lock(*client_, shared().app.rx_lock);
+        const ssize_t got = take_error_entry(message, flags);
+        if (got >= 0) return got;
+    }
+    return keep.pass(take_copy_notice(message));
 }
 
 }  // namespace culvert::preload

@@ -63,30 +63,13 @@ int Socket::connect_kernel(int fd, const sockaddr* address, socklen_t length, sh
     return result;
 }
 
-/// The end of the connection, not of the socket: aborts, as tcp_disconnect does.
-void Socket::give_up_connection() noexcept {
-    change_options([](shm::SocketOptions& options) {
-        options.flags |= shm::kOptionLinger;
-        options.linger_s = 0;
-    });
-    abandon();
-    connecting_.store(Connecting::kNo, std::memory_order_relaxed);
-}
-
-int Socket::disconnect(int fd, const sockaddr* address, socklen_t length) noexcept {
-    if (path() == Path::kListener) stop_listening(fd);
-    if (path() == Path::kConnection) give_up_connection();
-    connecting_.store(Connecting::kNo, std::memory_order_relaxed);
-    return has_placeholder() ? 0 : libc::connect(fd, address, length);
-}
-
 int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) noexcept {
     if (static_cast<int>(length) < 0 || length > sizeof(sockaddr_storage)) return fail(EINVAL);
     if (address == nullptr && length != 0) return fail(EFAULT);
     if (length < sizeof(sa_family_t)) return fail(EINVAL);
     if (address->sa_family == AF_UNSPEC)
         return disconnect(fd, address, length);
-    if (path() == Path::kConnection) return finish_connect(!nonblocking(), EALREADY);
+    if (path() == Path::kConnection) return finish_connect(fd, !nonblocking(), EALREADY);
     if (is_shut()) stop_listening(fd);
     if (path() != Path::kKernel || connecting_.load(std::memory_order_relaxed) == Connecting::kKernel)
         return libc::connect(fd, address, length);
@@ -153,7 +136,7 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
                          (shared().daemon.status.load(std::memory_order_acquire) & shm::kStatusReady) != 0;
     // A handler that ran while the daemon was asked has interrupted connect() all the same: an alarm may be the only way out.
     if (interrupted && !nonblocking() && !at_once && !handlers_restart()) return fail(EINTR);
-    if (at_once || !nonblocking()) return finish_connect(true, EINPROGRESS);
+    if (at_once || !nonblocking()) return finish_connect(fd, true, EINPROGRESS);
     return fail(EINPROGRESS);
 }
 
@@ -175,7 +158,7 @@ ssize_t Socket::send_fast_open(int fd, const msghdr& message, int flags) noexcep
 }
 
 /// `unfinished`: what it says if it does not end now.
-int Socket::finish_connect(bool wait, int unfinished) noexcept {
+int Socket::finish_connect(int fd, bool wait, int unfinished) noexcept {
     const KeepErrno keep;
     if (connecting_.load(std::memory_order_relaxed) != Connecting::kCulvert) return keep.fail(EISCONN);
     shm::SocketRecord& record = shared();
@@ -198,6 +181,7 @@ int Socket::finish_connect(bool wait, int unfinished) noexcept {
     if (connecting_.load(std::memory_order_relaxed) != Connecting::kCulvert) return keep.fail(ECONNRESET);  // another thread gave it up
     const int error = take_error();
     // As the kernel disconnects a socket whose connect() has told the failure: it is as before, ready for another attempt.
+    free_own_port(fd);
     abandon();
     connecting_.store(Connecting::kNo, std::memory_order_relaxed);
     return keep.fail(error != 0 ? error : ECONNABORTED);  // told by SO_ERROR before
@@ -212,6 +196,13 @@ int Socket::take_error() noexcept {
     std::atomic<std::int32_t>& error = shared().daemon.error;
     if (error.load(std::memory_order_relaxed) == 0) return 0;
     return error.exchange(0, std::memory_order_acq_rel);
+}
+
+/// What has been said of a connection that goes on (sk_err_soft of Linux).
+int Socket::take_soft_error() noexcept {
+    if (record_lost()) return 0;
+    std::atomic<std::uint32_t>& error = shm::soft_error(shared().daemon);
+    return error.load(std::memory_order_relaxed) == 0 ? 0 : static_cast<int>(error.exchange(0, std::memory_order_relaxed));
 }
 
 // --- send ---------------------------------------------------------------------------------------------------------------
@@ -618,7 +609,7 @@ int Socket::shutdown(int fd, int how) noexcept {
     } else {
         const std::uint32_t status = shared().daemon.status.load(std::memory_order_acquire);
         if ((status & (shm::kStatusReady | shm::kStatusDead)) == 0 && !record_lost()) {
-            give_up_connection();  // SYN sent: Linux disconnects
+            end_connection(fd);  // SYN sent: Linux disconnects
             return 0;
         }
         if ((status & shm::kStatusReady) == 0 || (status & shm::kStatusDead) != 0 || record_lost())

@@ -67,12 +67,12 @@ struct alignas(kCacheLine) AppLine {
     std::atomic<std::uint32_t> rx_lock;      // 0 or process slot + 1: serialises receivers
     std::atomic<std::uint32_t> stash_head;   // blocks taken off rx_list and not read yet, oldest first (index + 1)
     std::atomic<std::uint32_t> stash_tail;
-    std::atomic<std::uint32_t> error_stash;  // of a datagram socket: blocks taken off error_list, oldest first
+    std::atomic<std::uint32_t> error_stash;  // blocks taken off error_list, oldest first
     std::atomic<std::uint32_t> urgent_read;  // of a stream: urgent_mark() of the octet that was taken out of band; 0: none
 };
 static_assert(sizeof(AppLine) == kCacheLine);
 
-/// Written by the daemon. Exceptions: rx_list, error_list and error are taken (exchanged with 0) by the application.
+/// Written by the daemon. Exceptions: rx_list, error_list, error and soft_error() are taken (exchanged with 0) by the application.
 struct alignas(kCacheLine) DaemonLine {
     std::atomic<std::uint32_t> rx_list;         // received blocks, newest first
     std::atomic<std::uint32_t> status;          // kStatus*
@@ -85,10 +85,14 @@ struct alignas(kCacheLine) DaemonLine {
     std::atomic<std::uint32_t> send_limit;      // bytes that may be queued and in flight: the send buffer; moves with the window
     std::atomic<std::uint32_t> operation_done;  // last operation finished
     std::atomic<std::int32_t> operation_result; // 0 or errno value
-    std::atomic<std::uint32_t> error_list;      // of a datagram socket: what went wrong (DatagramErrorHeader), newest first
+    std::atomic<std::uint32_t> error_list;      // what went wrong (DatagramErrorHeader), newest first
     std::atomic<std::uint32_t> path_mtu;        // of a connected datagram socket: bytes of the largest IP packet; 0: unknown
+                                                // Of a stream: see soft_error()
 };
 static_assert(sizeof(DaemonLine) == kCacheLine);
+
+/// Of a stream: what ICMP has said of something that is on its way, 0 again when something has arrived. SO_ERROR takes it (0).
+inline std::atomic<std::uint32_t>& soft_error(DaemonLine& line) { return line.path_mtu; }
 
 enum class Operation : std::uint32_t {
     kNone = 0,

@@ -55,7 +55,8 @@ std::expected<IcmpError, Drop> about(const wire::EmbeddedPacket& ours, IcmpMeani
                      .sequence = ours.tcp_sequence,
                      .error = meaning.error,
                      .hard = meaning.hard,
-                     .payload = ours.transport.subspan(std::min(ours.transport.size(), wire::kIcmpHeaderLength))};
+                     .payload = ours.transport.subspan(std::min(ours.transport.size(), wire::kIcmpHeaderLength)),
+                     .quoted = ours.transport};
 }
 
 }  // namespace

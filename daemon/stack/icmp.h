@@ -33,6 +33,7 @@ struct IcmpError {
     std::uint8_t code = 0;
     Address offender{};
     std::span<const std::byte> payload{};  // of our datagram, as much as there is; borrowed from the packet
+    std::span<const std::byte> quoted{};   // the same with its TCP or UDP header
 };
 
 /// What Linux makes of type and code: errno and whether a connected UDP socket hears of it. code 0: nothing at all.

@@ -24,6 +24,8 @@ struct SendChunk {
 /// Payload as it lies in the packet's fragments. Valid during the call only.
 using Payload = std::span<const std::span<const std::byte>>;
 
+struct IcmpError;
+
 namespace tcp {
 
 class Connection;
@@ -44,6 +46,11 @@ public:
     virtual void on_released(Connection& connection, SendChunk* first) = 0;
     /// A SendChunk list's front part was acknowledged: `bytes` in all since the last call. For send-buffer accounting.
     virtual void on_acknowledged(Connection& connection, std::uint32_t bytes) = 0;
+    /// ICMP says of something that is on its way that it will not arrive, and the connection goes on; 0: something has arrived since.
+    /// [RFC9293 3.9.1.8 SHLD-20] what an application hears of it is the owner's business
+    virtual void on_soft_error(Connection& connection, int error) { (void)connection, (void)error; }
+    /// The same of an attempt to connect, which on_closed ends next.
+    virtual void on_attempt_refused(Connection& connection, const IcmpError& error) { (void)connection, (void)error; }
     /// The connection has ended: error 0 (closed in order), ECONNRESET, ETIMEDOUT, ECONNREFUSED, EHOSTUNREACH ...
     /// Last call; every chunk has been released before. The Connection must not be used afterwards.
     virtual void on_closed(Connection& connection, int error) = 0;

@@ -445,7 +445,7 @@ private:
             believed = udp_.icmp_error(*error, message, now);
         } else {
             const int code = error->next_hop_mtu != 0 ? 0 : error->error;
-            believed = tcp_.icmp_error(error->local, error->remote, error->sequence, code, error->next_hop_mtu, now, message);
+            believed = tcp_.icmp_error(error->local, error->remote, error->sequence, code, error->next_hop_mtu, now, message, &*error);
         }
         if (believed && error->next_hop_mtu != 0) output_.learn_path_mtu(error->remote.address, error->next_hop_mtu, now);
     }

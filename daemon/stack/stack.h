@@ -99,6 +99,7 @@ struct Info {
     Duration srtt{}, rttvar{}, rto{}, min_rtt{};
     std::uint32_t cwnd_bytes = 0, ssthresh_bytes = 0, mss = 0, in_flight_bytes = 0, unsent_bytes = 0;
     std::uint32_t total_retransmits = 0, backoffs = 0, receive_window = 0, send_window = 0, receive_buffer = 0;
+    std::uint32_t path_mtu = 0;
     std::uint8_t send_scale = 0, receive_scale = 0;
     bool timestamps = false, sack = false, window_scaling = false;
     Congestion congestion = Congestion::kDefault;  // in use; kDefault: no connection

@@ -1,12 +1,11 @@
 #include "daemon/tenant/sockets.h"
 
-#include <time.h>
-#include <linux/errqueue.h>
 
 #include <algorithm>
 #include <cstring>
 
 #include "daemon/stack/udp.h"
+#include "daemon/tenant/error_entry.h"
 
 namespace culvert::tenant {
 
@@ -144,21 +143,9 @@ void DatagramSocket::on_error(stack::udp::Socket&, const stack::udp::DatagramErr
     if (!error.queued) return;
     if (errors_lent_.count >= kMaxErrors) tenant_.ledger_.collect_returned();
     if (errors_lent_.count >= kMaxErrors) return tenant_.drop(Drop::kUdpErrorQueueFull);
-    shm::DatagramErrorHeader header{};
-    const auto payload = error.payload.first(std::min<std::size_t>(error.payload.size(), shm::kBlockSize - sizeof header));
-    header.remote = to_wire(error.remote, tenant_.segment_.socket(index_).local.family);
-    std::memcpy(header.offender, error.offender.bytes().data(), sizeof header.offender);
-    header.error = error.error;
-    header.origin = !error.by_icmp ? std::uint8_t{SO_EE_ORIGIN_LOCAL}
-                    : error.offender.is_v4() ? std::uint8_t{SO_EE_ORIGIN_ICMP}
-                                             : std::uint8_t{SO_EE_ORIGIN_ICMP6};
-    header.type = error.type;
-    header.code = error.code;
+    shm::DatagramErrorHeader header = error_header(error, tenant_.segment_.socket(index_).local.family);
     header.info = error.info;
-    header.length = static_cast<std::uint32_t>(payload.size());
-    if (!error_stage_.append_datagram(tenant_.segment_, tenant_.ledger_, errors_lent_, bytes_of(header), {&payload, 1},
-                                      header.length))
-        tenant_.drop(Drop::kTenantNoBlock);
+    if (!append_error(tenant_.segment_, tenant_.ledger_, error_stage_, errors_lent_, header, error.payload)) tenant_.drop(Drop::kTenantNoBlock);
 }
 
 }  // namespace culvert::tenant

@@ -385,6 +385,7 @@ void Tenant::refresh_info(std::uint32_t index) {
         info.cwnd_segments = from.cwnd_bytes / mss;
         info.ssthresh_segments = from.ssthresh_bytes / mss;
         info.mss = info.peer_mss = mss;
+        info.path_mtu = from.path_mtu;
         info.unacked_segments = (from.in_flight_bytes + mss - 1) / mss;
         info.retransmits = from.backoffs;
         info.total_retransmits = from.total_retransmits;

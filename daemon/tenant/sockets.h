@@ -55,6 +55,8 @@ public:
     void on_end_of_stream(stack::tcp::Connection&) override;
     void on_released(stack::tcp::Connection&, stack::SendChunk* first) override;
     void on_acknowledged(stack::tcp::Connection&, std::uint32_t bytes) override;
+    void on_soft_error(stack::tcp::Connection& connection, int error) override;
+    void on_attempt_refused(stack::tcp::Connection&, const stack::IcmpError& error) override;
     void on_closed(stack::tcp::Connection&, int error) override;
 
     AcceptTicket ticket;

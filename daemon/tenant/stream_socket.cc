@@ -4,6 +4,8 @@
 #include <cerrno>
 #include <utility>
 
+#include "daemon/stack/icmp.h"
+#include "daemon/tenant/error_entry.h"
 #include "daemon/tenant/stand_in.h"
 #include "shm/block_list.h"
 #include "shm/urgent.h"
@@ -333,6 +335,26 @@ void StreamSocket::on_released(stack::tcp::Connection&, stack::SendChunk* first)
 void StreamSocket::on_acknowledged(stack::tcp::Connection&, std::uint32_t bytes) {
     released_ += bytes;
     tenant_->mark_changed(index_);
+}
+
+/// As Linux: with IP_RECVERR it is an error at once, else one that SO_ERROR tells whoever asks, until something arrives again.
+void StreamSocket::on_soft_error(stack::tcp::Connection& connection, int error) {
+    shm::SocketRecord& record = tenant_->segment_.socket(index_);
+    const std::uint32_t wants = connection.remote().address.is_v4() ? shm::kOptionErrors4 : shm::kOptionErrors6;
+    if (error == 0 || (record.options.flags & wants) == 0)
+        return shm::soft_error(record.daemon).store(static_cast<std::uint32_t>(error), std::memory_order_relaxed);
+    error_ = error;
+    tenant_->mark_changed(index_);
+}
+
+/// Into the error queue, where Linux puts it: of IPv4 always, of IPv6 with IPV6_RECVERR.
+void StreamSocket::on_attempt_refused(stack::tcp::Connection& connection, const stack::IcmpError& error) {
+    shm::SocketRecord& record = tenant_->segment_.socket(index_);
+    if (!error.by_icmp || (!connection.remote().address.is_v4() && (record.options.flags & shm::kOptionErrors6) == 0)) return;
+    ReceiveStage stage;
+    if (!append_error(tenant_->segment_, tenant_->ledger_, stage, lent_, error_header(error, record.operation.remote.family), error.quoted))
+        return tenant_->drop(Drop::kTenantNoBlock);
+    stage.publish(tenant_->segment_, record.daemon.error_list);
 }
 
 void StreamSocket::on_closed(stack::tcp::Connection&, int error) {

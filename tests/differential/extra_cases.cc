@@ -3,6 +3,7 @@
 //   extra?/copies/...    SO_ZEROCOPY and MSG_ZEROCOPY: which sends have a number, what the error queue says, who wakes
 //   extra?/unread/...    TCP_INQ: the control message with each receive
 //   extra?/onward/...    SO_PEEK_OFF: where MSG_PEEK begins
+//   extra?/icmp/...      errors about an open connection, with and without IP_RECVERR, and about one that is being made
 //   extra?/kept/...      options of an accepted connection: inherited, set, read back together, through duplicates, in a set
 //
 // The notice that a buffer is free comes with the peer's acknowledgement in the kernel, at once in Culvert: cases wait for as many as
@@ -11,6 +12,7 @@
 #include <fcntl.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <linux/errqueue.h>
@@ -70,7 +72,8 @@ long receive(World& w, const char* what, std::size_t room, int flags, std::size_
     message.msg_iovlen = 1;
     message.msg_control = control_room != 0 ? control : nullptr;
     message.msg_controllen = control_room;
-    const long got = w.bounded(what, [&] { return ::recvmsg(w.fd, &message, flags); }, data);
+    // The bytes of the error queue are our own header, with numbers that differ each time.
+    const long got = w.bounded(what, [&] { return ::recvmsg(w.fd, &message, flags); }, (flags & MSG_ERRQUEUE) != 0 ? nullptr : data);
     if (got >= 0) say_control(w, message);
     return got;
 }
@@ -305,6 +308,148 @@ constexpr Named kOnward[] = {
      }},
 };
 
+// --- ICMP -----------------------------------------------------------------------------------------------------------------
+
+struct Message {
+    const char* name;
+    int v4, v6;  // type and code; -1: not of this family
+};
+constexpr Message kMessages[] = {
+    {"net", 3 << 8 | 0, 1 << 8 | 0},       {"host", 3 << 8 | 1, 1 << 8 | 3},     {"protocol", 3 << 8 | 2, 4 << 8 | 1}, {"port", 3 << 8 | 3, 1 << 8 | 4},
+    {"filtered", 3 << 8 | 13, 1 << 8 | 1}, {"source", 3 << 8 | 5, 1 << 8 | 5},   {"time", 11 << 8 | 0, 3 << 8 | 0},    {"parameter", 12 << 8 | 0, 4 << 8 | 0},
+    {"quench", 4 << 8 | 0, -1},            {"of_no_known_code", 3 << 8 | 99, 1 << 8 | 99},
+};
+int code_of(const World& w, const Message& message) { return w.family == AF_INET6 ? message.v6 : message.v4; }
+
+void ask_for_errors(World& w, int on = 1) {
+    if (w.family == AF_INET6)
+        set_int(w, "IPV6_RECVERR", IPPROTO_IPV6, IPV6_RECVERR, on);
+    else
+        set_int(w, "IP_RECVERR", IPPROTO_IP, IP_RECVERR, on);
+}
+
+/// The message, and something behind it: when that is here, so is the message.
+void deliver(World& w, const Message& message) {
+    w.peer("icmp " + std::to_string(code_of(w, message)));
+    w.peer("send 1");
+    w.await_unread(1);
+}
+/// Nothing says that an error which is only kept has come, but SO_ERROR.
+void ask_until_told(World& w) {
+    int error = 0;
+    for (int tries = 0; error == 0 && tries < 30'000; ++tries) {
+        if (tries != 0) ::poll(nullptr, 0, 1);
+        socklen_t length = sizeof error;
+        w.require(::getsockopt(w.fd, SOL_SOCKET, SO_ERROR, &error, &length) == 0, "SO_ERROR");
+    }
+    w.say("SO_ERROR %d", error);
+}
+long take_byte(World& w) { return receive(w, "recv", 1, MSG_DONTWAIT); }
+
+using About = void (*)(World&, const Message&);
+struct NamedAbout {
+    const char* name;
+    About run;
+};
+constexpr NamedAbout kIcmp[] = {
+    {"told_when_asked", [](World& w, const Message& message) {
+         w.peer("icmp " + std::to_string(code_of(w, message)));
+         ask_until_told(w);
+         say_poll(w);
+         say_int(w, "SO_ERROR", SOL_SOCKET, SO_ERROR);
+         receive(w, "recv", 5, MSG_DONTWAIT);
+         send_bytes(w, "send", 5, 0);
+         w.peer("receive 5");
+         say_poll(w);
+     }},
+    {"cured", [](World& w, const Message& message) {
+         deliver(w, message);
+         say_poll(w);
+         take_byte(w);
+         send_bytes(w, "send", 5, 0);
+         w.peer("receive 5");
+         for (int left = 1; left != 0; ::poll(nullptr, 0, 1)) w.require(::ioctl(w.fd, TIOCOUTQ, &left) == 0, "TIOCOUTQ");
+         say_int(w, "SO_ERROR", SOL_SOCKET, SO_ERROR);
+     }},
+    {"at_once_recv", [](World& w, const Message& message) {
+         ask_for_errors(w);
+         deliver(w, message);
+         say_poll(w);
+         receive(w, "error queue", 10, MSG_ERRQUEUE);
+         take_byte(w);
+         take_byte(w);
+         take_byte(w);
+         say_poll(w);
+     }},
+    {"at_once_send", [](World& w, const Message& message) {
+         ask_for_errors(w);
+         deliver(w, message);
+         send_bytes(w, "send", 5, 0);
+         send_bytes(w, "send", 5, 0);
+         say_int(w, "SO_ERROR", SOL_SOCKET, SO_ERROR);
+         w.say("%s", w.peer("receive 5").c_str());
+     }},
+    {"at_once_so_error", [](World& w, const Message& message) {
+         ask_for_errors(w);
+         deliver(w, message);
+         say_int(w, "SO_ERROR", SOL_SOCKET, SO_ERROR);
+         say_int(w, "SO_ERROR", SOL_SOCKET, SO_ERROR);
+         say_poll(w);
+     }},
+    {"no_longer_asked", [](World& w, const Message& message) {
+         ask_for_errors(w);
+         ask_for_errors(w, 0);
+         w.peer("icmp " + std::to_string(code_of(w, message)));
+         ask_until_told(w);
+     }},
+};
+
+bool asks_before_connect = false;
+
+/// A connection that is being made, and what ICMP says of its SYN.
+void refused_by(World& w, const Message& message) {
+    w.fd = w.make_socket(SOCK_STREAM);
+    w.require(::fcntl(w.fd, F_SETFL, O_NONBLOCK) == 0, "O_NONBLOCK");
+    if (asks_before_connect) ask_for_errors(w);
+    w.peer_port = std::stoi(w.peer("blackhole"));
+    w.peer("hear_syns");
+    Name name = w.other(w.peer_port);
+    w.said("connect", ::connect(w.fd, name.get(), name.length));
+    w.peer("icmp_syn " + std::to_string(code_of(w, message)));
+    w.await(POLLERR);
+    say_poll(w);
+}
+long connect_again(World& w) {
+    Name name = w.other(w.peer_port);
+    return w.said("connect", ::connect(w.fd, name.get(), name.length));
+}
+constexpr NamedAbout kAttempts[] = {
+    {"queue_first", [](World& w, const Message& message) {
+         refused_by(w, message);
+         receive(w, "error queue", 40, MSG_ERRQUEUE);
+         say_poll(w);
+         say_int(w, "SO_ERROR", SOL_SOCKET, SO_ERROR);
+         receive(w, "error queue", 40, MSG_ERRQUEUE);
+     }},
+    {"error_first", [](World& w, const Message& message) {
+         refused_by(w, message);
+         say_int(w, "SO_ERROR", SOL_SOCKET, SO_ERROR);
+         say_poll(w);
+         receive(w, "error queue", 40, MSG_ERRQUEUE);
+         say_poll(w);
+     }},
+    {"connect_first", [](World& w, const Message& message) {
+         refused_by(w, message);
+         connect_again(w);
+         say_int(w, "SO_ERROR", SOL_SOCKET, SO_ERROR);
+     }},
+    {"recv_first", [](World& w, const Message& message) {
+         refused_by(w, message);
+         receive(w, "recv", 5, 0);
+         receive(w, "recv", 5, 0);
+     }},
+};
+
 struct Plain {
     const char* name;
     int level, number, value;
@@ -404,6 +549,27 @@ void add_extra_cases(Cases& cases) {
             for (const Named& one : kUnread) add("unread/" + std::string(one.name) + suffix, enter, one.run);
             for (const Named& one : kOnward) add("onward/" + std::string(one.name) + suffix, enter, one.run);
             for (const Named& one : kKept) add("kept/" + std::string(one.name) + suffix, enter, one.run);
+        }
+        const auto add_about = [&](const std::string& name, Run enter, About run, const Message& message) {
+            if ((family == AF_INET6 ? message.v6 : message.v4) < 0) return;
+            cases.push_back({prefix + name + "/" + message.name, [=, &message](World& w) {
+                                 w.family = family;
+                                 enter(w);
+                                 run(w, message);
+                             }});
+        };
+        for (const Message& message : kMessages) {
+            const bool means_something = family == AF_INET6 || (message.v4 != (4 << 8) && (message.v4 & 255) != 99);
+            for (const NamedAbout& one : kIcmp) {
+                if (!means_something && (std::strcmp(one.name, "told_when_asked") == 0 || std::strcmp(one.name, "no_longer_asked") == 0)) continue;
+                add_about("icmp/" + std::string(one.name) + "/connected", &connected, one.run, message);
+                add_about("icmp/" + std::string(one.name) + "/accepted", &accepted, one.run, message);
+            }
+            for (const NamedAbout& one : kAttempts) {
+                if (!means_something) continue;
+                add_about("icmp_syn/" + std::string(one.name), [](World&) { asks_before_connect = false; }, one.run, message);
+                add_about("icmp_syn/asked/" + std::string(one.name), [](World&) { asks_before_connect = true; }, one.run, message);
+            }
         }
         for (const Plain& option : kInherited) {
             cases.push_back({prefix + "kept/from_the_listener/" + option.name, [=](World& w) {

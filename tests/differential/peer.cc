@@ -3,9 +3,11 @@
 //   listen -> port   accept   connect PORT   blackhole -> port   closed_port -> port
 //   send N   urgent   shut   close   reset   receive_all -> what came and how it ended   receive N
 //   ping   switch N (to another connection)   drain
+//   icmp TYPE*256+CODE: an error about what the connection would send next   hear_syns   icmp_syn N: about the next SYN to the port
 //   udp -> port   udp_to PORT   udp_send N   udp_receive -> what came   udp_mark PORT   udp_send_refused   udp_close
 
 #include <fcntl.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/un.h>
@@ -43,6 +45,9 @@ public:
         if (verb == "connect_try") return (connect_to(static_cast<int>(number)).empty()) ? ::strerrorname_np(errno) : "ok";
         if (verb == "blackhole") return blackhole();
         if (verb == "closed_port") return closed_port();
+        if (verb == "icmp") return send_icmp(number);
+        if (verb == "hear_syns") return (raw_ = ::socket(family_, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_TCP)) >= 0 ? "ok" : "";
+        if (verb == "icmp_syn") return send_icmp_about_syn(number);
         if (verb == "send") return send_pattern(number);
         if (verb == "urgent") return ::send(connection_, "U", 1, MSG_OOB) == 1 ? "ok" : "";
         if (verb == "shut") return ::shutdown(connection_, SHUT_WR) == 0 ? "ok" : "";
@@ -67,12 +72,12 @@ public:
 private:
     /// The case before has ended.
     void forget() {
-        for (const int fd : {listener_, connection_, datagram_, other_})
+        for (const int fd : {listener_, connection_, datagram_, raw_, other_})
             if (fd >= 0) ::close(fd);
         for (int& fd : connections_)
             if (const int kept = std::exchange(fd, -1); kept >= 0) ::close(kept);
         current_ = 0;
-        listener_ = connection_ = datagram_ = other_ = -1;
+        listener_ = connection_ = datagram_ = raw_ = other_ = -1;
     }
 
     static bool wait_for(int fd, short events) {
@@ -150,6 +155,79 @@ private:
             at += static_cast<std::size_t>(sent);
         }
         return "ok";
+    }
+
+    /// An ICMP error of the host that `to` reached: about a TCP segment from `from` to `to` with that sequence number.
+    std::string send_icmp(long what, const Name& from, const Name& to, std::uint32_t sequence) {
+        const bool v6 = family_ == AF_INET6;
+        unsigned char message[8 + 40 + 20] = {static_cast<unsigned char>(what >> 8), static_cast<unsigned char>(what & 255)};
+        unsigned char* const ip = message + 8;
+        unsigned char* const tcp = ip + (v6 ? 40 : 20);
+        ip[0] = v6 ? 0x60 : 0x45;
+        ip[v6 ? 6 : 9] = IPPROTO_TCP;
+        ip[v6 ? 7 : 8] = 64;
+        ip[v6 ? 5 : 3] = v6 ? 20 : 40;
+        if (v6) {
+            std::memcpy(ip + 8, &reinterpret_cast<const sockaddr_in6&>(from.storage).sin6_addr, 16);
+            std::memcpy(ip + 24, &reinterpret_cast<const sockaddr_in6&>(to.storage).sin6_addr, 16);
+        } else {
+            std::memcpy(ip + 12, &reinterpret_cast<const sockaddr_in&>(from.storage).sin_addr, 4);
+            std::memcpy(ip + 16, &reinterpret_cast<const sockaddr_in&>(to.storage).sin_addr, 4);
+            set16(ip + 10, checksum(ip, 20));
+        }
+        set16(tcp, static_cast<unsigned>(port_of(from)));
+        set16(tcp + 2, static_cast<unsigned>(port_of(to)));
+        set16(tcp + 4, sequence >> 16);
+        set16(tcp + 6, sequence & 0xffff);
+        tcp[12] = 0x50;
+        const std::size_t length = static_cast<std::size_t>(tcp + 20 - message);
+        if (!v6) set16(message + 2, checksum(message, length));
+        const int fd = ::socket(family_, SOCK_RAW | SOCK_CLOEXEC, v6 ? int{IPPROTO_ICMPV6} : int{IPPROTO_ICMP});
+        Name where = theirs(0);
+        const bool sent = ::sendto(fd, message, length, 0, where.get(), where.length) == static_cast<ssize_t>(length);
+        ::close(fd);
+        return sent ? "ok" : "";
+    }
+    static void set16(unsigned char* at, unsigned value) {
+        at[0] = static_cast<unsigned char>(value >> 8 & 255);
+        at[1] = static_cast<unsigned char>(value & 255);
+    }
+    static unsigned checksum(const unsigned char* data, std::size_t length) {
+        unsigned sum = 0;
+        for (std::size_t i = 0; i + 1 < length; i += 2) sum += static_cast<unsigned>(data[i] << 8 | data[i + 1]);
+        while (sum > 0xffff) sum = (sum & 0xffff) + (sum >> 16);
+        return ~sum & 0xffff;
+    }
+
+    std::string send_icmp(long what) {
+        Name to, from;
+        to.length = from.length = sizeof to.storage;
+        int on = 1, queue = TCP_RECV_QUEUE, off = -1;  // without a window probe
+        std::uint32_t sequence = 0;
+        socklen_t size = sizeof sequence;
+        const bool known = ::setsockopt(connection_, IPPROTO_TCP, TCP_REPAIR, &on, sizeof on) == 0 &&
+                           ::setsockopt(connection_, IPPROTO_TCP, TCP_REPAIR_QUEUE, &queue, sizeof queue) == 0 &&
+                           ::getsockopt(connection_, IPPROTO_TCP, TCP_QUEUE_SEQ, &sequence, &size) == 0 &&
+                           ::setsockopt(connection_, IPPROTO_TCP, TCP_REPAIR, &off, sizeof off) == 0 &&
+                           ::getsockname(connection_, to.get(), &to.length) == 0 && ::getpeername(connection_, from.get(), &from.length) == 0;
+        return known ? send_icmp(what, from, to, sequence) : "";
+    }
+
+    /// About the next SYN that comes to the listener: hear_syns was before it.
+    std::string send_icmp_about_syn(long what) {
+        Name to;
+        to.length = sizeof to.storage;
+        if (::getsockname(listener_, to.get(), &to.length) != 0) return "";
+        while (wait_for(raw_, POLLIN)) {
+            unsigned char packet[2048];
+            const ssize_t got = ::recv(raw_, packet, sizeof packet, 0);
+            const unsigned char* const tcp = packet + (family_ == AF_INET6 ? 0 : (packet[0] & 15) * 4);
+            if (got < tcp + 20 - packet || (tcp[2] << 8 | tcp[3]) != port_of(to) || (tcp[13] & 0x12) != 2) continue;
+            return send_icmp(what, theirs(tcp[0] << 8 | tcp[1]), to,
+                             static_cast<std::uint32_t>(tcp[4]) << 24 | static_cast<std::uint32_t>(tcp[5]) << 16 |
+                                 static_cast<std::uint32_t>(tcp[6]) << 8 | tcp[7]);
+        }
+        return "";
     }
 
     std::string reset() {
@@ -247,6 +325,7 @@ private:
     std::array<int, 4> connections_{-1, -1, -1, -1};  // those that have been switched from
     std::size_t current_ = 0;
     int datagram_ = -1;
+    int raw_ = -1;    // hears SYNs
     int other_ = -1;  // that only has to be there
 };
 

@@ -61,6 +61,7 @@ public:
         }
     }
     void on_acknowledged(stack::tcp::Connection&, std::uint32_t bytes) override { acknowledged += bytes; }
+    void on_soft_error(stack::tcp::Connection&, int code) override { soft_errors.push_back(code); }
     void on_closed(stack::tcp::Connection&, int code) override {
         EXPECT_FALSE(closed) << "on_closed twice";
         EXPECT_TRUE(chunks_.empty()) << "on_closed before every chunk was released";
@@ -83,6 +84,7 @@ public:
     std::size_t chunks_out() const { return chunks_.size(); }
 
     std::string received;
+    std::vector<int> soft_errors;
     std::vector<std::uint64_t> urgent_at;     // where in the stream, each time we were told
     std::uint64_t acknowledged = 0;
     std::uint32_t accept_limit = UINT32_MAX;  // bytes on_data takes

@@ -54,6 +54,10 @@ void Connection::input_ack_of_syn(const Segment& segment, Position sequence, Pos
 }
 
 void Connection::take_ack(const Segment& segment, Position sequence, Position ack, Instant now) {
+    if (soft_error_ != 0) [[unlikely]] {  // as Linux: whatever was wrong with the path, an answer has come
+        soft_error_ = 0;
+        if (owner_ != nullptr) owner_->on_soft_error(*this, 0);
+    }
     const std::uint32_t window_before = snd_wnd_;
     update_send_window(segment, sequence, ack);
     const std::uint64_t flight = in_flight();
@@ -157,7 +161,6 @@ void Connection::take_late_ack(const Segment& segment, bool same_window, Instant
 void Connection::advance_una(Position before, Instant now) {
     rtt_.reset_backoff();
     retries_ = 0;
-    soft_error_ = 0;
     more_to_come_ = false;  // as Linux: an ACK lets go what Nagle lets go
     probing_ = false;
     if (urgent_) [[unlikely]]

@@ -212,6 +212,7 @@ Info Connection::info() const {
     info.cwnd_bytes = congestion_->cwnd();
     info.ssthresh_bytes = congestion_->ssthresh();
     info.mss = mss_;
+    info.path_mtu = path_.mtu;
     info.in_flight_bytes = static_cast<std::uint32_t>(in_flight());
     info.unsent_bytes = unsent_bytes();
     info.receive_buffer = receive_buffer_;

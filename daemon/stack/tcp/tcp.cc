@@ -29,7 +29,7 @@ public:
     std::size_t input_run(IpPacket& first, RxPacket& whole, std::span<const RxPacket> frames, Instant now);
     void expect(std::span<const RxPacket> frames);
     bool icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
-                    std::uint32_t next_hop_mtu, Instant now, const IpPacket* message);
+                    std::uint32_t next_hop_mtu, Instant now, const IpPacket* message, const IcmpError* detail);
     void advance(Instant now);
     void flush(Instant now);
     Instant next_deadline() const;
@@ -249,7 +249,7 @@ void TcpImpl::input_unmatched(const Segment& segment, std::uint32_t hash, std::o
 }
 
 bool TcpImpl::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
-                         std::uint32_t next_hop_mtu, Instant now, const IpPacket* message) {
+                         std::uint32_t next_hop_mtu, Instant now, const IpPacket* message, const IcmpError* detail) {
     shared_.now = now;
     const std::uint32_t hash = flow_hash(local, remote);
     const FlowRef flow = find(hash, local, remote);
@@ -262,7 +262,7 @@ bool TcpImpl::icmp_error(const Endpoint& local, const Endpoint& remote, std::uin
         return false;
     }
     const std::uint64_t believed = shared_.counters.icmp_in;
-    connection(flow.index).on_icmp_error(sequence, error, next_hop_mtu, now);
+    connection(flow.index).on_icmp_error(sequence, error, next_hop_mtu, now, detail);
     return shared_.counters.icmp_in != believed;
 }
 
@@ -360,8 +360,8 @@ std::size_t Tcp::input_run(IpPacket& first, RxPacket& whole, std::span<const RxP
 }
 void Tcp::expect(std::span<const RxPacket> frames) { impl_->expect(frames); }
 bool Tcp::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
-                     std::uint32_t next_hop_mtu, Instant now, const IpPacket* message) {
-    return impl_->icmp_error(local, remote, sequence, error, next_hop_mtu, now, message);
+                     std::uint32_t next_hop_mtu, Instant now, const IpPacket* message, const IcmpError* detail) {
+    return impl_->icmp_error(local, remote, sequence, error, next_hop_mtu, now, message, detail);
 }
 void Tcp::advance(Instant now) { impl_->advance(now); }
 void Tcp::flush(Instant now) { impl_->flush(now); }

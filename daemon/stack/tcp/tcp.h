@@ -53,9 +53,9 @@ public:
     /// An ICMP error about a segment of ours: flow from the embedded header. `sequence` is the embedded TCP sequence
     /// number. `next_hop_mtu` != 0 for "packet too big". `error` is the errno value for hard errors, 0 otherwise.
     /// `message`: the packet that brought it, for the engine that it concerns; null when it came from ourselves.
-    /// True if a connection believes it.
+    /// `detail`: all that it says, for an owner's error queue. True if a connection believes it.
     bool icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
-                    std::uint32_t next_hop_mtu, Instant now, const IpPacket* message = nullptr);
+                    std::uint32_t next_hop_mtu, Instant now, const IpPacket* message = nullptr, const IcmpError* detail = nullptr);
     void advance(Instant now);
     void flush(Instant now);
     Instant next_deadline() const;  // Instant::min() when a connection is marked for output

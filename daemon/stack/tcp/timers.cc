@@ -212,7 +212,7 @@ void Connection::on_idle_timer(Instant now) {
     idle_at_ = now + interval;
 }
 
-void Connection::on_icmp_error(std::uint32_t sequence, int error, std::uint32_t next_hop_mtu, Instant now) {
+void Connection::on_icmp_error(std::uint32_t sequence, int error, std::uint32_t next_hop_mtu, Instant now, const IcmpError* detail) {
     // [RFC5927 4.1] it must speak of something that is on its way
     const Position position = widen(sequence, snd_una_);
     if (position < snd_una_ || position > snd_nxt_ || ended()) {
@@ -246,14 +246,15 @@ void Connection::on_icmp_error(std::uint32_t sequence, int error, std::uint32_t 
     ++shared_.counters.icmp_in;
     // [RFC5461] [RFC9293 3.9.2.2 MUST-54 .. 56] an established connection survives what may be forged or passing
     // [RFC9293 3.9.2.2 SHLD-26 left out] also of codes 2 to 4: anybody who knows the ports could end it [RFC5927 5.2]
-    // [RFC9293 3.9.1.8 SHLD-20 left out] there is nothing to switch off: an error is told when the application asks
     if (error == 0) return;
     if (state_ != State::kSynSent && state_ != State::kSynReceived) {
         // [RFC9293 3.9.2.2 SHLD-25] As Linux: kept, and the reason that is given if the connection does end.
-        if (in_flight() > 0) soft_error_ = static_cast<std::uint8_t>(error);
+        soft_error_ = static_cast<std::uint8_t>(error);
+        if (owner_ != nullptr) owner_->on_soft_error(*this, error);
         return;
     }
     ++shared_.counters.tcp_failed_opens;
+    if (owner_ != nullptr && detail != nullptr) owner_->on_attempt_refused(*this, *detail);
     finish(error);
 }
 

@@ -152,6 +152,21 @@ TEST_P(TcpClauses, ASoftErrorIsTheReasonOfALaterEnd) {  // [RFC9293 3.9.1.8 MUST
     EXPECT_EQ(u.app.error, ETIMEDOUT);
 }
 
+TEST_P(TcpClauses, TheOwnerHearsOfASoftErrorAndOfItsEnd) {  // [RFC9293 3.9.1.8 SHLD-20] [RFC9293 3.9.2.2 MUST-56]
+    StackTest t;
+    over_family(t).established();
+    t.host.tcp.icmp_error(t.local, t.remote, t.our_iss + 1, ENETUNREACH, 0, t.now);  // of an ACK, say: nothing is in flight
+    t.send("data").expect(ack().seq(1).data("data"));
+    t.host.tcp.icmp_error(t.local, t.remote, t.our_iss + 6, ECONNREFUSED, 0, t.now);  // nothing that was sent
+    t.host.tcp.icmp_error(t.local, t.remote, t.our_iss + 1, EHOSTUNREACH, 0, t.now);
+    EXPECT_EQ(t.app.soft_errors, (std::vector<int>{ENETUNREACH, EHOSTUNREACH}));
+    t.inject(ack().seq(1).ack(5));
+    t.send("more").expect(ack().seq(5).data("more"));
+    t.inject(ack().seq(1).ack(9));
+    EXPECT_EQ(t.app.soft_errors, (std::vector<int>{ENETUNREACH, EHOSTUNREACH, 0}));
+    EXPECT_FALSE(t.app.closed);
+}
+
 TEST_P(TcpClauses, DiffservAndTtlAreTheApplications) {  // [RFC9293 3.9.1 MUST-48, MUST-49, SHLD-21, SHLD-22]
     StackTest t;
     over_family(t).established({.tos = 0xb8, .ttl = 9});
