@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "preload/confined.h"
+#include "preload/dead_flows.h"
 #include "preload/environment.h"
 #include "preload/fd_table.h"
 #include "preload/libc.h"
@@ -75,26 +76,30 @@ bool wait_readable(int fd, std::int64_t timeout_ns) noexcept {
     }
 }
 
-bool send_with_fd(int socket, const void* data, std::size_t size, int fd) noexcept {
+bool send_with_fds(int socket, const void* data, std::size_t size, const int* fds, std::size_t fd_count) noexcept {
     iovec part{const_cast<void*>(data), size};
     msghdr message{};
     message.msg_iov = &part;
     message.msg_iovlen = 1;
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    if (fd >= 0) {
+    alignas(cmsghdr) char control[CMSG_SPACE(shm::ReportDead::kMost * sizeof(int))] = {};
+    if (fd_count > 0) {
         message.msg_control = control;
-        message.msg_controllen = sizeof control;
+        message.msg_controllen = CMSG_SPACE(fd_count * sizeof(int));
         cmsghdr* header = CMSG_FIRSTHDR(&message);
         header->cmsg_level = SOL_SOCKET;
         header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(sizeof(int));
-        std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+        header->cmsg_len = CMSG_LEN(fd_count * sizeof(int));
+        std::memcpy(CMSG_DATA(header), fds, fd_count * sizeof(int));
     }
     for (;;) {
         const long sent = ::syscall(SYS_sendmsg, socket, &message, MSG_NOSIGNAL);
         if (sent >= 0) return static_cast<std::size_t>(sent) == size;
         if (errno != EINTR) return false;
     }
+}
+
+bool send_with_fd(int socket, const void* data, std::size_t size, int fd) noexcept {
+    return send_with_fds(socket, data, size, &fd, fd >= 0 ? 1 : 0);
 }
 
 /// Receives one message of exactly `size` bytes and up to `wanted` descriptors (-1 where none came).
@@ -265,6 +270,7 @@ Client* Client::attached() noexcept {
     fresh->predecessor_ = client;
     if (client != nullptr && client->predecessor_ != nullptr) std::exchange(client->predecessor_, nullptr)->retire();
     install(fresh);
+    if (client != nullptr) report_dead_flows(*client, *fresh);
     return fresh;
 }
 
@@ -450,10 +456,15 @@ bool Client::send_message(const void* request, std::size_t size, int fd) noexcep
 
 /// `received`: a descriptor that comes with the answer, or -1.
 bool Client::ask(const void* request, std::size_t size, int fd, std::uint32_t& value, int* received) noexcept {
+    return ask_with(request, size, &fd, fd >= 0 ? 1 : 0, value, received);
+}
+
+bool Client::ask_with(const void* request, std::size_t size, const int* fds, std::size_t fd_count, std::uint32_t& value,
+                      int* received) noexcept {
     if (daemon_gone() || is_confined()) return false;
     const MutexGuard guard(control_mutex_);
     shm::Answer answer;
-    if (!send_message(request, size, fd) ||
+    if (!send_with_fds(control_fd(), request, size, fds, fd_count) ||
         !receive_with_fds(control_fd(), &answer, sizeof answer, received, received != nullptr ? 1 : 0, kAnswerTimeoutNs) ||
         answer.kind != shm::MessageKind::kAnswer) {
         // No answer, or not one: what comes later could not be told from the next answer. The daemon must hear of it, or
@@ -472,6 +483,13 @@ bool Client::grant_raw(int fd) noexcept {
     const shm::GrantRaw request;
     std::uint32_t unused = 0;
     return ask(&request, sizeof request, fd, unused);
+}
+
+std::optional<std::uint32_t> Client::report_dead(const shm::ReportDead& report, const int* fds, std::uint32_t fd_count) noexcept {
+    const KeepErrno keep;
+    std::uint32_t asked = 0;
+    if (ask_with(&report, sizeof report, fds, fd_count, asked, nullptr)) return asked;
+    return std::nullopt;
 }
 
 int Client::ask_stand_in(std::uint32_t record, std::uint32_t generation, int family) noexcept {

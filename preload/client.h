@@ -14,6 +14,7 @@
 
 #include "preload/spin_lock.h"
 #include "shm/accept_queue.h"
+#include "shm/attach_protocol.h"
 #include "shm/block_list.h"
 #include "shm/policy.h"
 #include "shm/segment.h"
@@ -90,6 +91,10 @@ public:
     /// Shows the daemon a raw or ping socket of the kernel's: one kBindRaw of that kind is then let through. False: not so.
     bool grant_raw(int fd) noexcept;
 
+    /// Tells the daemon of connections that died with its predecessor; flow i's proof is an index into `fds`. How many peers it
+    /// will make ask; nothing: no daemon any more.
+    std::optional<std::uint32_t> report_dead(const shm::ReportDead& report, const int* fds, std::uint32_t fd_count) noexcept;
+
     /// The kernel socket that stands in for a connection which leaves the program; of the caller. -1: there is none.
     int ask_stand_in(std::uint32_t record, std::uint32_t generation, int family) noexcept;
 
@@ -133,6 +138,7 @@ private:
 
     Client(shm::Segment&& segment, std::uint32_t slot, std::uint32_t spin_us, int control, int doorbell) noexcept;
     bool ask(const void* request, std::size_t size, int fd, std::uint32_t& value, int* received = nullptr) noexcept;
+    bool ask_with(const void* request, std::size_t size, const int* fds, std::size_t fd_count, std::uint32_t& value, int* received) noexcept;
     bool send_message(const void* request, std::size_t size, int fd) noexcept;
     static void lock_attaching() noexcept;
     static void unlock_attaching() noexcept;

@@ -107,10 +107,19 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
     auto local = to_wire(sockname, name_length, family_);
     if (local && local->port == 0) {
         shm::WireEndpoint wanted = is_unspecified(*local) ? source : *local;
-        wanted.port = 0;
+        // The daemon's proposal first: it knows which ports wait for their last connection to this peer to be forgotten. Whether
+        // anybody else has it the kernel says.
+        wanted.port = source.port;
         name_length = sizeof name;
         from_wire(wanted, family_, sockname, &name_length);
-        if (bind_kernel(fd, sockname, name_length) != 0) return through_kernel(shm::KernelReason::kOption);
+        bool bound = source.port != 0 && bind_kernel(fd, sockname, name_length) == 0;
+        if (!bound) {
+            wanted.port = 0;
+            name_length = sizeof name;
+            from_wire(wanted, family_, sockname, &name_length);
+            bound = bind_kernel(fd, sockname, name_length) == 0;
+        }
+        if (!bound) return through_kernel(shm::KernelReason::kOption);
         name_length = sizeof name;
         if (libc::getsockname(fd, sockname, &name_length) != 0) return through_kernel(shm::KernelReason::kUnknown);
         local = to_wire(sockname, name_length, family_);

@@ -16,6 +16,10 @@
 //                                         kernel sockets with the connection's own names, and carries bytes between one of
 //                                         them and the connection from now on. Asked again: the same one
 //                                <----    Answer (status) + [the other one]
+//   ReportDead + [sockets]       ---->    connections that an earlier daemon left behind: their peers have not been told. For each
+//                                         a kernel socket that holds its local port, the proof that the program may speak in
+//                                         its name
+//                                <----    Answer (0, value = how many peers will be asked for an answer)
 //
 // Each process has its own control connection; its end of file tells the daemon that the process is gone. The doorbell
 // wakes a sleeping engine (shm/wakeup.h). A request of an administrator (culvert ss, stat) starts with '{' (JSON) instead
@@ -26,6 +30,7 @@
 
 #include "shm/layout.h"
 #include "shm/policy.h"
+#include "shm/socket_record.h"
 
 namespace culvert::shm {
 
@@ -42,6 +47,7 @@ enum class MessageKind : std::uint32_t {
     kAnswer = 0x43560006,
     kGrantRaw = 0x43560007,
     kAskStandIn = 0x43560008,
+    kReportDead = 0x43560009,
 };
 
 struct Hello {
@@ -95,6 +101,21 @@ struct AskStandIn {
     std::uint32_t family = 4;  // of the program's socket: 4 or 6
 };
 static_assert(sizeof(AskStandIn) == 16);
+
+struct DeadFlow {
+    WireEndpoint local;
+    WireEndpoint remote;
+    std::uint32_t proof;  // which of the descriptors that go along
+};
+static_assert(sizeof(DeadFlow) == 52);
+
+struct ReportDead {
+    static constexpr std::uint32_t kMost = 64;
+
+    MessageKind kind = MessageKind::kReportDead;
+    std::uint32_t count = 0;
+    DeadFlow flows[kMost] = {};
+};
 
 struct Answer {
     MessageKind kind = MessageKind::kAnswer;

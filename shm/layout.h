@@ -17,7 +17,7 @@
 namespace culvert::shm {
 
 inline constexpr std::uint64_t kMagic = 0x31305452564c5543;  // "CULVRT01"
-inline constexpr std::uint32_t kAbiVersion = 10;
+inline constexpr std::uint32_t kAbiVersion = 11;
 inline constexpr std::size_t kCacheLine = 64;
 
 /// Bytes of payload in one block. Not a power of two: block starts spread over the cache sets.

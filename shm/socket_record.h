@@ -31,6 +31,7 @@ inline constexpr std::uint32_t kAppClosed = 1u << 2;      // last holder closed;
 inline constexpr std::uint32_t kAppWantWrite = 1u << 3;   // tell me when there is room to send
 inline constexpr std::uint32_t kAppExclusive = 1u << 4;   // wake one watcher only (EPOLLEXCLUSIVE)
 inline constexpr std::uint32_t kAppAwaited = 1u << 5;     // of a listener: somebody has waited for a connection here; the shim's own
+inline constexpr std::uint32_t kAppReported = 1u << 6;    // after the daemon's death: its successor has been told, or is being told
 /// Status flags of the file, once several processes hold it (fork): theirs alone, the daemon does not care.
 inline constexpr std::uint32_t kAppNonBlocking = 1u << 8;
 inline constexpr std::uint32_t kAppAppend = 1u << 9;
@@ -97,6 +98,8 @@ inline std::atomic<std::uint32_t>& soft_error(DaemonLine& line) { return line.pa
 enum class Operation : std::uint32_t {
     kNone = 0,
     kRoute = 1,       // remote -> endpoint.local = source address; result 0, or EHOSTUNREACH: use the kernel (why in detail)
+                      // Of a stream endpoint.local.port is one from which connect() will find no older flow in its way, if
+                      // the kernel has it; 0: none is known
                       // Of a datagram socket also info.path_mtu; EACCES: a broadcast without kOptionBroadcast;
                       // EADDRNOTAVAIL: `local`, if given, is not ours
     kConnect = 2,     // local (already bound in the kernel) and remote; result 0 once the SYN is on its way. Like kRoute and

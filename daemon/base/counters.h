@@ -33,6 +33,7 @@ namespace culvert {
     X(tcp_no_flight_memory, "TCP flights without memory for RACK: recovered by RFC 6675") \
     X(tcp_zero_window_probes, "TCP zero-window probes sent")            \
     X(tcp_keepalive_probes, "TCP keepalive probes sent")                \
+    X(tcp_dead_flow_probes, "TCP probes to peers of connections that died with an earlier daemon") \
     X(tcp_out_of_order, "TCP segments received out of order")           \
     X(tcp_delayed_acks, "TCP acknowledgements sent by the delay timer") \
     X(tcp_challenge_acks, "TCP challenge ACKs sent")                    \

@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include "daemon/control/foreign_socket.h"
 #include "shm/base/check.h"
 #include "shm/base/fault_point.h"
 
@@ -73,34 +74,12 @@ bool is_packet_socket(int fd) {
     return domain == AF_UNIX && type == SOCK_SEQPACKET;
 }
 
-std::optional<int> socket_option(int fd, int name) {
-    int value = 0;
-    socklen_t length = sizeof value;
-    if (::getsockopt(fd, SOL_SOCKET, name, &value, &length) != 0) return std::nullopt;
-    return value;
-}
-
-/// Which network namespace a socket was made in; nothing if the kernel does not say.
-std::optional<std::uint64_t> namespace_of(int fd) {
-    std::uint64_t cookie = 0;
-    socklen_t length = sizeof cookie;
-    if (::getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &length) != 0) return std::nullopt;
-    return cookie;
-}
-
-/// True if the socket was made in our network namespace. Of an accepted AF_UNIX socket: if the one that connected was.
-bool is_of_our_namespace(int fd) {
-    const UniqueFd ours(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    const auto here = namespace_of(ours.get());
-    return here && namespace_of(fd) == here;
-}
-
 /// The kind (shm::raw_kind) of a kernel's raw or ping socket; nothing if it is no such socket, or proves nothing here: in
 /// a network namespace of their own all may make raw sockets.
 std::optional<std::uint32_t> proven_raw_kind(int fd) {
-    const auto domain = socket_option(fd, SO_DOMAIN);
-    const auto type = socket_option(fd, SO_TYPE);
-    const auto protocol = socket_option(fd, SO_PROTOCOL);
+    const auto domain = socket_option(fd, SOL_SOCKET, SO_DOMAIN);
+    const auto type = socket_option(fd, SOL_SOCKET, SO_TYPE);
+    const auto protocol = socket_option(fd, SOL_SOCKET, SO_PROTOCOL);
     if (!domain || !type || !protocol || (*domain != AF_INET && *domain != AF_INET6)) return std::nullopt;
     const bool v6 = *domain == AF_INET6;
     const bool ping = *type == SOCK_DGRAM && *protocol == (v6 ? int{IPPROTO_ICMPV6} : int{IPPROTO_ICMP});
@@ -201,6 +180,7 @@ void AttachService::hello(Connection& connection, const shm::Hello& message, con
     tenant->id = next_id_++;
     tenant->program = clean_text(message.program);
     tenant->uid = peer.uid;
+    tenant->may_report = geometry.sockets;
     tenant->engine = least_busy_engine();
     const std::shared_ptr<const ProgramPolicy> rules = policy.of(peer, tenant->program);
     tenant::Permissions permissions;
@@ -288,6 +268,9 @@ void AttachService::packet(Connection& connection, const Process& process, Packe
         return grant_raw(connection, process, packet.fds[0]);
     if (kind == shm::MessageKind::kAskStandIn && packet.fds.empty())
         if (const auto message = parse_message<shm::AskStandIn>(packet.bytes)) return ask_stand_in(connection, process, *message);
+    if (kind == shm::MessageKind::kReportDead)
+        if (const auto message = parse_message<shm::ReportDead>(packet.bytes); message && message->count <= shm::ReportDead::kMost)
+            return report_dead(connection, process, *message, packet.fds);
     if (kind == shm::MessageKind::kRemoveQueue && packet.fds.empty()) {
         const auto message = parse_message<shm::RemoveQueue>(packet.bytes);
         if (!message || process.tenant->queues.erase(message->queue) == 0)
@@ -333,6 +316,16 @@ void AttachService::grant_raw(Connection& connection, const Process& process, co
             self->resume();
         });
     });
+}
+
+void AttachService::report_dead(Connection& connection, const Process& process, const shm::ReportDead& message,
+                                std::span<const ForeignFd> proofs) {
+    connection.pause();
+    dead_flows_.report(message, proofs, process.tenant->may_report, process.tenant->engine,
+                       [self = connection.shared_from_this()](std::uint32_t asked) {
+                           self->send_struct(answer(0, asked));
+                           self->resume();
+                       });
 }
 
 /// The engine says what the connection is called, or that it has moved already.

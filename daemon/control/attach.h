@@ -15,6 +15,8 @@
 
 #include "daemon/control/config.h"
 #include "daemon/control/connection.h"
+#include "daemon/control/dead_flows.h"
+#include "daemon/control/kernel_flows.h"
 #include "daemon/control/mailbox.h"
 #include "daemon/control/policy.h"
 #include "daemon/control/stand_in_maker.h"
@@ -36,6 +38,7 @@ struct TenantRecord {
     uid_t uid = 0;
     std::uint32_t processes = 0;              // control connections open
     std::set<std::uint32_t> slots;            // of those processes
+    std::uint32_t may_report = 0;             // dead connections: as many as one had sockets
     std::set<std::uint32_t> queues;           // event queues made and not removed
     std::shared_ptr<shm::Segment> segment;    // a mapping of our own, for the reasons that the shim leaves there
 };
@@ -58,7 +61,8 @@ public:
           engines_(engines),
           limits_(config.limits),
           spin_(config.engine.application_spin),
-          stand_ins_(stand_ins) {}
+          stand_ins_(stand_ins),
+          dead_flows_(engines, mailbox, kernel_has) {}
 
     /// Takes over a connection whose first packet is this one (not an administrator's).
     void first_packet(Connection& connection, Packet packet, const Policy& policy);
@@ -67,6 +71,8 @@ public:
 
     const std::map<std::uint32_t, std::shared_ptr<TenantRecord>>& tenants() const { return tenants_; }
     const Statistics& statistics() const { return statistics_; }
+    DeadFlows& dead_flows() { return dead_flows_; }
+    const DeadFlows& dead_flows() const { return dead_flows_; }
     /// Counts it, logs the first of each kind, closes the connection.
     void malformed(Connection& connection, const char* what);
 
@@ -83,6 +89,7 @@ private:
     void add_queue(Connection& connection, const Process& process, ForeignFd eventfd);
     void add_process(Connection& connection, const Process& process, ForeignFd socket);
     void grant_raw(Connection& connection, const Process& process, const ForeignFd& socket);
+    void report_dead(Connection& connection, const Process& process, const shm::ReportDead& message, std::span<const ForeignFd> proofs);
     void ask_stand_in(Connection& connection, const Process& process, const shm::AskStandIn& message);
     void make_stand_in(Connection& connection, const Process& process, const shm::AskStandIn& message, const tenant::Leaving& names);
     void process_gone(const Process& process);
@@ -95,6 +102,7 @@ private:
     LimitsConfig limits_;
     std::chrono::microseconds spin_;
     StandInMaker* stand_ins_;
+    DeadFlows dead_flows_;
     std::map<std::uint32_t, std::shared_ptr<TenantRecord>> tenants_;
     std::uint32_t next_id_ = 1;
     std::uint32_t last_engine_ = UINT32_MAX;  // given to the program that came last

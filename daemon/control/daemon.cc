@@ -55,6 +55,9 @@ engine::EngineConfig engine_config(const Config& config) {
     stack::StackConfig& stack = engine.stack;
     stack.max_connections = (config.limits.max_connections + config.engine.count - 1) / config.engine.count;
     stack.max_time_wait = (config.limits.max_time_wait + config.engine.count - 1) / config.engine.count;
+    const PortRange ephemeral = ephemeral_ports();
+    stack.first_port = ephemeral.low;
+    stack.last_port = ephemeral.high;
     stack.default_ttl = config.ip.default_ttl;
     stack.min_receive_buffer = config.tcp.receive_buffer_min_bytes;
     stack.default_receive_buffer = config.tcp.receive_buffer_bytes;

@@ -11,6 +11,7 @@
 #include <netlink/socket.h>
 
 #include <array>
+#include <cstring>
 #include <memory>
 
 namespace culvert::control {
@@ -86,6 +87,38 @@ Result<std::vector<KernelSocket>> kernel_connections(Port port) {
     for (const std::uint8_t family : kFamilies)
         TRY_VOID(dump(socket.get(), family, IPPROTO_TCP, kConnected, port, sink));
     return connections;
+}
+
+Result<std::vector<bool>> kernel_has(std::span<const TcpFlow> flows) {
+    const Socket socket = TRY(open_socket());
+    nl_socket_disable_auto_ack(socket.get());  // one answer each: the connection, or an error
+    nl_socket_disable_seq_check(socket.get());
+    std::vector<bool> has(flows.size());
+    for (std::size_t i = 0; i < flows.size(); ++i) {
+        const TcpFlow& flow = flows[i];
+        const bool v4 = flow.local.address.is_v4();
+        const auto write = [](std::uint32_t(&words)[4], const Address& address) {
+            std::memcpy(words, address.wire_bytes().data(), address.wire_bytes().size());
+        };
+        inet_diag_req_v2 request{};
+        request.sdiag_family = v4 ? AF_INET : AF_INET6;
+        request.sdiag_protocol = IPPROTO_TCP;
+        request.idiag_states = kAllStates;
+        request.id.idiag_sport = htons(flow.local.port);
+        request.id.idiag_dport = htons(flow.remote.port);
+        write(request.id.idiag_src, flow.local.address);
+        write(request.id.idiag_dst, flow.remote.address);
+        request.id.idiag_cookie[0] = request.id.idiag_cookie[1] = INET_DIAG_NOCOOKIE;
+        bool found = false;
+        // Without a connection the kernel finds the listener on the port.
+        const Sink sink = [&found](const KernelSocket& answer) { found = answer.state != TCP_LISTEN; };
+        nl_socket_modify_cb(socket.get(), NL_CB_VALID, NL_CB_CUSTOM, on_message, const_cast<Sink*>(&sink));
+        int code = nl_send_simple(socket.get(), SOCK_DIAG_BY_FAMILY, 0, &request, sizeof request);
+        if (code >= 0) code = nl_recvmsgs_default(socket.get());
+        if (code < 0 && code != -NLE_OBJ_NOTFOUND) return fail(0, std::string("sock_diag: ") + nl_geterror(code));
+        has[i] = found;
+    }
+    return has;
 }
 
 Result<std::unordered_map<std::uint32_t, KernelSocket>> kernel_sockets_by_inode() {

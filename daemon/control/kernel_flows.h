@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -24,6 +25,13 @@ struct KernelSocket {
 /// Every TCP connection of this network namespace but closed and listening ones and those in TIME-WAIT; `port` 0: any, else its local port.
 /// Connections on a dual-stack socket come with their IPv4 addresses.
 Result<std::vector<KernelSocket>> kernel_connections(Port port);
+
+struct TcpFlow {
+    Endpoint local;
+    Endpoint remote;
+};
+/// For each flow whether the kernel has a connection of that name, in TIME-WAIT or not yet established, too. Two system calls each.
+Result<std::vector<bool>> kernel_has(std::span<const TcpFlow> flows);
 
 /// TCP (listeners too) and UDP sockets by inode number.
 Result<std::unordered_map<std::uint32_t, KernelSocket>> kernel_sockets_by_inode();

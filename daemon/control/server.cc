@@ -146,6 +146,7 @@ void Server::read_timer() {
         if (std::exchange(accept_later_, false)) accept_next();
         close_silent();
         ++ticks_;
+        attach_.dead_flows().tick();
         parts_.steering.forget_finished_flows();  // asks the kernel only while there are some
         read_timer();
     });
@@ -171,6 +172,7 @@ void Server::reload() {
 std::vector<device::Statistic> Server::numbers() const {
     const AttachService::Statistics& attach = attach_.statistics();
     const Steering::Statistics steering = parts_.steering.statistics();
+    const DeadFlows::Statistics& dead = attach_.dead_flows().statistics();
     return {{"connections", connections_},
             {"attached_programs", attach.attached},
             {"processes", attach.processes},
@@ -180,6 +182,11 @@ std::vector<device::Statistic> Server::numbers() const {
             {"memory_refused", attach.memory_refused},
             {"silent_closed", silent_closed_},
             {"malformed_messages", attach.malformed},
+            {"dead_flows_reported", dead.reported},
+            {"dead_flows_probed", dead.probed},
+            {"dead_flows_alive", dead.alive},
+            {"dead_flows_unproved", dead.unproved},
+            {"dead_flows_limited", dead.limited},
             {"netlink_overruns", parts_.mirror.overruns()},
             {"addresses", steering.addresses},
             {"addresses_refused", steering.addresses_refused},

@@ -580,6 +580,13 @@ Result<tcp::Connection*> Stack::connect(const Endpoint& local, const Endpoint& r
     return impl_->tcp_.connect(local, remote, options, owner, now);
 }
 
+Port Stack::port_for(const Address& local, const Endpoint& remote, Instant now) { return impl_->tcp_.port_for(local, remote, now); }
+
+Result<void> Stack::probe_dead_flow(const Endpoint& local, const Endpoint& remote, Instant now) {
+    impl_->now_ = now;
+    return impl_->tcp_.probe_dead_flow(local, remote, now);
+}
+
 Result<udp::Socket*> Stack::bind_udp(const Endpoint& local, bool dual, udp::SocketOwner& owner,
                                      std::uint32_t interface) {
     return impl_->udp_.bind(local, dual, owner, interface);

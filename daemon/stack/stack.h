@@ -133,6 +133,8 @@ struct StackConfig {
     std::uint32_t max_udp_sockets = 4096;
     std::uint32_t max_bbr = 65536;                    // connections with BBR; further ones get CUBIC
     std::uint32_t reassembly_chunks = 4096;           // 2 KiB each, for out-of-order data of all connections
+    Port first_port = 0;                              // of those for outgoing connections that nobody has bound; 0: not known
+    Port last_port = 0;
     std::uint8_t default_ttl = 64;                    // of packets whose socket says none; hop limit where no router says one
     std::uint32_t max_ip_reassemblies = 512;          // packets of which some fragments have come
     std::uint32_t ip_reassembly_chunks = 1024;        // 4 KiB each, for fragments of all of them
@@ -241,6 +243,15 @@ public:
     /// Sends SYN at the next flush. Errors: EADDRINUSE (flow exists), ENETUNREACH, ENOBUFS.
     Result<tcp::Connection*> connect(const Endpoint& local, const Endpoint& remote, const tcp::Options& options,
                                      tcp::ConnectionOwner& owner, Instant now);
+
+    /// A random port from which connect() to `remote` would find no older flow in its way (on this engine); 0: none was found at
+    /// once, or StackConfig names none. Nothing is reserved.
+    Port port_for(const Address& local, const Endpoint& remote, Instant now);
+
+    /// A flow that another stack had, before us and on the same addresses, and that died with it: its peer is made to ask for the
+    /// reset that it has not had, by two ACKs of which one must be answered. Errors: EISCONN (the flow lives here), EADDRNOTAVAIL
+    /// (`local` is not ours, or `remote` is), EINVAL, ENETUNREACH, EHOSTUNREACH, ENOBUFS.
+    Result<void> probe_dead_flow(const Endpoint& local, const Endpoint& remote, Instant now);
 
     /// Errors: ENOBUFS. `dual` as above.
     /// `interface`: hears and sends through that one only; 0: all.

@@ -45,7 +45,7 @@ void Tenant::run_operation(std::uint32_t index, std::uint32_t sequence, Instant 
     int result = EINVAL;
     CULVERT_FAULT_POINT(operation_read);
     switch (code) {
-        case shm::Operation::kRoute: result = route(index, local, remote); break;
+        case shm::Operation::kRoute: result = route(index, local, remote, now); break;
         case shm::Operation::kConnect: result = start_connect(index, local, remote, now); break;
         case shm::Operation::kListen: result = start_listen(index, local, argument); break;
         case shm::Operation::kRest: result = rest(index); break;
@@ -89,7 +89,7 @@ int Tenant::refuse_by_policy() {
     return EPERM;
 }
 
-int Tenant::route(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote) {
+int Tenant::route(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote, Instant now) {
     const std::uint32_t protocol = segment_.socket(index).protocol.load(std::memory_order_relaxed);
     if (slots_[index].kind == Kind::kRaw || protocol == IPPROTO_RAW) return route_raw(index, local, remote);
     const bool datagram = slots_[index].kind == Kind::kDatagram || protocol == IPPROTO_UDP;
@@ -98,7 +98,7 @@ int Tenant::route(std::uint32_t index, const shm::WireEndpoint& local, const shm
     if (!permits(shm::Policy::Protocol::kTcp, shm::Policy::Call::kConnect, from_wire(remote))) return refuse_by_policy();
     const auto source = stack_.source_for(from_wire(remote));
     if (!source) return source.error().code;
-    segment_.socket(index).local = to_wire({*source, 0}, remote.family);
+    segment_.socket(index).local = to_wire({*source, stack_.port_for(*source, from_wire(remote), now)}, remote.family);
     return 0;
 }
 

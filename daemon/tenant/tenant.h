@@ -154,7 +154,7 @@ private:
     int set_checksum_offset(std::uint32_t index, std::uint32_t offset);
     int connect_raw(std::uint32_t index, const shm::WireEndpoint& remote);
     int route_raw(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote);
-    int route(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote);
+    int route(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote, Instant now);
     int route_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote);
     stack::tcp::Options read_options(std::uint32_t index);
     stack::tcp::ListenerOptions read_listener_options(std::uint32_t index);

@@ -1,6 +1,19 @@
 """Load generators as clients under Culvert: wrk and redis-benchmark against kernel servers."""
-from story import Story, run
+from story import ON_KERNEL, Story, run
+from netns import PYTHON
 from servers import Nginx, Redis
+
+# Connects and closes, so that its own end waits in TIME-WAIT.
+RESTLESS = """
+import socket, sys, time
+begin = time.monotonic()
+for _ in range(int(sys.argv[2])):
+    s = socket.socket()
+    s.connect((sys.argv[1], 80))
+    s.close()
+print(f'{int(sys.argv[2]) / (time.monotonic() - begin):.0f} connections a second')
+"""
+RESTLESS_COUNT = 20000
 
 
 class ClientLoad(Story):
@@ -26,6 +39,16 @@ class ClientLoad(Story):
                                  under=self.culvert)
         self.assertNotIn("Socket errors", text)
         self.assertNotIn("Non-2xx", text)
+
+    def test_thousands_of_connections_a_second_to_one_peer(self):
+        """Ports are chosen that are not in TIME-WAIT since less than a second, so that the kernel need not help."""
+        if ON_KERNEL:
+            self.skipTest("counts what Culvert carries")
+        before = self.culvert.counters()["tcp_active_opens"]
+        text = self.lab.call(PYTHON, "-c", RESTLESS, self.lab.ip4(), RESTLESS_COUNT, under=self.culvert, timeout=300)
+        kernels = RESTLESS_COUNT - (self.culvert.counters()["tcp_active_opens"] - before)
+        print(f"{text.strip()}, {kernels} of {RESTLESS_COUNT} by the kernel")
+        self.assertLess(kernels, RESTLESS_COUNT // 1000)
 
     def test_redis_benchmark(self):
         with self.carried(100, "tcp_active_opens"):

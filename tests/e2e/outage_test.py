@@ -84,6 +84,53 @@ for n in range(1000000):
     time.sleep(0.02)
 """
 
+# Accepts and says a byte, and from then on only waits; "fork": each connection in a process that has no listener.
+HOST = """
+import os, select, signal, socket, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+s = socket.create_server(('::', int(sys.argv[1])), family=socket.AF_INET6, dualstack_ipv6=True, backlog=100)
+held = []
+while True:
+    c, a = s.accept()
+    d = c.recv(1)
+    if d == b'?':  # leave what comes now in the queue
+        c.sendall(b'!')
+        held.append(c)
+        select.select([c], [], [])
+        continue
+    c.sendall(b'!')
+    if sys.argv[2] == 'fork' and os.fork() == 0:
+        s.close()
+        try: c.recv(1)
+        except OSError: pass
+        signal.pause()
+    if sys.argv[2] == 'fork': c.close()
+    else: held.append(c)
+"""
+# Has one client, and no listener any more; makes a socket when it has lost it.
+SINGLE = """
+import socket, sys
+s = socket.create_server(('', int(sys.argv[1])))
+c, a = s.accept(); s.close()
+c.sendall(b'!')
+while True:
+    try: c.recv(1)
+    except OSError: pass
+    socket.socket().close()
+"""
+# Connects to each address and says a byte, then only waits; when it has lost a connection it makes a socket, as a client does.
+GUEST = """
+import select, socket, sys, time
+made = [socket.create_connection((a, int(sys.argv[1])), 20) for a in sys.argv[2:]]
+for c in made: c.sendall(b'!')
+while True:
+    for c in made:
+        try: c.setblocking(True); c.recv(1)
+        except OSError: pass
+    socket.socket().close()
+    time.sleep(0.1)
+"""
+
 
 def cpu_seconds(pid):
     with open(f"/proc/{pid}/stat") as file:
@@ -230,6 +277,109 @@ class KilledUnderLoad(Outage):
         self.assertLess(statistics.median(resets), SERVED_AGAIN)
         self.assertLess(statistics.median(served), SERVED_AGAIN)
         self.assertLess(statistics.median(carried), CARRIED_AGAIN)
+
+
+class SilentPeers(Outage):
+    """Peers that only wait learn what has happened once there is a daemon again: it makes them ask."""
+
+    def talk(self, address, port, word=b"."):
+        connection = socket.create_connection((address, port), 20)
+        connection.settimeout(30)
+        connection.sendall(word)
+        self.assertEqual(connection.recv(10), b"!")
+        return connection
+
+    def restart(self):
+        self.culvert.program.kill()
+        self.culvert.start()
+        return time.monotonic()
+
+    def assert_told(self, waiting, begin):
+        """Each of them is reset, and has said nothing."""
+        for name, connection in waiting:
+            connection.settimeout(30)
+            try:
+                self.fail(f"{name}: {connection.recv(1)!r} where a reset should be")
+            except ConnectionResetError:
+                connection.close()
+            except TimeoutError:
+                self.fail(f"{name}: {connection.getsockname()} to {connection.getpeername()} was told nothing\n" +
+                          self.lab.call("ss", "-tanoi"))
+        return time.monotonic() - begin
+
+    def control(self, name):
+        return self.culvert.stat()["control"][name]
+
+    def test_clients_of_a_server(self):
+        host = self.lab.start("host", [PYTHON, "-c", HOST, 7050, "one"], under=self.culvert)
+        self.culvert.wait_for_listener(7050)
+        took = []
+        for _ in range(3):
+            with self.carried(5):
+                waiting = [(address, self.talk(address, 7050)) for address in (self.lab.ip4(), self.lab.ip6()) for _ in range(2)]
+                last = self.talk(self.lab.ip4(), 7050, b"?")
+                queued = [(f"in the queue, {address}", socket.create_connection((address, 7050), 20))
+                          for address in (self.lab.ip4(), self.lab.ip6())]
+                until(lambda: self.culvert.counters()["tcp_established"] >= 7, "the connections to be in the queue", 30)
+            self.culvert.program.kill()
+            until(lambda: self.is_reset(last), "the program to hear of the daemon's end", 30)
+            kernels = self.talk(self.lab.ip4(), 7050)
+            self.culvert.start()
+            begin = time.monotonic()
+            until(lambda: self.listens(7050), "Culvert to listen again", 30)
+            took.append(self.assert_told(waiting + queued, begin))
+            self.assertGreaterEqual(self.control("dead_flows_probed"), 6)
+            self.assertEqual([self.control(f"dead_flows_{name}") for name in ("unproved", "limited")], [0, 0])
+            kernels.setblocking(False)
+            with self.assertRaises(BlockingIOError, msg="the kernel's connection goes on"):
+                kernels.recv(1)
+            kernels.close()
+        print(f"told after {max(took):.2f} s")
+        host.kill()
+
+    def is_reset(self, connection):
+        try:
+            connection.sendall(b"x")
+        except OSError:
+            return True
+        return False
+
+    def test_clients_of_processes_without_the_listener(self):
+        host = self.lab.start("host", [PYTHON, "-c", HOST, 7051, "fork"], under=self.culvert)
+        self.culvert.wait_for_listener(7051)
+        with self.carried(4):
+            waiting = [(address, self.talk(address, 7051)) for address in (self.lab.ip4(), self.lab.ip6()) for _ in range(2)]
+        begin = self.restart()
+        self.assert_told(waiting, begin)
+        until(lambda: self.listens(7051), "Culvert to listen again", 30)
+        self.assertEqual(self.control("dead_flows_reported"), 4, "once each")
+        host.kill()
+
+    def test_client_of_a_server_that_has_closed_its_listener(self):
+        single = self.lab.start("single", [PYTHON, "-c", SINGLE, 7052], under=self.culvert)
+        self.culvert.wait_for_listener(7052)
+        with self.carried(1):
+            waiting = socket.create_connection((self.lab.ip4(), 7052), 20)
+            self.assertEqual(waiting.recv(10), b"!")
+        self.assert_told([("single", waiting)], self.restart())
+        single.kill()
+
+    def test_servers_of_a_client(self):
+        listeners = [socket.create_server((address, 7053), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+                     for address in (self.lab.ip4("client"), self.lab.ip6("client"))]
+        with self.carried(2, "tcp_active_opens"):
+            guest = self.lab.start("guest", [PYTHON, "-c", GUEST, 7053, self.lab.ip4("client"), self.lab.ip6("client")], under=self.culvert)
+            waiting = []
+            for listener in listeners:
+                listener.settimeout(30)
+                waiting.append(listener.accept()[0])
+                waiting[-1].settimeout(30)
+                self.assertEqual(waiting[-1].recv(10), b"!")
+        self.assert_told([("server", connection) for connection in waiting], self.restart())
+        self.assertEqual(self.control("dead_flows_unproved"), 0)
+        for listener in listeners:
+            listener.close()
+        guest.kill()
 
 
 class TakenOver(Outage):

@@ -145,13 +145,13 @@ void FakeDaemon::serve(Control& control, bool& gone) {
         shm::Hello hello;
         shm::RemoveQueue remove;
         shm::AskStandIn stand_in;
-        char bytes[512];
+        shm::ReportDead dead;
     } request{};
     iovec part{&request, sizeof request};
     msghdr message{};
     message.msg_iov = &part;
     message.msg_iovlen = 1;
-    alignas(cmsghdr) char buffer[CMSG_SPACE(sizeof(int))] = {};
+    alignas(cmsghdr) char buffer[CMSG_SPACE(shm::ReportDead::kMost * sizeof(int))] = {};
     message.msg_control = buffer;
     message.msg_controllen = sizeof buffer;
     const int fd = control.fd.get();
@@ -160,12 +160,15 @@ void FakeDaemon::serve(Control& control, bool& gone) {
         gone = got == 0 || errno != EAGAIN;
         return;
     }
+    std::vector<UniqueFd> all_passed;
+    if (cmsghdr* header = CMSG_FIRSTHDR(&message))
+        for (std::size_t i = 0; i < (header->cmsg_len - CMSG_LEN(0)) / sizeof(int); ++i) {
+            int number = -1;
+            std::memcpy(&number, CMSG_DATA(header) + i * sizeof number, sizeof number);
+            all_passed.emplace_back(number);
+        }
     UniqueFd passed;
-    if (cmsghdr* header = CMSG_FIRSTHDR(&message)) {
-        int number = -1;
-        std::memcpy(&number, CMSG_DATA(header), sizeof number);
-        passed = UniqueFd(number);
-    }
+    if (all_passed.size() == 1) passed = std::move(all_passed[0]);
     const auto free_slot = [&] {
         for (std::uint32_t slot = 0; slot < options_.geometry.processes; ++slot)
             if (segment_->process(slot).live.load() == 0) {
@@ -215,6 +218,17 @@ void FakeDaemon::serve(Control& control, bool& gone) {
             reply.error = grant_answer;
             return answer(fd, &reply, sizeof reply, nullptr, 0);
         }
+        case shm::MessageKind::kReportDead: {
+            for (const shm::DeadFlow& flow : std::span(request.dead.flows).first(request.dead.count)) {
+                sockaddr_storage name{};
+                socklen_t length = sizeof name;
+                const int proof = all_passed.size() == 1 ? passed.get() : all_passed.at(flow.proof).get();
+                (void)::getsockname(proof, reinterpret_cast<sockaddr*>(&name), &length);
+                reported_.push_back({flow, ntohs(reinterpret_cast<sockaddr_in&>(name).sin_port)});
+            }
+            reply.value = request.dead.count;
+            return answer(fd, &reply, sizeof reply, nullptr, 0);
+        }
         case shm::MessageKind::kAskStandIn: {
             if (refuse_stand_ins) {
                 reply.error = ENOBUFS;
@@ -236,6 +250,11 @@ void FakeDaemon::make_stand_in(std::uint32_t record) {
     stand_ins_[record] = {UniqueFd(ends[0]), UniqueFd(ends[1])};
     segment_->socket(record).daemon.status.fetch_or(shm::kStatusMoved);
     notify(record);
+}
+
+std::vector<FakeDaemon::Reported> FakeDaemon::reported() {
+    const std::lock_guard lock(mutex_);
+    return reported_;
 }
 
 int FakeDaemon::stand_in(std::uint32_t record, bool by_another) {
@@ -484,6 +503,7 @@ std::optional<std::uint32_t> FakeDaemon::arrive(std::uint32_t listener, std::uin
     shm::SocketRecord& shared = segment_->socket(record);
     shared.local = listening.local;
     shared.remote = v4(kPeer, remote_port, listening.local.family);
+    shared.protocol.store(IPPROTO_TCP);
     shared.options = listening.options;
     shared.daemon.window_position.store(32 * 1024);
     shared.daemon.status.store(shm::kStatusReady);

@@ -83,6 +83,12 @@ public:
     std::atomic<std::uint32_t> raw_binds{0};
     /// Of the descriptor that came with the last grant: SO_TYPE.
     std::atomic<int> granted_type{0};
+    /// Dead connections that were reported, and the local ports of the sockets that prove it, one for each.
+    struct Reported {
+        shm::DeadFlow flow;
+        std::uint16_t proven_port;
+    };
+    std::vector<Reported> reported();
     /// The operations that a raw socket was told of, latest last.
     struct RawCall {
         shm::Operation operation;
@@ -171,6 +177,7 @@ private:
     std::atomic<std::uint32_t> path_mtu_{0};
     std::vector<GroupCall> group_calls_;
     std::vector<RawCall> raw_calls_;
+    std::vector<Reported> reported_;
     void make_stand_in(std::uint32_t record);
     struct StandIn {
         UniqueFd ours, theirs;

@@ -42,6 +42,8 @@ public:
     bool is_listening(const Endpoint& local) const { return listeners_.find(local, 0) != nullptr; }
     Result<Connection*> connect(const Endpoint& local, const Endpoint& remote, const Options& options,
                                 ConnectionOwner& owner, Instant now);
+    Port port_for(const Address& local, const Endpoint& remote, Instant now);
+    Result<void> probe_dead_flow(const Endpoint& local, const Endpoint& remote, Instant now);
     Usage usage() const {
         return {.connections = shared_.connections.used(),
                 .half_open = syn_queue_.size(),
@@ -351,6 +353,53 @@ Result<Connection*> TcpImpl::connect(const Endpoint& local, const Endpoint& remo
     return opened;
 }
 
+/// [RFC6056 3.3.1] A client that closes its connections itself has most ports to a busy server in TIME-WAIT, of which only those
+/// younger than a second are of no use: eight guesses find another one as good as always.
+Port TcpImpl::port_for(const Address& local, const Endpoint& remote, Instant now) {
+    constexpr int kGuesses = 8;
+    const Port low = shared_.config.first_port;
+    if (low == 0 || shared_.config.last_port < low) return 0;
+    for (int i = 0; i < kGuesses; ++i) {
+        const auto port = static_cast<Port>(low + shared_.rng.below(std::uint64_t{shared_.config.last_port} - low + 1));
+        const Endpoint from{local, port};
+        const FlowRef flow = find(flow_hash(from, remote), from, remote);
+        if (!flow || (flow.kind == FlowRef::Kind::kTimeWait && shared_.time_wait.gives_way(flow.index, now))) return port;
+    }
+    return 0;
+}
+
+/// Whatever its numbers are, a bare ACK out of the window is answered with an ACK that bears the right ones [RFC9293 3.10.7.4
+/// first], and the reset that this brings is exact. Numbers are random: those that fall into the window by chance are others
+/// the next time. Two of them, since a timestamp must go along for those who drop what has none [RFC7323 3.2], and some (Linux 6.14,
+/// FreeBSD) drop a bare ACK with an old one without a word: of two timestamps half the numbers apart one is not old.
+Result<void> TcpImpl::probe_dead_flow(const Endpoint& local, const Endpoint& remote, Instant now) {
+    shared_.now = now;
+    if (local.port == 0 || remote.port == 0 || remote.address.is_unspecified() || remote.address.is_loopback())
+        return fail(EINVAL, "probe: no flow of the network's");
+    if (!shared_.ip.is_local(local.address) || shared_.ip.is_local(remote.address)) return fail(EADDRNOTAVAIL, "probe: not between us and others");
+    const std::uint32_t hash = flow_hash(local, remote);
+    if (find(hash, local, remote)) return fail(EISCONN, "probe: the flow lives");
+    if (shared_.peers != nullptr) {  // asked by taking it for a moment
+        if (!shared_.peers->flow_began(hash, false)) return fail(EISCONN, "probe: the flow lives with another engine");
+        shared_.peers->flow_ended(hash);
+    }
+    const Path path = TRY(shared_.ip.find_path(local.address, remote.address, now));
+    if (path.resolved && path.mac.is_multicast()) return fail(ENETUNREACH, "probe: to many");
+    for (const std::uint32_t half : {0u, 0x80000000u}) {
+        const wire::TcpHeader header{.source = local.port,
+                                     .destination = remote.port,
+                                     .sequence = static_cast<std::uint32_t>(shared_.rng.next()),
+                                     .acknowledgment = static_cast<std::uint32_t>(shared_.rng.next()),
+                                     .flags = wire::kAck,
+                                     .window = UINT16_MAX};
+        wire::TcpOptions options;
+        options.timestamps = {.value = SegmentOutput::timestamp(now) + half, .echo = 0};
+        if (!shared_.output.send_once(local, remote, header, options, now)) return fail(ENOBUFS, "probe");
+    }
+    ++shared_.counters.tcp_dead_flow_probes;
+    return {};
+}
+
 Tcp::Tcp(const StackConfig& config, IpOutput& output, PortOwner& ports, Counters& counters, Rng& rng, Peers* peers)
     : impl_(std::make_unique<TcpImpl>(config, output, ports, counters, rng, peers)) {}
 Tcp::~Tcp() = default;
@@ -375,6 +424,10 @@ bool Tcp::is_listening(const Endpoint& local) const { return impl_->is_listening
 Result<Connection*> Tcp::connect(const Endpoint& local, const Endpoint& remote, const Options& options,
                                  ConnectionOwner& owner, Instant now) {
     return impl_->connect(local, remote, options, owner, now);
+}
+Port Tcp::port_for(const Address& local, const Endpoint& remote, Instant now) { return impl_->port_for(local, remote, now); }
+Result<void> Tcp::probe_dead_flow(const Endpoint& local, const Endpoint& remote, Instant now) {
+    return impl_->probe_dead_flow(local, remote, now);
 }
 Usage Tcp::usage() const { return impl_->usage(); }
 

@@ -66,6 +66,10 @@ public:
     bool is_listening(const Endpoint& local) const;
     Result<Connection*> connect(const Endpoint& local, const Endpoint& remote, const Options& options,
                                 ConnectionOwner& owner, Instant now);
+    /// See Stack::port_for.
+    Port port_for(const Address& local, const Endpoint& remote, Instant now);
+    /// See Stack::probe_dead_flow.
+    Result<void> probe_dead_flow(const Endpoint& local, const Endpoint& remote, Instant now);
     Usage usage() const;
 
 private:

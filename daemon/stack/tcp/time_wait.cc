@@ -83,9 +83,8 @@ void TimeWaitTable::acknowledge(const TimeWaitRecord& record, const Segment& seg
 }
 
 bool TimeWaitTable::give_way(std::uint32_t index, Instant now, std::uint32_t& minimum_iss, std::uint32_t& ts_recent) {
+    if (!gives_way(index, now)) return false;
     const TimeWaitRecord& record = at(index);
-    const Instant entered = expiry(record, now) - duration_;
-    if (!record.timestamps || now - entered < std::chrono::seconds(1)) return false;
     minimum_iss = record.snd_nxt + kIssGap;
     ts_recent = record.ts_recent;
     remove(index);

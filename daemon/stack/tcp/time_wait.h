@@ -58,6 +58,12 @@ public:
     /// True: the record is gone. [RFC6191 2] [RFC9293 3.6.1 SHLD-4]
     bool give_way(std::uint32_t index, Instant now, std::uint32_t& minimum_iss, std::uint32_t& ts_recent);
 
+    /// Whether it would.
+    bool gives_way(std::uint32_t index, Instant now) {
+        const TimeWaitRecord& record = at(index);
+        return record.timestamps && now - (expiry(record, now) - duration_) >= std::chrono::seconds(1);
+    }
+
     bool matches(std::uint32_t index, const Endpoint& local, const Endpoint& remote) {
         const TimeWaitRecord& record = at(index);
         return record.local == local && record.remote == remote;

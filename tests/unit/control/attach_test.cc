@@ -448,6 +448,128 @@ TEST_F(AttachTest, RawSocketsAreGrantedToThoseWhomTheKernelLets) {
     EXPECT_TRUE(other.ended());
 }
 
+/// Bound to a port of the kernel's choice; `listening`, or as one that is to connect.
+UniqueFd port_holder(int family, bool listening, Endpoint& local) {
+    UniqueFd fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_storage name{};
+    name.ss_family = static_cast<sa_family_t>(family);
+    socklen_t length = family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
+    EXPECT_EQ(::bind(fd.get(), reinterpret_cast<sockaddr*>(&name), length), 0);
+    if (listening) {
+        EXPECT_EQ(::listen(fd.get(), 1), 0);
+    }
+    EXPECT_EQ(::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&name), &length), 0);
+    local.port = ntohs(reinterpret_cast<sockaddr_in&>(name).sin_port);
+    return fd;
+}
+
+TEST(DeadFlowsTest, APortIsProvedByTheSocketThatHoldsIt) {
+    Endpoint v4{*Address::parse("192.0.2.1"), 0};
+    Endpoint v6{*Address::parse("2001:db8::1"), 0};
+    for (const bool listening : {false, true}) {
+        const UniqueFd four = port_holder(AF_INET, listening, v4);
+        EXPECT_TRUE(holds_port(four.get(), v4));
+        EXPECT_FALSE(holds_port(four.get(), {v4.address, static_cast<Port>(v4.port + 1)}));
+        EXPECT_FALSE(holds_port(four.get(), {v4.address, 0}));
+        EXPECT_FALSE(holds_port(four.get(), {v6.address, v4.port}));
+        const UniqueFd six = port_holder(AF_INET6, listening, v6);
+        EXPECT_TRUE(holds_port(six.get(), v6));
+        EXPECT_TRUE(holds_port(six.get(), {v4.address, v6.port})) << "both families";
+    }
+    const UniqueFd only(::socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const int on = 1;
+    ASSERT_EQ(::setsockopt(only.get(), IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on), 0);
+    sockaddr_in6 name{};
+    name.sin6_family = AF_INET6;
+    socklen_t length = sizeof name;
+    ASSERT_EQ(::bind(only.get(), reinterpret_cast<sockaddr*>(&name), length), 0);
+    ASSERT_EQ(::getsockname(only.get(), reinterpret_cast<sockaddr*>(&name), &length), 0);
+    EXPECT_TRUE(holds_port(only.get(), {v6.address, ntohs(name.sin6_port)}));
+    EXPECT_FALSE(holds_port(only.get(), {v4.address, ntohs(name.sin6_port)}));
+
+    // One address is that address.
+    sockaddr_in loopback{};
+    loopback.sin_family = AF_INET;
+    loopback.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    const UniqueFd bound(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    socklen_t size = sizeof loopback;
+    ASSERT_EQ(::bind(bound.get(), reinterpret_cast<sockaddr*>(&loopback), size), 0);
+    ASSERT_EQ(::getsockname(bound.get(), reinterpret_cast<sockaddr*>(&loopback), &size), 0);
+    EXPECT_TRUE(holds_port(bound.get(), {*Address::parse("127.0.0.1"), ntohs(loopback.sin_port)}));
+    EXPECT_FALSE(holds_port(bound.get(), {v4.address, ntohs(loopback.sin_port)}));
+
+    // A connection has its listener's port, and may be anybody's: it proves nothing.
+    ASSERT_EQ(::listen(bound.get(), 1), 0);
+    const UniqueFd client(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    ASSERT_EQ(::connect(client.get(), reinterpret_cast<sockaddr*>(&loopback), size), 0);
+    const UniqueFd accepted(::accept4(bound.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    EXPECT_FALSE(holds_port(accepted.get(), {*Address::parse("127.0.0.1"), ntohs(loopback.sin_port)}));
+
+    const UniqueFd datagram(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    EXPECT_FALSE(holds_port(datagram.get(), v4));
+    EXPECT_FALSE(holds_port(-1, v4));
+    UniqueFd elsewhere;  // a port of another network namespace
+    Endpoint there = v4;
+    std::thread([&] {
+        if (::unshare(CLONE_NEWNET) == 0) elsewhere = port_holder(AF_INET, true, there);
+    }).join();
+    if (elsewhere) {
+        EXPECT_FALSE(holds_port(elsewhere.get(), there));
+    }
+
+    // What the kernel has it says: a connection by its names, not the listener beside it.
+    sockaddr_in from{};
+    size = sizeof from;
+    ASSERT_EQ(::getsockname(client.get(), reinterpret_cast<sockaddr*>(&from), &size), 0);
+    const Endpoint here{*Address::parse("127.0.0.1"), ntohs(loopback.sin_port)};
+    const Endpoint peer{here.address, ntohs(from.sin_port)};
+    const TcpFlow flows[] = {{here, peer}, {here, {here.address, 1}}, {peer, here}, {v6, v6}};
+    const auto has = kernel_has(flows);
+    ASSERT_TRUE(has) << has.error().message();
+    EXPECT_EQ(*has, (std::vector<bool>{true, false, true, false}));
+}
+
+TEST_F(AttachTest, DeadConnectionsAreReportedWithProof) {
+    start();
+    Client one = attached("server");
+    Endpoint local{*Address::parse("192.0.2.1"), 0};
+    const UniqueFd listener = port_holder(AF_INET, true, local);
+    const auto wire = [](const Endpoint& endpoint) {
+        shm::WireEndpoint out{};
+        std::memcpy(out.address, endpoint.address.bytes().data(), sizeof out.address);
+        out.port = endpoint.port;
+        out.family = 4;
+        return out;
+    };
+    shm::ReportDead report;
+    const Endpoint remote{*Address::parse("192.0.2.2"), 4711};
+    report.count = 3;
+    report.flows[0] = {wire(local), wire(remote), 0};
+    report.flows[1] = {wire({local.address, static_cast<Port>(local.port + 1)}), wire(remote), 0};  // another port
+    report.flows[2] = {wire(local), wire(remote), 1};                                               // no such proof
+    one.say(report, listener.get());
+    const shm::Answer answer = one.hear_message<shm::Answer>();
+    EXPECT_EQ(answer.error, 0);
+    EXPECT_EQ(answer.value, 0u) << "the address is nobody's here: nothing is sent";
+    EXPECT_TRUE(eventually([](const auto& now) {
+        return now["control"]["dead_flows_reported"] == 3 && now["control"]["dead_flows_unproved"] == 2 && now["control"]["dead_flows_probed"] == 0;
+    }));
+    // No more than a program can have had.
+    report.count = shm::ReportDead::kMost;
+    for (shm::DeadFlow& flow : report.flows) flow = {wire(local), wire(remote), 0};
+    for (int i = 0; i < 5; ++i) {
+        one.say(report, listener.get());
+        EXPECT_EQ(one.hear_message<shm::Answer>().error, 0);
+    }
+    EXPECT_TRUE(eventually([](const auto& now) { return now["control"]["dead_flows_limited"] == 1 + 5 * 64 - 256; }));
+    report.count = shm::ReportDead::kMost + 1;
+    one.say(report, listener.get());
+    EXPECT_TRUE(one.ended()) << "malformed";
+    Client other = attached("liar");
+    other.say(shm::MessageKind::kReportDead);
+    EXPECT_TRUE(other.ended());
+}
+
 TEST_F(AttachTest, WhatIsNoConnectionHasNoStandIn) {
     start();
     Client one = attached("inetd");

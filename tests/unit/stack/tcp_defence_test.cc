@@ -1,4 +1,6 @@
 // Segments that are wrong, old or forged: checksums, PAWS, blind resets and SYNs, impossible ACKs.
+#include <set>
+
 #include "tests/support/stack_test.h"
 
 namespace culvert::test {
@@ -214,6 +216,103 @@ TEST(TcpDefence, OwnerMayEndTheConnectionInAnyCall) {
         EXPECT_EQ(u.host.tcp.usage().connections, 0u);
         EXPECT_EQ(u.host.tcp.usage().reassembly_pieces, 0u);
     }
+}
+
+// --- flows of a stack that was there before -----------------------------------------------------------------------------
+
+int probed(StackTest& t, const Endpoint& local, const Endpoint& remote) {
+    const Result<void> sent = t.host.tcp.probe_dead_flow(local, remote, t.now);
+    return sent ? 0 : sent.error().code;
+}
+
+/// The answer of a peer that believes in the connection brings it the reset that it cannot doubt.
+TEST(TcpDeadFlow, ThePeerIsMadeToAsk) {
+    for (const bool v6 : {false, true}) {
+        StackTest t;
+        if (v6) t.over_ipv6();
+        t.listen();
+        ASSERT_EQ(probed(t, t.local, t.remote), 0);
+        t.expect(ack());
+        const auto first = t.last;
+        t.expect(ack());
+        ASSERT_TRUE(first.options.timestamps && t.last.options.timestamps);
+        EXPECT_EQ(t.last.options.timestamps->value - first.options.timestamps->value, 0x80000000u) << "one of them is not old";
+        EXPECT_NE(t.last.seq, first.seq);
+        EXPECT_EQ(t.host.counters.tcp_dead_flow_probes, 1u);
+        t.inject(ack().seq(9).ack(4711));
+        t.expect(rst().seq(4711));
+        t.expect_nothing();
+    }
+}
+
+/// What lives is not disturbed, in whatever state it is.
+TEST(TcpDeadFlow, LivingFlowsAreLeftAlone) {
+    StackTest half_open;
+    half_open.listen();
+    half_open.inject(syn().seq(0).mss(1460));
+    half_open.expect(syn_ack());
+    EXPECT_EQ(probed(half_open, half_open.local, half_open.remote), EISCONN);
+    half_open.expect_nothing();
+
+    StackTest open;
+    open.accepted_connection();
+    EXPECT_EQ(probed(open, open.local, open.remote), EISCONN);
+    open.expect_nothing();
+    open.shutdown_write().expect(fin().seq(1));
+    open.inject(fin().seq(1).ack(2));
+    open.expect(ack().seq(2).ack(2));
+    ASSERT_EQ(open.host.tcp.usage().time_wait, 1u);
+    EXPECT_EQ(probed(open, open.local, open.remote), EISCONN);
+    open.expect_nothing();
+    EXPECT_EQ(open.host.counters.tcp_dead_flow_probes, 0u);
+}
+
+TEST(TcpDeadFlow, OnlyBetweenUsAndOthers) {
+    StackTest t;
+    const auto at = [](const char* address, Port port) { return Endpoint{*Address::parse(address), port}; };
+    const Endpoint foreign = at("192.0.2.77", 80);
+    EXPECT_EQ(probed(t, foreign, t.remote), EADDRNOTAVAIL);
+    EXPECT_EQ(probed(t, t.local, {t.local.address, 5000}), EADDRNOTAVAIL);
+    EXPECT_EQ(probed(t, t.local, at("127.0.0.1", 80)), EINVAL);
+    EXPECT_EQ(probed(t, t.local, at("0.0.0.0", 80)), EINVAL);
+    EXPECT_EQ(probed(t, t.local, {t.remote.address, 0}), EINVAL);
+    EXPECT_EQ(probed(t, {t.local.address, 0}, t.remote), EINVAL);
+    EXPECT_NE(probed(t, t.local, at("255.255.255.255", 80)), 0);
+    EXPECT_NE(probed(t, t.local, at("224.0.0.5", 80)), 0);
+    t.expect_nothing();
+}
+
+/// [RFC6056 3.3.1] No port is proposed from which connect() would fail.
+TEST(TcpPortChoice, PortsOfOlderFlowsAreNotProposed) {
+    auto config = StackTest::with_defaults({});
+    config.stack.first_port = 40000;
+    config.stack.last_port = 40001;
+    StackTest t(config);
+    const auto proposed = [&] {
+        std::set<Port> ports;
+        for (int i = 0; i < 64; ++i) ports.insert(t.host.tcp.port_for(t.local.address, t.remote, t.now));
+        return ports;
+    };
+    EXPECT_EQ(proposed(), (std::set<Port>{40000, 40001}));
+    t.connect();  // from 40000
+    t.expect(syn().seq(0));
+    std::set<Port> others = proposed();
+    others.erase(0);  // eight unlucky guesses
+    EXPECT_EQ(others, std::set<Port>{40001});
+    t.inject(syn_ack().seq(0).ack(1).mss(1460).ts(10, t.last.options.timestamps->value));
+    t.expect(ack().seq(1).ack(1));
+    t.shutdown_write().expect(fin().seq(1));
+    t.inject(fin().seq(1).ack(2).ts(11, 0));
+    t.expect(ack().seq(2).ack(2));
+    ASSERT_EQ(t.host.tcp.usage().time_wait, 1u);
+    others = proposed();
+    others.erase(0);
+    EXPECT_EQ(others, std::set<Port>{40001}) << "younger than a second";
+    t.after(1500ms);
+    EXPECT_EQ(proposed(), (std::set<Port>{40000, 40001}));
+
+    StackTest unknown;
+    EXPECT_EQ(unknown.host.tcp.port_for(unknown.local.address, unknown.remote, unknown.now), 0) << "no range is known";
 }
 
 }  // namespace
