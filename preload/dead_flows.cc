@@ -24,12 +24,14 @@ public:
         FdTable::instance().for_each([&](int fd, Description& description) {
             if (description.kind() != Description::Kind::kSocket) return;
             Socket& socket = Socket::of(description);
-            if (!socket.holds_port()) return;
+            if (!socket.may_hold_port()) return;
             if (socket.path() == Socket::Path::kListener) {  // whoever's it is by now: another thread may have revived it
                 remember_listener(fd, socket.family());
             } else if (socket.path() == Socket::Path::kConnection && socket.home() == &dead_) {
                 const std::uint32_t record = socket.record();
-                if (record < dead_.segment().geometry().sockets && is_dead_flow(record) && claim(record)) add(record, fd);
+                if (record < dead_.segment().geometry().sockets && is_dead_flow(record) && holds(fd, record_at(record).local.port) &&
+                    claim(record))
+                    add(record, fd);
             }
         });
         flush();
@@ -98,6 +100,15 @@ private:
             const std::uint32_t record = queue.entries[(head + i) % shm::kAcceptQueueLength].load(std::memory_order_relaxed);
             if (record < dead_.segment().geometry().sockets && record_at(record).remote.port != 0) look(record, true);
         }
+    }
+
+    /// Not so where the program has accepted it, and the kernel's socket is there for its options only.
+    static bool holds(int fd, std::uint16_t port) noexcept {
+        sockaddr_storage name{};
+        socklen_t length = sizeof name;
+        // The port stands in the same place in both families.
+        return libc::getsockname(fd, reinterpret_cast<sockaddr*>(&name), &length) == 0 &&
+               reinterpret_cast<const sockaddr_in&>(name).sin_port == htons(port);
     }
 
     void remember_listener(int fd, int family) noexcept {

@@ -132,8 +132,8 @@ public:
     /// A posix_spawn_file_actions_t names it: the next spawn takes it along, close-on-exec or not.
     std::atomic<bool> spawned{false};
 
-    /// For dead_flows.h: the kernel's socket behind this description holds a port of its own.
-    bool holds_port() const noexcept { return type_ == SOCK_STREAM && !placeholder_; }
+    /// For dead_flows.h: the kernel's socket behind this description may hold a port of its own.
+    bool may_hold_port() const noexcept { return type_ == SOCK_STREAM && !has_placeholder(); }
 
     /// Other processes may hold our record too, from now on (fork).
     bool is_shared() const noexcept { return shared_.load(std::memory_order_relaxed); }

@@ -45,6 +45,16 @@ TEST_F(DeadFlowsTest, AcceptedOnesAreProvedByTheListener) {
     }
 }
 
+TEST_F(DeadFlowsTest, AcceptedOnesWithAKernelSocketOfTheirOwnAreProvedByTheListener) {
+    Fd listener = listening(SOCK_NONBLOCK);
+    daemon.arrive(listener->record(), 4711);
+    Fd first = accept(listener);
+    ASSERT_EQ(first.set_int(SOL_SOCKET, SO_PRIORITY, 3), 0);
+    const auto reported = restarted();
+    ASSERT_EQ(reported.size(), 1u);
+    EXPECT_EQ(reported[0].proven_port, port);
+}
+
 TEST_F(DeadFlowsTest, OpenedOnesAreProvedByTheirOwnSocket) {
     Fd a = connected();
     Fd b = connected();
