@@ -63,6 +63,24 @@ int Socket::connect_kernel(int fd, const sockaddr* address, socklen_t length, sh
     return result;
 }
 
+bool Socket::bind_in_range(int fd, const sockaddr* address, socklen_t length, std::uint16_t port) noexcept {
+    constexpr int kLocalPortRange = 51;  // IP_LOCAL_PORT_RANGE: the lowest in the low half, the highest in the high one
+    std::uint32_t range = 0;
+    socklen_t size = sizeof range;
+    if (port == 0 || libc::getsockopt(fd, IPPROTO_IP, kLocalPortRange, &range, &size) != 0 || range != 0) return false;
+    range = std::uint32_t{port} << 16 | port;
+    if (libc::setsockopt(fd, IPPROTO_IP, kLocalPortRange, &range, sizeof range) != 0) return false;
+    sockaddr_storage name{};
+    socklen_t name_length = sizeof name;
+    auto* const sockname = reinterpret_cast<sockaddr*>(&name);
+    // IP_BIND_ADDRESS_NO_PORT: no port is taken before connect().
+    const bool bound = bind_kernel(fd, address, length) == 0 && libc::getsockname(fd, sockname, &name_length) == 0 &&
+                       to_wire(sockname, name_length, family_)->port != 0;
+    range = 0;
+    libc::setsockopt(fd, IPPROTO_IP, kLocalPortRange, &range, sizeof range);
+    return bound;
+}
+
 int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) noexcept {
     if (static_cast<int>(length) < 0 || length > sizeof(sockaddr_storage)) return fail(EINVAL);
     if (address == nullptr && length != 0) return fail(EFAULT);
@@ -109,16 +127,15 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
         shm::WireEndpoint wanted = is_unspecified(*local) ? source : *local;
         // The daemon's proposal first: it knows which ports wait for their last connection to this peer to be forgotten. Whether
         // anybody else has it the kernel says.
-        wanted.port = source.port;
-        name_length = sizeof name;
-        from_wire(wanted, family_, sockname, &name_length);
-        bool bound = source.port != 0 && bind_kernel(fd, sockname, name_length) == 0;
-        if (!bound) {
-            wanted.port = 0;
+        const auto bind_to = [&](std::uint16_t port, auto&& bind) {
+            wanted.port = port;
             name_length = sizeof name;
             from_wire(wanted, family_, sockname, &name_length);
-            bound = bind_kernel(fd, sockname, name_length) == 0;
-        }
+            return bind();
+        };
+        const auto simply = [&] { return bind_kernel(fd, sockname, name_length) == 0; };
+        const bool bound = bind_to(0, [&] { return bind_in_range(fd, sockname, name_length, source.port); }) ||
+                           (source.port != 0 && bind_to(source.port, simply)) || bind_to(0, simply);
         if (!bound) return through_kernel(shm::KernelReason::kOption);
         name_length = sizeof name;
         if (libc::getsockname(fd, sockname, &name_length) != 0) return through_kernel(shm::KernelReason::kUnknown);
