@@ -300,6 +300,7 @@ private:
     shm::KernelReason why_not_to(const shm::WireEndpoint& remote) const noexcept;
     /// bind(2) of the kernel's socket, also to an address that is the daemon's alone (which the kernel does not know).
     int bind_kernel(int fd, const sockaddr* address, socklen_t length) noexcept;
+    bool bind_to_any_port(int fd, const sockaddr* address, socklen_t length) noexcept;
     /// Binds to that port as if the kernel had chosen it, so that it is free again when the socket is disconnected. False: it is taken,
     /// or the kernel cannot (before Linux 6.3), or the program has said which ports it wants.
     bool bind_in_range(int fd, const sockaddr* address, socklen_t length, std::uint16_t port) noexcept;

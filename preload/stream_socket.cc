@@ -81,6 +81,18 @@ bool Socket::bind_in_range(int fd, const sockaddr* address, socklen_t length, st
     return bound;
 }
 
+/// To a port of the kernel's choice, at once, whatever IP_BIND_ADDRESS_NO_PORT says.
+bool Socket::bind_to_any_port(int fd, const sockaddr* address, socklen_t length) noexcept {
+    int later = 0;
+    socklen_t size = sizeof later;
+    if (libc::getsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &later, &size) != 0) later = 0;
+    const auto set = [&](int value) { libc::setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &value, socklen_t{sizeof value}); };
+    if (later != 0) set(0);
+    const bool bound = bind_kernel(fd, address, length) == 0;
+    if (later != 0) set(later);
+    return bound;
+}
+
 int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) noexcept {
     if (static_cast<int>(length) < 0 || length > sizeof(sockaddr_storage)) return fail(EINVAL);
     if (address == nullptr && length != 0) return fail(EFAULT);
@@ -135,7 +147,8 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
         };
         const auto simply = [&] { return bind_kernel(fd, sockname, name_length) == 0; };
         const bool bound = bind_to(0, [&] { return bind_in_range(fd, sockname, name_length, source.port); }) ||
-                           (source.port != 0 && bind_to(source.port, simply)) || bind_to(0, simply);
+                           (source.port != 0 && bind_to(source.port, simply)) ||
+                           bind_to(0, [&] { return bind_to_any_port(fd, sockname, name_length); });
         if (!bound) return through_kernel(shm::KernelReason::kOption);
         name_length = sizeof name;
         if (libc::getsockname(fd, sockname, &name_length) != 0) return through_kernel(shm::KernelReason::kUnknown);
