@@ -188,14 +188,18 @@ private:
         send(flow, 3000);
         const std::uint64_t delivered = flow.delivered;
         tcp(flow, wire::kAck | wire::kPsh, 500);
-        for (int round = 0; round < 3000; ++round) {
+        std::uint64_t least = UINT64_MAX;
+        for (int round = 0; round < 3000; ++round) {  // without progress: megabytes may be queued
             turn();
             if (flow.told != flow.expected) {
                 acknowledge(flow);
                 continue;
             }
             const tcp::Info info = flow.connection->info();
-            if (info.unsent_bytes == 0 && info.in_flight_bytes == 0) break;
+            const std::uint64_t left = std::uint64_t{info.unsent_bytes} + info.in_flight_bytes;
+            if (left == 0) break;
+            if (left < least) round = 0;
+            least = std::min(least, left);
             CHECK(stack_.next_deadline() != kNever);
             now_ = std::max(now_ + 1ms, stack_.next_deadline());
         }
