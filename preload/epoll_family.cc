@@ -433,30 +433,17 @@ void EpollSet::wake_others_shared() noexcept {
 
 int EpollSet::translate_shared(epoll_event* events, int count, Seen& seen) noexcept {
     SharedSet& family = *family_;
-    const std::uint64_t base = private_base();
-    int kept = 0;
-    for (int i = 0; i < count; ++i) {
-        const std::uint64_t offset = events[i].data.u64 - base;
-        if (offset >= kPrivateRange) {
-            events[kept++] = events[i];
-            continue;
-        }
-        if (offset < kEntryOffset) {
-            seen.private_event = true;
-            if (offset == kControlOffset) client_->check_daemon();
-            continue;
-        }
-        const std::uint64_t index = offset - kEntryOffset;
-        if (index >= family.end()) continue;
-        SharedEntry& entry = family.entry(static_cast<std::uint32_t>(index));
-        if (!entry.used || !entry.in_kernel || !entry.armed) continue;
+    return sift(events, count, seen, [&](std::uint32_t index, int slot, epoll_event& event) {
+        if (index >= family.end()) return false;
+        SharedEntry& entry = family.entry(index);
+        if (!entry.used || !entry.in_kernel || !entry.armed) return false;
         if ((entry.events & EPOLLONESHOT) != 0) entry.armed = false;
         entry.round = family.round;
-        entry.slot = kept;
-        events[kept].events = events[i].events | shared_events(entry, seen);
-        events[kept++].data.u64 = entry.data;
-    }
-    return kept;
+        entry.slot = slot;
+        event.events |= shared_events(entry, seen);
+        event.data.u64 = entry.data;
+        return true;
+    });
 }
 
 int EpollSet::look_shared(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept {

@@ -133,4 +133,23 @@ struct EpollSets {
     }
 };
 
+/// Takes the private events out of what the kernel has reported, and returns how many events are left. Those of entries are put into
+/// the application's terms by tell(index, place, event); false: it hears nothing of this one.
+template <class Tell>
+int EpollSet::sift(epoll_event* events, int count, Seen& seen, Tell&& tell) noexcept {
+    const std::uint64_t base = private_base();
+    int kept = 0;
+    for (int i = 0; i < count; ++i) {
+        epoll_event event = events[i];
+        const std::uint64_t offset = event.data.u64 - base;
+        if (offset < kEntryOffset) {
+            seen.private_event = true;
+            if (offset == kControlOffset && client_ != nullptr) client_->check_daemon();
+            continue;
+        }
+        if (offset >= kPrivateRange || tell(static_cast<std::uint32_t>(offset - kEntryOffset), kept, event)) events[kept++] = event;
+    }
+    return kept;
+}
+
 }  // namespace culvert::preload

@@ -610,33 +610,21 @@ int EpollSet::harvest(int epoll_fd, epoll_event* events, int max_events, Seen& s
 int EpollSet::translate(epoll_event* events, int count, Seen& seen) noexcept {
     if (joined_) [[unlikely]]
         return translate_shared(events, count, seen);
-    const std::uint64_t base = private_base();
-    int kept = 0;
-    for (int i = 0; i < count; ++i) {
-        const std::uint64_t offset = events[i].data.u64 - base;
-        if (offset >= kPrivateRange) {
-            events[kept++] = events[i];
-            continue;
-        }
-        if (offset < kEntryOffset) {
-            seen.private_event = true;
-            if (offset == kControlOffset && client_ != nullptr) client_->check_daemon();
-            continue;
-        }
-        EpollEntry* entry = entries_.at(static_cast<std::uint32_t>(offset - kEntryOffset));
-        if (entry == nullptr || !entry->in_kernel || !entry->armed) continue;
+    return sift(events, count, seen, [this](std::uint32_t index, int slot, epoll_event& event) {
+        EpollEntry* entry = entries_.at(index);
+        if (entry == nullptr || !entry->in_kernel || !entry->armed) return false;
         if ((entry->events & EPOLLONESHOT) != 0) {
             entry->armed = false;
             publish(*entry);
             entries_.dismiss(*entry);
         }
         entry->round = round_;
-        entry->slot = kept;
+        entry->slot = slot;
         // One report says all that holds, as the kernel's does: room to send, say, which its half does not know.
-        events[kept].events = events[i].events | (entry->ours ? ready_events(*entry) : 0);
-        events[kept++].data.u64 = entry->data;
-    }
-    return kept;
+        event.events |= entry->ours ? ready_events(*entry) : 0;
+        event.data.u64 = entry->data;
+        return true;
+    });
 }
 
 // Both sides, without waiting: Culvert's candidates and, now and then, what the kernel has.

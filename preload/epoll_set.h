@@ -151,6 +151,8 @@ private:
     int look(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept;
     int look_locked(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept;
     int harvest(int epoll_fd, epoll_event* events, int max_events, Seen& seen) noexcept;
+    template <class Tell>
+    int sift(epoll_event* events, int count, Seen& seen, Tell&& tell) noexcept;
     int translate(epoll_event* events, int count, Seen& seen) noexcept;
     bool spin(std::int64_t timeout_ns) noexcept;
     bool blind() noexcept;

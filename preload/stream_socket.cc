@@ -69,7 +69,7 @@ bool Socket::bind_in_range(int fd, const sockaddr* address, socklen_t length, st
     socklen_t size = sizeof range;
     if (port == 0 || libc::getsockopt(fd, IPPROTO_IP, kLocalPortRange, &range, &size) != 0 || range != 0) return false;
     range = std::uint32_t{port} << 16 | port;
-    if (libc::setsockopt(fd, IPPROTO_IP, kLocalPortRange, &range, sizeof range) != 0) return false;
+    if (libc::setsockopt(fd, IPPROTO_IP, kLocalPortRange, &range, socklen_t{sizeof range}) != 0) return false;
     sockaddr_storage name{};
     socklen_t name_length = sizeof name;
     auto* const sockname = reinterpret_cast<sockaddr*>(&name);
@@ -77,7 +77,7 @@ bool Socket::bind_in_range(int fd, const sockaddr* address, socklen_t length, st
     const bool bound = bind_kernel(fd, address, length) == 0 && libc::getsockname(fd, sockname, &name_length) == 0 &&
                        to_wire(sockname, name_length, family_)->port != 0;
     range = 0;
-    libc::setsockopt(fd, IPPROTO_IP, kLocalPortRange, &range, sizeof range);
+    libc::setsockopt(fd, IPPROTO_IP, kLocalPortRange, &range, socklen_t{sizeof range});
     return bound;
 }
 

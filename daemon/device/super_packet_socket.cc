@@ -1,28 +1,18 @@
 #include "daemon/device/super_packet_socket.h"
 
-#include <linux/if_packet.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
 #include <array>
 
+#include "daemon/device/packet_socket.h"
 #include "daemon/device/virtio_header.h"
 
 namespace culvert::device {
 
 Result<SuperPacketSocket> SuperPacketSocket::open(const InterfaceFacts& facts) {
-    constexpr int kBufferBytes = 16 << 20;  // as an AF_XDP socket's: what the other side has not consumed counts
-    UniqueFd socket(::socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-    if (!socket) return fail_errno(facts.name + ": packet socket");
-    const int on = 1;
-    if (::setsockopt(socket.get(), SOL_PACKET, PACKET_VNET_HDR, &on, sizeof on) != 0) return fail_errno("PACKET_VNET_HDR");
-    if (::setsockopt(socket.get(), SOL_SOCKET, SO_SNDBUFFORCE, &kBufferBytes, sizeof kBufferBytes) != 0)
-        return fail_errno("SO_SNDBUFFORCE");
-    sockaddr_ll address{};
-    address.sll_family = AF_PACKET;
-    address.sll_ifindex = facts.ifindex;
-    if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
-        return fail_errno(facts.name + ": binding the packet socket");
+    UniqueFd socket = TRY(make_packet_socket(facts));
+    TRY_VOID(bind_packet_socket(socket, facts, 0));
     return SuperPacketSocket(std::move(socket));
 }
 

@@ -440,13 +440,8 @@ private:
             if (message != nullptr) counters_.drop(error.error());
             return;
         }
-        bool believed = false;
-        if (error->protocol == wire::IpProtocol::kUdp) {
-            believed = udp_.icmp_error(*error, message, now);
-        } else {
-            const int code = error->next_hop_mtu != 0 ? 0 : error->error;
-            believed = tcp_.icmp_error(error->local, error->remote, error->sequence, code, error->next_hop_mtu, now, message, &*error);
-        }
+        const bool believed = error->protocol == wire::IpProtocol::kUdp ? udp_.icmp_error(*error, message, now)
+                                                                        : tcp_.icmp_error(*error, message, now);
         if (believed && error->next_hop_mtu != 0) output_.learn_path_mtu(error->remote.address, error->next_hop_mtu, now);
     }
 

@@ -110,6 +110,12 @@ long send_bytes(World& w, const char* what, std::size_t bytes, int flags = MSG_Z
     static char data[1 << 16];
     return w.said(what, ::send(w.fd, data, bytes, flags));
 }
+/// A send of ten bytes that has arrived, and whose notice has come.
+void copy_ten(World& w) {
+    send_bytes(w, "send", 10);
+    w.peer("receive 10");
+    w.await(POLLERR);
+}
 void turn_on_copies(World& w) { set_int(w, "SO_ZEROCOPY", SOL_SOCKET, SO_ZEROCOPY, 1); }
 
 using Run = void (*)(World&);
@@ -127,9 +133,7 @@ constexpr Named kCopies[] = {
      }},
     {"one", [](World& w) {
          turn_on_copies(w);
-         send_bytes(w, "send", 10);
-         w.peer("receive 10");
-         w.await(POLLERR);
+         copy_ten(w);
          say_poll(w);
          say_int(w, "SO_ERROR", SOL_SOCKET, SO_ERROR);
          receive(w, "recv", 10, MSG_DONTWAIT);
@@ -165,21 +169,15 @@ constexpr Named kCopies[] = {
      }},
     {"little_room", [](World& w) {
          turn_on_copies(w);
-         send_bytes(w, "send", 10);
-         w.peer("receive 10");
-         w.await(POLLERR);
+         copy_ten(w);
          receive(w, "error queue", 10, MSG_ERRQUEUE, 32);
-         send_bytes(w, "send", 10);
-         w.peer("receive 10");
-         w.await(POLLERR);
+         copy_ten(w);
          receive(w, "error queue", 10, MSG_ERRQUEUE, 0);
          say_poll(w);
      }},
     {"peeked", [](World& w) {
          turn_on_copies(w);
-         send_bytes(w, "send", 10);
-         w.peer("receive 10");
-         w.await(POLLERR);
+         copy_ten(w);
          receive(w, "error queue", 10, MSG_ERRQUEUE | MSG_PEEK);
          receive(w, "error queue", 10, MSG_ERRQUEUE | MSG_PEEK);
      }},
@@ -205,9 +203,7 @@ constexpr Named kCopies[] = {
          epoll_event event{EPOLLIN | EPOLLET, {}};
          w.said("add", ::epoll_ctl(set, EPOLL_CTL_ADD, w.fd, &event));
          w.said("wait", ::epoll_wait(set, &event, 1, 0));
-         send_bytes(w, "send", 10);
-         w.peer("receive 10");
-         w.await(POLLERR);
+         copy_ten(w);
          if (w.said("wait", ::epoll_wait(set, &event, 1, 30'000)) == 1) w.say("  %s", World::describe_events(static_cast<int>(event.events)).c_str());
          w.said("wait", ::epoll_wait(set, &event, 1, 0));
          send_bytes(w, "send", 10);

@@ -212,6 +212,24 @@ struct Named {
 
 #define FOR_BOTH(name, body) {"accepted_" name, accepted, body}, {"connected_" name, connected, body}
 
+/// The child accepts, then the parent, who closes; then the child again, and ends.
+void serve_by_turns(World& w, Child& child) {
+    const auto client = [&] { w.peer("connect " + std::to_string(w.bound_port)); };
+    const auto hears = [&] { w.say("peer: %s", w.peer("receive_all").c_str()); };
+    client();
+    child.step();
+    hears();
+    client();
+    accept_and_greet(w);
+    hears();
+    close_it(w);
+    client();
+    child.step();
+    hears();
+    child.end();
+    w.say("nobody left: %s", refused_in_the_end(w));
+}
+
 constexpr Named kForks[] = {
     FOR_BOTH("shares_the_stream", [](World& w) {
         peer_sends(w, 9);
@@ -385,18 +403,7 @@ constexpr Named kForks[] = {
     }),
     {"listener_shared", listening, [](World& w) {
         Child child(w, {accept_and_greet, accept_and_greet});
-        w.peer("connect " + std::to_string(w.bound_port));
-        child.step();
-        w.say("peer: %s", w.peer("receive_all").c_str());
-        w.peer("connect " + std::to_string(w.bound_port));
-        accept_and_greet(w);
-        w.say("peer: %s", w.peer("receive_all").c_str());
-        close_it(w);
-        w.peer("connect " + std::to_string(w.bound_port));
-        child.step();
-        w.say("peer: %s", w.peer("receive_all").c_str());
-        child.end();
-        w.say("nobody left: %s", refused_in_the_end(w));
+        serve_by_turns(w, child);
     }},
     {"listener_closed_by_the_child", listening, [](World& w) {
         Child child(w, {close_it});
@@ -454,18 +461,7 @@ constexpr Named kForks[] = {
         w.said("listen", ::listen(w.fd, 4));
         learn_port(w);  // the kernel has chosen it, and chooses again
         look(w);
-        w.peer("connect " + std::to_string(w.bound_port));
-        child.step();
-        w.say("peer: %s", w.peer("receive_all").c_str());
-        w.peer("connect " + std::to_string(w.bound_port));
-        accept_and_greet(w);
-        w.say("peer: %s", w.peer("receive_all").c_str());
-        close_it(w);
-        w.peer("connect " + std::to_string(w.bound_port));
-        child.step();
-        w.say("peer: %s", w.peer("receive_all").c_str());
-        child.end();
-        w.say("nobody left: %s", refused_in_the_end(w));
+        serve_by_turns(w, child);
     }},
     {"listener_shut_by_shut_wr", listening, [](World& w) {
         Child child(w, {[](World& c) { c.said("shutdown", ::shutdown(c.fd, SHUT_WR)); }});

@@ -113,7 +113,7 @@ class Service(Story):
         return self.ask("systemctl", "show", unit, "--property", what, "--value")
 
     def accepted(self):
-        """Connections that culvertd has accepted; None: there is no daemon."""
+        """Connections that culvertd has accepted; 0 also where there is no daemon."""
         found = re.search(r"tcp_passive_opens +(\d+)", self.ask("culvert", "stat"))
         return int(found[1]) if found else 0
 

@@ -16,6 +16,7 @@
 #include <optional>
 #include <sstream>
 
+#include "daemon/stack/icmp.h"
 #include "daemon/wire/describe.h"
 #include "daemon/wire/ethernet.h"
 #include "daemon/wire/ipv4.h"
@@ -157,6 +158,11 @@ public:
         orphanage.adopt(app);
         connection->close(orphanage, unread, linger_zero);
         return *this;
+    }
+    /// ICMP says of the segment that begins there why it did not arrive; `next_hop_mtu` not 0: it was too big. True if it is believed.
+    bool icmp_error(std::uint32_t sequence, int error, std::uint32_t next_hop_mtu = 0) {
+        return host.tcp.icmp_error(
+            {.local = local, .remote = remote, .sequence = sequence, .error = error, .next_hop_mtu = next_hop_mtu}, nullptr, now);
     }
     StackTest& consumed(std::uint32_t bytes) {
         note("consumed " + std::to_string(bytes));

@@ -128,9 +128,9 @@ void AfXdpDevice::reap() {
 
 // Whole packets only: the kernel drops a packet whose end is not in the ring, without completing its chunks. Up to the first
 // super-packet, which cannot go this way.
-std::uint32_t AfXdpDevice::queue_packets() {
+void AfXdpDevice::queue_packets() {
     const std::span<const TxQueue::Descriptor> pending = tx_queue_.pending();
-    if (pending.empty()) return 0;
+    if (pending.empty()) return;
     const std::uint32_t room = tx_.free(static_cast<std::uint32_t>(pending.size()));
     std::uint32_t whole = 0;
     for (std::uint32_t i = 0; i < room; ++i) {
@@ -145,10 +145,9 @@ std::uint32_t AfXdpDevice::queue_packets() {
             ++counts_.tx_packets;
         }
     }
-    if (whole == 0) return 0;
+    if (whole == 0) return;
     tx_.submit(whole);
     tx_queue_.consume(whole);
-    return whole;
 }
 
 // Copy mode sends within the syscall, as long as it makes progress; zero-copy only needs to know that there is work.

@@ -71,7 +71,7 @@ private:
                 const Options& options);
     void refill();
     void reap();
-    std::uint32_t queue_packets();
+    void queue_packets();
     Output wake_for_output();
     Output send_super_packets();
 

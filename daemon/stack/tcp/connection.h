@@ -115,8 +115,7 @@ public:
     void output(Instant now);
     /// Answers with the next deadline.
     Instant on_timer(Instant now);
-    /// `detail`: the message, if there was one.
-    void on_icmp_error(std::uint32_t sequence, int error, std::uint32_t next_hop_mtu, Instant now, const IcmpError* detail);
+    void on_icmp_error(const IcmpError& error, Instant now);
 
     bool matches(const Endpoint& local, const Endpoint& remote) const {
         return remote_ == remote && local_ == local;

@@ -28,8 +28,7 @@ public:
     void input(const IpPacket& packet, Instant now);
     std::size_t input_run(IpPacket& first, RxPacket& whole, std::span<const RxPacket> frames, Instant now);
     void expect(std::span<const RxPacket> frames);
-    bool icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
-                    std::uint32_t next_hop_mtu, Instant now, const IpPacket* message, const IcmpError* detail);
+    bool icmp_error(const IcmpError& error, const IpPacket* message, Instant now);
     void advance(Instant now);
     void flush(Instant now);
     Instant next_deadline() const;
@@ -250,11 +249,10 @@ void TcpImpl::input_unmatched(const Segment& segment, std::uint32_t hash, std::o
     shared_.output.send_reset(segment, now);
 }
 
-bool TcpImpl::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
-                         std::uint32_t next_hop_mtu, Instant now, const IpPacket* message, const IcmpError* detail) {
+bool TcpImpl::icmp_error(const IcmpError& error, const IpPacket* message, Instant now) {
     shared_.now = now;
-    const std::uint32_t hash = flow_hash(local, remote);
-    const FlowRef flow = find(hash, local, remote);
+    const std::uint32_t hash = flow_hash(error.local, error.remote);
+    const FlowRef flow = find(hash, error.local, error.remote);
     if (!flow && shared_.peers != nullptr && message != nullptr &&
         shared_.peers->pass_to_owner(*message, hash, false))
         return false;
@@ -264,7 +262,7 @@ bool TcpImpl::icmp_error(const Endpoint& local, const Endpoint& remote, std::uin
         return false;
     }
     const std::uint64_t believed = shared_.counters.icmp_in;
-    connection(flow.index).on_icmp_error(sequence, error, next_hop_mtu, now, detail);
+    connection(flow.index).on_icmp_error(error, now);
     return shared_.counters.icmp_in != believed;
 }
 
@@ -408,10 +406,7 @@ std::size_t Tcp::input_run(IpPacket& first, RxPacket& whole, std::span<const RxP
     return impl_->input_run(first, whole, frames, now);
 }
 void Tcp::expect(std::span<const RxPacket> frames) { impl_->expect(frames); }
-bool Tcp::icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
-                     std::uint32_t next_hop_mtu, Instant now, const IpPacket* message, const IcmpError* detail) {
-    return impl_->icmp_error(local, remote, sequence, error, next_hop_mtu, now, message, detail);
-}
+bool Tcp::icmp_error(const IcmpError& error, const IpPacket* message, Instant now) { return impl_->icmp_error(error, message, now); }
 void Tcp::advance(Instant now) { impl_->advance(now); }
 void Tcp::flush(Instant now) { impl_->flush(now); }
 Instant Tcp::next_deadline() const { return impl_->next_deadline(); }

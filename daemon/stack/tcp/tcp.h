@@ -50,12 +50,9 @@ public:
     /// their connections are brought to the caches. What is no plain TCP is passed over.
     static constexpr std::size_t kAhead = 16;
     void expect(std::span<const RxPacket> frames);
-    /// An ICMP error about a segment of ours: flow from the embedded header. `sequence` is the embedded TCP sequence
-    /// number. `next_hop_mtu` != 0 for "packet too big". `error` is the errno value for hard errors, 0 otherwise.
-    /// `message`: the packet that brought it, for the engine that it concerns; null when it came from ourselves.
-    /// `detail`: all that it says, for an owner's error queue. True if a connection believes it.
-    bool icmp_error(const Endpoint& local, const Endpoint& remote, std::uint32_t sequence, int error,
-                    std::uint32_t next_hop_mtu, Instant now, const IpPacket* message = nullptr, const IcmpError* detail = nullptr);
+    /// An ICMP error about a segment of ours. `message`: the packet that brought it, for the engine that it concerns; null when it
+    /// came from ourselves. True if a connection believes it.
+    bool icmp_error(const IcmpError& error, const IpPacket* message, Instant now);
     void advance(Instant now);
     void flush(Instant now);
     Instant next_deadline() const;  // Instant::min() when a connection is marked for output

@@ -212,15 +212,15 @@ void Connection::on_idle_timer(Instant now) {
     idle_at_ = now + interval;
 }
 
-void Connection::on_icmp_error(std::uint32_t sequence, int error, std::uint32_t next_hop_mtu, Instant now, const IcmpError* detail) {
+void Connection::on_icmp_error(const IcmpError& error, Instant now) {
     // [RFC5927 4.1] it must speak of something that is on its way
-    const Position position = widen(sequence, snd_una_);
+    const Position position = widen(error.sequence, snd_una_);
     if (position < snd_una_ || position > snd_nxt_ || ended()) {
         shared_.counters.drop(Drop::kIcmpSequence);
         return;
     }
-    if (next_hop_mtu != 0) {
-        const std::uint32_t mtu = std::max(next_hop_mtu, PathMtuCache::least(remote_.address.family()));
+    if (error.next_hop_mtu != 0) {
+        const std::uint32_t mtu = std::max(error.next_hop_mtu, PathMtuCache::least(remote_.address.family()));
         if (mtu >= path_.mtu) {
             shared_.counters.drop(Drop::kIcmpMtuKnown);
             return;
@@ -246,16 +246,16 @@ void Connection::on_icmp_error(std::uint32_t sequence, int error, std::uint32_t 
     ++shared_.counters.icmp_in;
     // [RFC5461] [RFC9293 3.9.2.2 MUST-54 .. 56] an established connection survives what may be forged or passing
     // [RFC9293 3.9.2.2 SHLD-26 left out] also of codes 2 to 4: anybody who knows the ports could end it [RFC5927 5.2]
-    if (error == 0) return;
+    if (error.error == 0) return;
     if (state_ != State::kSynSent && state_ != State::kSynReceived) {
         // [RFC9293 3.9.2.2 SHLD-25] As Linux: kept, and the reason that is given if the connection does end.
-        soft_error_ = static_cast<std::uint8_t>(error);
-        if (owner_ != nullptr) owner_->on_soft_error(*this, error);
+        soft_error_ = static_cast<std::uint8_t>(error.error);
+        if (owner_ != nullptr) owner_->on_soft_error(*this, error.error);
         return;
     }
     ++shared_.counters.tcp_failed_opens;
-    if (owner_ != nullptr && detail != nullptr) owner_->on_attempt_refused(*this, *detail);
-    finish(error);
+    if (owner_ != nullptr) owner_->on_attempt_refused(*this, error);
+    finish(error.error);
 }
 
 }  // namespace culvert::stack::tcp

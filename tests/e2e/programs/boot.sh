@@ -18,20 +18,19 @@ for service in culvertd redis-server nginx; do
     ln -s /usr/lib/systemd/system/$service.service $units/multi-user.target.wants/
 done
 ln -sf /usr/lib/systemd/system/multi-user.target $units/default.target
-for service in getty.target systemd-logind systemd-udevd systemd-udev-trigger systemd-networkd systemd-resolved systemd-timesyncd; do
-    ln -sf /dev/null "$units/${service%.target}.$([ "$service" = getty.target ] && echo target || echo service)"
+for unit in getty.target systemd-{logind,udevd,udev-trigger,networkd,resolved,timesyncd}.service; do
+    ln -sf /dev/null "$units/$unit"
 done
 mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /run
 mount -t proc proc /proc
 # As this machine has its control groups, but with our own as the root.
-if [ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ]; then
-    umount -R /sys
-    mount -t sysfs sysfs /sys
+groups=$(stat -f -c %T /sys/fs/cgroup)
+umount -R /sys
+mount -t sysfs sysfs /sys
+if [ "$groups" = cgroup2fs ]; then
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
 else
-    umount -R /sys
-    mount -t sysfs sysfs /sys
     mount -t tmpfs tmpfs /sys/fs/cgroup
     mkdir /sys/fs/cgroup/{systemd,unified}
     mount -t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/systemd

@@ -136,7 +136,7 @@ TEST_P(TcpClauses, ASoftErrorIsTheReasonOfALaterEnd) {  // [RFC9293 3.9.1.8 MUST
     StackTest t;
     over_family(t).established({.user_timeout = 5s});
     t.send("data").expect(ack().seq(1).data("data"));
-    t.host.tcp.icmp_error(t.local, t.remote, t.our_iss + 1, EHOSTUNREACH, 0, t.now);
+    t.icmp_error(t.our_iss + 1, EHOSTUNREACH);
     EXPECT_FALSE(t.app.closed);
     t.after(10s).skip_output();
     EXPECT_TRUE(t.app.closed);
@@ -145,7 +145,7 @@ TEST_P(TcpClauses, ASoftErrorIsTheReasonOfALaterEnd) {  // [RFC9293 3.9.1.8 MUST
     StackTest u;  // it has passed
     over_family(u).established({.user_timeout = 5s});
     u.send("data").expect(ack().seq(1).data("data"));
-    u.host.tcp.icmp_error(u.local, u.remote, u.our_iss + 1, EHOSTUNREACH, 0, u.now);
+    u.icmp_error(u.our_iss + 1, EHOSTUNREACH);
     u.inject(ack().seq(1).ack(5));
     u.send("more").expect(ack().seq(5).data("more"));
     u.after(10s).skip_output();
@@ -155,10 +155,10 @@ TEST_P(TcpClauses, ASoftErrorIsTheReasonOfALaterEnd) {  // [RFC9293 3.9.1.8 MUST
 TEST_P(TcpClauses, TheOwnerHearsOfASoftErrorAndOfItsEnd) {  // [RFC9293 3.9.1.8 SHLD-20] [RFC9293 3.9.2.2 MUST-56]
     StackTest t;
     over_family(t).established();
-    t.host.tcp.icmp_error(t.local, t.remote, t.our_iss + 1, ENETUNREACH, 0, t.now);  // of an ACK, say: nothing is in flight
+    t.icmp_error(t.our_iss + 1, ENETUNREACH);  // of an ACK, say: nothing is in flight
     t.send("data").expect(ack().seq(1).data("data"));
-    t.host.tcp.icmp_error(t.local, t.remote, t.our_iss + 6, ECONNREFUSED, 0, t.now);  // nothing that was sent
-    t.host.tcp.icmp_error(t.local, t.remote, t.our_iss + 1, EHOSTUNREACH, 0, t.now);
+    t.icmp_error(t.our_iss + 6, ECONNREFUSED);  // nothing that was sent
+    t.icmp_error(t.our_iss + 1, EHOSTUNREACH);
     EXPECT_EQ(t.app.soft_errors, (std::vector<int>{ENETUNREACH, EHOSTUNREACH}));
     t.inject(ack().seq(1).ack(5));
     t.send("more").expect(ack().seq(5).data("more"));

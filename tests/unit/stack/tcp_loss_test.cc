@@ -148,10 +148,10 @@ TEST(TcpLoss, PathMtuLowersTheSegmentAndResendsAtOnce) {  // [RFC1191 6.5] [RFC5
     t.established();
     t.send(text(2920));
     t.expect(ack().seq(1).len(1460)).expect(ack().seq(1461).len(1460));
-    t.host.tcp.icmp_error(t.local, t.remote, t.our_iss + 1 + 50000, 0, 1000, t.now);
+    t.icmp_error(t.our_iss + 1 + 50000, 0, 1000);
     EXPECT_EQ(t.dropped(Drop::kIcmpSequence), 1u);
     t.expect_nothing();
-    t.host.tcp.icmp_error(t.local, t.remote, t.our_iss + 1, 0, 1000, t.now);
+    t.icmp_error(t.our_iss + 1, 0, 1000);
     t.expect(ack().seq(1).len(960)).expect(ack().seq(961).len(960)).expect(ack().seq(1921).len(960));
     t.expect(ack().seq(2881).len(40));
     EXPECT_EQ(t.connection->info().mss, 960u);
@@ -165,7 +165,7 @@ TEST(TcpLoss, APathMtuThatIsKnownIsDroppedAndNotBelieved) {
         if (v6) t.over_ipv6();
         t.established();
         t.send("x").expect(ack().seq(1).data("x"));
-        EXPECT_FALSE(t.host.tcp.icmp_error(t.local, t.remote, t.our_iss + 1, 0, 1500, t.now, nullptr));
+        EXPECT_FALSE(t.icmp_error(t.our_iss + 1, 0, 1500));
         EXPECT_EQ(t.dropped(Drop::kIcmpMtuKnown), 1u);
         EXPECT_EQ(t.host.counters.icmp_in, 0u);  // every message is counted once
     }
@@ -175,7 +175,7 @@ TEST(TcpLoss, PathMtuHasAFloor) {
     StackTest t;
     t.established();
     t.send("x").expect(ack().seq(1).data("x"));
-    t.host.tcp.icmp_error(t.local, t.remote, t.our_iss + 1, 0, 68, t.now);
+    t.icmp_error(t.our_iss + 1, 0, 68);
     EXPECT_EQ(t.connection->info().mss, 512u);
     t.skip_output();
 }

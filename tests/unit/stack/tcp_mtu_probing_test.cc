@@ -36,7 +36,7 @@ private:
         if (length == 0) return;
         if (length + headers > widest_) {
             if (!tells) return;
-            t_.host.tcp.icmp_error(t_.local, t_.remote, sent.seq, 0, widest_, t_.now);
+            t_.icmp_error(sent.seq, 0, widest_);
             t_.host.output.learn_path_mtu(t_.remote.address, widest_, t_.now);
             return;
         }
@@ -246,7 +246,7 @@ TEST_P(TcpMtuProbing, WhatARouterSaidIsForgottenWithTheCache) {  // [RFC1191 6.3
     StackTest t(config(MtuProbing::kBlackHole));
     begin(t, GetParam());
     t.send("x").skip_output();
-    t.host.tcp.icmp_error(t.local, t.remote, t.our_iss + 1, 0, 1300, t.now);
+    t.icmp_error(t.our_iss + 1, 0, 1300);
     t.host.output.learn_path_mtu(t.remote.address, 1300, t.now);  // as Stack does with what is believed
     t.skip_output();
     EXPECT_EQ(t.connection->info().mss, 1300 - headers());

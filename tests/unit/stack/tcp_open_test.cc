@@ -507,17 +507,17 @@ TEST(TcpOpen, IcmpErrorEndsOnlyAnAttempt) {  // [RFC9293 3.9.2.2 MUST-54, MUST-5
     StackTest t;
     t.connect();
     t.expect(syn().seq(0));
-    t.host.tcp.icmp_error(t.local, t.remote, t.our_iss + 5000, EHOSTUNREACH, 0, t.now);
+    t.icmp_error(t.our_iss + 5000, EHOSTUNREACH);
     EXPECT_EQ(t.dropped(Drop::kIcmpSequence), 1u);
     EXPECT_FALSE(t.app.closed);
-    t.host.tcp.icmp_error(t.local, t.remote, t.our_iss, EHOSTUNREACH, 0, t.now);
+    t.icmp_error(t.our_iss, EHOSTUNREACH);
     EXPECT_TRUE(t.app.closed);
     EXPECT_EQ(t.app.error, EHOSTUNREACH);
     t.flush();
 
     StackTest u;
     u.established().send("data").expect(ack().seq(1).data("data"));
-    u.host.tcp.icmp_error(u.local, u.remote, u.our_iss + 1, EHOSTUNREACH, 0, u.now);
+    u.icmp_error(u.our_iss + 1, EHOSTUNREACH);
     EXPECT_FALSE(u.app.closed);
 }
 
