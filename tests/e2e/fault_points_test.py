@@ -209,6 +209,7 @@ class DaemonKilledAtPoints(Story):
             for skip in (0, 3):
                 self.start_with(point, skip)
                 process = self.culvert.program.process
+                until(lambda: process.poll() is not None or self.culvert_listens(), f"the server to come back for {point}", 20)
                 for _ in range(60):  # both directions, until it is dead
                     if process.poll() is not None:
                         break
@@ -232,6 +233,13 @@ class DaemonKilledAtPoints(Story):
         server.kill()
         self.wait_for_no_sockets()
         print(f"{sum(killed.values())} deaths of the daemon at {len(found)} points")
+
+    def culvert_listens(self):
+        """Until then connections are the kernel's, and come by no point."""
+        try:
+            return any(line["path"] == "culvert" and line["state"] == "LISTEN" for line in self.culvert.sockets())
+        except Failure:
+            return False  # it died while we asked
 
     def talk(self, port):
         try:
