@@ -66,7 +66,8 @@ io_uring_sqe& FrameFile::next_entry() {
     return *entry;
 }
 
-/// Asks for `count` frames at once; results_ says what came. Answers with the number of leading reads that got one.
+/// Asks for `count` frames at once; results_ says what each read got: bytes, or -EAGAIN. A frame may come between two reads, so
+/// there may be one behind a read that found nothing. Answers with how many reads got something.
 std::uint32_t FrameFile::read_frames(std::uint32_t count) {
     const auto pieces = static_cast<unsigned>(1 + kMaxFragments + (tag_ != 0 ? 1 : 0));
     for (std::uint32_t i = 0; i < count; ++i) {
@@ -80,13 +81,13 @@ std::uint32_t FrameFile::read_frames(std::uint32_t count) {
     io_uring_cqe* completion = nullptr;
     unsigned head = 0;
     unsigned seen = 0;
+    std::uint32_t got = 0;
     io_uring_for_each_cqe(&ring_, head, completion) {
         results_[completion->user_data] = completion->res;
+        got += completion->res != -EAGAIN;
         ++seen;
     }
     ::io_uring_cq_advance(&ring_, seen);
-    std::uint32_t got = 0;
-    for (std::uint32_t i = 0; i < count && results_[i] != -EAGAIN; ++i) got = i + 1;
     return got;
 }
 
@@ -124,7 +125,8 @@ std::size_t FrameFile::receive(std::span<RxPacket> burst) {
     // As many again as came, and a few more: an empty file costs few reads, a busy one gives full bursts.
     next_try_ = got == asked ? std::min(2 * asked, kSlots) : std::max(got + 1, kFirstTry);
     std::size_t packets = 0;
-    for (std::uint32_t i = 0; i < got; ++i) {
+    for (std::uint32_t i = 0; i < asked; ++i) {
+        if (results_[i] == -EAGAIN) continue;
         if (results_[i] < 0) {
             ++counts_.rx_errors;
             continue;

@@ -78,6 +78,33 @@ TEST_F(TapDevice, DatagramsPassBothWays) {
     EXPECT_EQ(pool.available(), pool.count() - 64 * kMaxFragments) << "a frame that was sent gives its chunk back";
 }
 
+// One frame at a time, each while the file is being read empty: it may come between two reads of a batch.
+TEST_F(TapDevice, NothingIsLostThatComesBetweenTwoReads) {
+    constexpr std::uint32_t kDatagrams = 2000;
+    const UniqueFd socket = space->our_udp_socket(7001);
+    std::atomic<std::uint32_t> seen = 0;
+    std::atomic<bool> stop = false;
+    std::thread sender([&] {
+        for (std::uint32_t i = 0; i < kDatagrams; ++i) {
+            send_to(socket, kOurs4, 7000, Bytes(1200, std::byte{0x5a}));
+            while (seen <= i && !stop) std::this_thread::yield();
+        }
+    });
+    const auto now = [] { return std::chrono::steady_clock::now(); };
+    auto last = now();
+    while (seen < kDatagrams && now() - last < std::chrono::seconds(5)) {
+        RxPacket burst[8];
+        for (const RxPacket& packet : std::span(burst).first(tap.device->receive(burst)))
+            if (packet.length == kEthernet + kIpv4 + kUdp + 1200) {
+                ++seen;
+                last = now();
+            }
+    }
+    stop = true;
+    sender.join();
+    EXPECT_EQ(seen, kDatagrams);
+}
+
 TEST_F(TapDevice, FramesThatTheKernelRefusesAreCountedAndTheirMemoryComesBack) {
     run({"ip", "link", "set", "tapc0", "down"});
     ASSERT_TRUE(queue(tap.device->tx(), udp_frame(mac, tap.facts.mac, {kOurs4, 7000}, {kTheirs4, 7001}, Bytes(10))));
