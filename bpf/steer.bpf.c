@@ -23,6 +23,9 @@
  * they say, so that Culvert counts it; the others go to the kernel. Nobody can then put the segment together, on purpose:
  * a kernel that could would find a listener but no connection, and would reset the peer. TCP sets DF; its fragments are
  * rare, and lost like any segment.
+ *
+ * Merged packets. Generic XDP sees what GRO has joined and GSO has not cut yet. Of TCP that is as good as its segments; in a
+ * joined UDP packet nothing says how long each datagram was, so the kernel has it, and cuts it for the socket under Culvert's.
  */
 #include "steer_tables.h"
 

@@ -25,6 +25,7 @@ static __always_inline int STEER_NAME(read_ipv4)(struct STEER_NAME(cursor) *curs
     packet->later_fragment = (fragment & 0x1fff) != 0; /* no ports in it */
     packet->first_fragment = !packet->later_fragment && (fragment & 0x2000) != 0;
     packet->protocol = ip->protocol;
+    packet->length = bpf_ntohs(ip->length);
     steer_map_v4(&packet->source, ip->source);
     steer_map_v4(&packet->destination, ip->destination);
     STEER_NAME(skip)(cursor, header);
@@ -37,6 +38,7 @@ static __always_inline int STEER_NAME(read_ipv6)(struct STEER_NAME(cursor) *curs
     if (steer_is_mapped(ip->source) || steer_is_mapped(ip->destination)) return STEER_COUNT_passed_malformed;
     __builtin_memcpy(packet->source.bytes, ip->source, 16);
     __builtin_memcpy(packet->destination.bytes, ip->destination, 16);
+    packet->length = sizeof *ip + bpf_ntohs(ip->length);
     __u8 next = ip->next;
     packet->later_fragment = 0;
     STEER_NAME(skip)(cursor, sizeof *ip);
@@ -165,6 +167,8 @@ static __always_inline int STEER_NAME(judge)(struct STEER_NAME(cursor) *cursor, 
         proto = STEER_PROTO_TCP;
     } else if (which->protocol == IPPROTO_UDP) {
         if (which->first_fragment && !icmp) return STEER_COUNT_passed_fragment;
+        __u64 longest = steer_control_word(STEER_CONTROL_DATAGRAM);
+        if (longest && packet->length > longest) return STEER_COUNT_passed_merged;
         proto = STEER_PROTO_UDP;
     } else {
         return STEER_COUNT_passed_protocol;

@@ -90,14 +90,21 @@ struct steer_flow {
     __u8 zero[3];
 };
 
+#ifdef __cplusplus
+#define STEER_U32(value) static_cast<__u32>(value)
+#else
+#define STEER_U32(value) ((__u32)(value))
+#endif
+
 /* A VLAN: the EtherType that announces its tag (0x8100 or 0x88a8), and its number. Never 0. */
-#define STEER_TAG(type, control) ((__u32)(type) << 16 | ((__u32)(control) & 0xfff))
+#define STEER_TAG(type, control) (STEER_U32(type) << 16 | (STEER_U32(control) & 0xfff))
 
 enum steer_control {
     STEER_CONTROL_ENABLED,      /* 0: everything to the kernel */
     STEER_CONTROL_KERNEL_FLOWS, /* how many entries kernel_flows has; 0 saves the look-up */
     STEER_CONTROL_FILTER,       /* 0: no rules; else 1 + the generation in use */
     STEER_CONTROL_TAG,          /* 0: untagged frames are ours; else STEER_TAG() of the one VLAN whose frames are */
+    STEER_CONTROL_DATAGRAM, /* 0, or the longest UDP packet that is one; a longer one is several that GRO or GSO has joined */
     STEER_CONTROL_WORDS
 };
 
@@ -112,6 +119,7 @@ enum steer_control {
     X(passed_address, "packets to the kernel: destination address not ours")           \
     X(passed_protocol, "packets to the kernel: neither TCP, UDP nor an ICMP error")    \
     X(passed_fragment, "packets to the kernel: IP fragments")                          \
+    X(passed_merged, "packets to the kernel: several datagrams in one")                \
     X(passed_port, "packets to the kernel: port not taken")                            \
     X(passed_kernel_flow, "packets to the kernel: flow older than Culvert's claim")    \
     X(passed_no_socket, "packets to the kernel: no AF_XDP socket on the receive queue")

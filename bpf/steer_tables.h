@@ -55,6 +55,7 @@ struct steer_packet {
     __u8 first_fragment;
     __u8 later_fragment;
     __u8 zero;
+    __u32 length; /* by the IP header, which is in it */
     __u32 tag; /* STEER_TAG(); 0: none */
 };
 

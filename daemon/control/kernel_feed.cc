@@ -78,6 +78,7 @@ void KernelFeed::send_link(const LinkState& link, bool removed) {
         engine.stack().set_interface_state(index, up, mtu);
         if (!our_mac) engine.stack().set_mac(index, mac);
     });
+    if (!removed) steering_.set_mtu(link.ifindex, link.mtu);
 }
 
 void KernelFeed::send_addresses(int ifindex) {

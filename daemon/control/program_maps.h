@@ -11,6 +11,9 @@ public:
     explicit ProgramMaps(device::SteeringProgram& program) : program_(program) {}
 
     Result<void> set_address(const Address& address, bool ours) override { return program_.set_address(address, ours); }
+    void set_mtu(std::uint32_t mtu) override {
+        if (program_.sees_merged()) program_.limit_datagrams(mtu);
+    }
     void take_port(const Address& address, Protocol protocol, Port port) override {
         program_.take_port(address, number_of(protocol), port);
     }

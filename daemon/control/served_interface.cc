@@ -79,6 +79,7 @@ Result<std::vector<unsigned>> queues_to_serve(const InterfaceConfig& config, con
 /// All packets for the dedicated addresses come to us; for shared ones the ports decide, as sockets take them.
 Result<void> steer(ServedInterface& served) {
     served.maps = std::make_unique<ProgramMaps>(*served.program);
+    served.maps->set_mtu(served.described.mtu);
     if (served.described.vlan != 0) served.program->set_vlan(served.described.vlan, served.described.service_tag);
     if (!served.dedicated) return {};
     for (const stack::InterfaceAddress& own : served.dedicated->addresses)

@@ -52,6 +52,12 @@ void Steering::set_addresses(int ifindex, const std::set<Address>& addresses) {
     }
 }
 
+void Steering::set_mtu(int ifindex, std::uint32_t mtu) {
+    const std::lock_guard lock(mutex_);
+    const auto interface = std::ranges::find(interfaces_, ifindex, &Interface::ifindex);
+    if (interface != interfaces_.end()) interface->maps->set_mtu(mtu);
+}
+
 bool Steering::must_ask(const Address& address, Port port) const {
     return address.is_unspecified() || !ephemeral_.contains(port);
 }

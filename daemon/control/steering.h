@@ -31,6 +31,7 @@ public:
     using Protocol = stack::PortOwner::Protocol;
     virtual ~SteeringMaps() = default;
     virtual Result<void> set_address(const Address& address, bool ours) = 0;
+    virtual void set_mtu(std::uint32_t mtu) = 0;  // the link's
     virtual void take_port(const Address& address, Protocol protocol, Port port) = 0;
     virtual void release_port(const Address& address, Protocol protocol, Port port) = 0;
     virtual Result<void> add_kernel_flow(const Endpoint& local, const Endpoint& remote) = 0;  // TCP
@@ -57,6 +58,8 @@ public:
 
     /// Control thread: exactly these addresses are the interface's now.
     void set_addresses(int ifindex, const std::set<Address>& addresses);
+    /// Control thread: the link's MTU has changed.
+    void set_mtu(int ifindex, std::uint32_t mtu);
     /// Control thread, now and then: flows that the kernel has finished leave the maps.
     void forget_finished_flows();
 

@@ -159,6 +159,20 @@ TEST_F(Steer, TruncatedAtEveryLength) {
     }
 }
 
+TEST_F(Steer, DatagramsThatWereJoinedStayWithTheKernel) {
+    const auto udp4 = [](std::size_t size) { return ethernet(kIp4, ipv4(kPeer4, kOurs4, kUdp, l4(40000, 53, size))); };
+    const auto udp6 = [](std::size_t size) { return ethernet(kIp6, ipv6(kPeer6, kOurs6, kUdp, l4(40000, 53, size))); };
+    EXPECT_EQ(judge(udp4(3000)), "redirected") << "no limit is set";
+    program_->limit_datagrams(1500);
+    EXPECT_EQ(judge(udp4(1480)), "redirected");
+    EXPECT_EQ(judge(udp4(1481)), "passed_merged");
+    EXPECT_EQ(judge(udp6(1460)), "redirected");
+    EXPECT_EQ(judge(udp6(1461)), "passed_merged");
+    EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kTcp, l4(40000, 80, 3000)))), "redirected") << "segments may be joined";
+    program_->limit_datagrams(9000);
+    EXPECT_EQ(judge(udp4(1481)), "redirected");
+}
+
 TEST_F(Steer, UdpFragmentsStayWithTheKernel) {
     const Bytes datagram = l4(40000, 53, 8);
     EXPECT_EQ(judge(ethernet(kIp4, ipv4(kPeer4, kOurs4, kUdp, datagram, kMoreFragments))), "passed_fragment");

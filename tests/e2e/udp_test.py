@@ -2,8 +2,9 @@
 import json
 import os
 import socket
+import unittest
 
-from story import Story, run, until
+from story import ON_KERNEL, Story, run, until
 from netns import PYTHON, Failure
 
 PROGRAMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs")
@@ -11,7 +12,8 @@ UDP_SEGMENT = 103
 GROUP = "239.77.0.1"
 
 
-class Datagrams(Story):
+class Controls(Story):
+    """A server that tells what came with each datagram, and clients of it."""
     @classmethod
     def prepare(cls):
         cls.controls = cls.lab.start("controls", [PYTHON, f"{PROGRAMS}/udp_controls.py", "8003"], under=cls.culvert)
@@ -35,6 +37,8 @@ class Datagrams(Story):
         client.settimeout(10)
         return client
 
+
+class Datagrams(Controls):
     def test_control_messages_tell_the_truth(self):
         for family, address in self.families():
             v4 = family == socket.AF_INET
@@ -123,6 +127,34 @@ class Datagrams(Story):
             with self.carried(10, "udp_in"):
                 for _ in range(10):
                     self.assertEqual(asked("AAAA").strip(), "2001:db8::7")
+
+
+@unittest.skipIf(ON_KERNEL, "about the daemon")
+class GenericXdp(Controls):
+    """There the program sees what the kernel has joined, or has not cut yet."""
+    config = '[[interface]]\nname = "veth0"\nmode = "generic"\n'
+
+    def merged(self):
+        return self.culvert.stat()["devices"][0]["statistics"]["steer_passed_merged"]
+
+    def test_datagrams_stay_apart(self):
+        for family, address in self.families():
+            client = self.client(family, address)
+            passed = self.merged()
+            client.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+            client.send(bytes(9500))
+            total = 0
+            while total < 9500:
+                said = json.loads(client.recv(2000))
+                self.assertEqual(said.get("gro", 1000), 1000)
+                self.assertTrue(said["length"] <= 1000 or "gro" in said, said)
+                total += said["length"]
+            self.assertEqual(total, 9500)
+            self.assertGreater(self.merged(), passed)
+            client.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 0)
+            with self.carried(1, "udp_in"):
+                client.send(b"12345")
+                self.assertEqual(json.loads(client.recv(2000))["length"], 5)
 
 
 if __name__ == "__main__":

@@ -386,6 +386,8 @@ void SteeringProgram::set_vlan(std::uint16_t id, bool service) {
     std::atomic_ref(control_[STEER_CONTROL_TAG]).store(STEER_TAG(service ? ETH_P_8021AD : ETH_P_8021Q, id));
 }
 
+void SteeringProgram::limit_datagrams(std::uint32_t longest) { std::atomic_ref(control_[STEER_CONTROL_DATAGRAM]).store(longest); }
+
 void SteeringProgram::enable(bool enabled) { std::atomic_ref(control_[STEER_CONTROL_ENABLED]).store(enabled ? 1 : 0); }
 
 Result<void> SteeringProgram::add_socket(std::uint32_t queue, int xsk_fd) {

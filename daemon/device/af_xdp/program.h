@@ -102,6 +102,11 @@ public:
     /// VLANs of 802.1ad, not of 802.1Q. Before any address is set.
     void set_vlan(std::uint16_t id, bool service);
 
+    /// True: super-packets come by, since XDP is generic.
+    bool sees_merged() const { return mode_ == XdpMode::kGeneric && (attachment_ == Attachment::kLink || attachment_ == Attachment::kDispatcher); }
+    /// UDP packets longer than this (bytes, with the IP header) for shared addresses go to the kernel from now on. 0: however long.
+    void limit_datagrams(std::uint32_t longest);
+
     /// False: every packet to the kernel, whatever is in the maps.
     void enable(bool enabled);
 

@@ -30,6 +30,7 @@ public:
         }
         return {};
     }
+    void set_mtu(std::uint32_t bytes) override { mtu = bytes; }
     void take_port(const Address& one, Protocol protocol, Port port) override {
         log.push_back("take " + Endpoint{one, port}.to_string());
         ++taken[{one, protocol, port}];
@@ -54,6 +55,7 @@ public:
         return std::ranges::all_of(taken, [](const auto& entry) { return entry.second == 0; });
     }
 
+    std::uint32_t mtu = 0;
     std::set<Address> addresses;
     std::map<std::tuple<Address, Protocol, Port>, int> taken;
     std::set<std::pair<Endpoint, Endpoint>> flows;
@@ -188,6 +190,13 @@ TEST_F(SteeringTest, FinishedFlowsAreForgotten) {
     asked = 0;
     steering.forget_finished_flows();
     EXPECT_EQ(asked, 0);
+}
+
+TEST_F(SteeringTest, TheLinksMtuReachesItsProgram) {
+    steering.set_mtu(2, 9000);
+    EXPECT_EQ(eth0.mtu, 9000u);
+    steering.set_mtu(77, 1280);
+    EXPECT_EQ(eth0.mtu, 9000u);
 }
 
 TEST_F(SteeringTest, FullTablesAreCountedAndHarmless) {
