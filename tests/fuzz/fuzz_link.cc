@@ -302,8 +302,8 @@ private:
             case 0: configure(how >> 2); break;
             case 1: stack_.set_interface_state(1, (how & 4) != 0, (how & 8) != 0 ? 1280 : 1500); break;
             case 2:
-                forwarding_ = (how & 4) != 0;
-                stack_.set_forwarding(forwarding_, (how & 8) != 0);
+                has_forwarded_ |= (how & 4) != 0;
+                stack_.set_forwarding((how & 4) != 0, (how & 8) != 0);
                 break;
             default: stack_.set_mac(1, kOurs); break;
         }
@@ -417,7 +417,8 @@ private:
         CHECK(v6.has_value());
         if (v6->protocol() != wire::IpProtocol::kIcmpv6) return check_sent(v6->destination());
         const bool own = v6->source().is_unspecified() || stack_.is_local(v6->source());
-        const bool forwarded = forwarding_ && !own;  // a stranger's to a stranger: its checksum is the two's business
+        // A stranger's to a stranger: its checksum is the two's business. It may have waited for its neighbour's address since then.
+        const bool forwarded = has_forwarded_ && !own;
         const RxPacket sent{.head = frame, .rest = {}, .length = static_cast<std::uint32_t>(frame.size())};
         CHECK(v6->is_fragment() || forwarded ||
               wire::verify_transport_checksum(sent, network(frame) + v6->header_length(), v6->payload_length(), v6->source(),
@@ -448,7 +449,7 @@ private:
     std::set<Address> known_;
     std::optional<Address> asked_;  // what the stack asked for last
     Address asker_;
-    bool forwarding_ = false;
+    bool has_forwarded_ = false;
     std::optional<Address> watched_;  // nothing may be sent to it
     Instant now_{1h};
 };
