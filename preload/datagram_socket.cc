@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "preload/address.h"
+#include "preload/async_signals.h"
 #include "preload/fail.h"
 #include "preload/libc.h"
 #include "preload/socket.h"
@@ -82,6 +83,10 @@ shm::KernelReason Socket::try_bind_datagram(int fd) noexcept {
         }
         return reason;
     };
+    if (!datagram_->kernel_only && signals_input(fd)) {
+        datagram_->kernel_only = true;
+        datagram_->kernel_reason = shm::KernelReason::kOption;
+    }
     if (datagram_->kernel_only) return leave(datagram_->kernel_reason);
     sockaddr_storage name{};
     socklen_t length = sizeof name;
@@ -152,7 +157,7 @@ void Socket::leave_to_kernel(int fd) noexcept {
     datagram_->kernel_only = true;
     datagram_->kernel_reason = shm::KernelReason::kOption;
     datagram_connected_ = false;
-    abandon();
+    abandon_at_once();
     if (Client* client = Client::current()) client->note_reason(fd, shm::KernelReason::kOption);
 }
 

@@ -88,6 +88,7 @@ int Socket::set_status_flags(int fd, int flags) noexcept {
         return fail(EINVAL);
     }
     set_file_flags(flags, kKept);
+    if ((flags & O_ASYNC) != 0) heed_signals(fd);
     return 0;
 }
 

@@ -138,10 +138,20 @@ int control(int fd, int command, long argument, LibcFunction<int(int, int, ...)>
             if (const SocketRef socket = any_socket(fd)) return socket->get_status_flags(fd);
             break;
         case F_GETSIG: {
+            if (const SocketRef socket = our_socket(fd); socket && socket->has_left()) socket->leave();
             const int signal = original.get()(fd, command, argument);
             if (const SocketRef socket = our_socket(fd); socket && socket->path() == Socket::Path::kListener && signal == kModeIsOurs) return 0;
             return signal;
         }
+        case F_GETOWN:
+        case F_GETOWN_EX:
+            if (const SocketRef socket = our_socket(fd); socket && socket->has_left()) socket->leave();
+            break;
+        case F_SETOWN:
+        case F_SETOWN_EX:
+        case F_SETSIG:
+            if (const SocketRef socket = our_socket(fd)) return socket->set_signals(fd, raw::fcntl, command, argument);
+            break;
         case F_SETFL:
             if (const SocketRef socket = any_socket(fd)) return socket->set_status_flags(fd, static_cast<int>(argument));
             break;

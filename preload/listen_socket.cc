@@ -9,6 +9,7 @@
 #include <cerrno>
 
 #include "preload/address.h"
+#include "preload/async_signals.h"
 #include "preload/fail.h"
 #include "preload/fd_table.h"
 #include "preload/header_options.h"
@@ -83,7 +84,7 @@ shm::KernelReason Socket::start_listening(int fd, int backlog) noexcept {
     const shm::KernelReason policy = why_kernel(shm::Policy::Protocol::kTcp, shm::Policy::Call::kListen, *local);
     if (policy != shm::KernelReason::kUnknown) return leave(policy);
     if (needs_kernel_.load(std::memory_order_relaxed) || needs_kernel_to_listen_.load(std::memory_order_relaxed) ||
-        has_extension_headers(fd, family_))
+        has_extension_headers(fd, family_) || signals_input(fd))
         return leave(shm::KernelReason::kOption);
     if (client == nullptr) {
         if (path() == Path::kListener) return shm::KernelReason::kListenerPair;  // it waits already
@@ -139,7 +140,7 @@ void Socket::wait_for_daemon(int fd) noexcept {
 
 /// Both halves: the kernel's socket is an ordinary one again, and waits if the program wants it to.
 void Socket::stop_listening(int fd) noexcept {
-    abandon();
+    abandon_at_once();
     if (!nonblocking()) block_again(fd);
 }
 

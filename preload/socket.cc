@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -184,6 +185,22 @@ void Socket::abandon() noexcept {
     // record may be another socket's, whose watch must not be taken away.
     notify_became_ours(*this);
     client_->let_go_of(record(), generation_, shared_.load(std::memory_order_relaxed));
+}
+
+/// abandon(), and the daemon has done its part: what comes for the port from now on is the kernel's.
+void Socket::abandon_at_once() noexcept {
+    if (path() == Path::kKernel) return;
+    constexpr std::int64_t kPatienceNs = 1'000'000'000;
+    const timespec moment{0, 50'000};
+    Client& client = *client_;
+    const std::uint32_t record = this->record();
+    const std::uint32_t generation = generation_.load(std::memory_order_acquire);
+    const bool others_hold_it = is_shared();
+    abandon();
+    const std::int64_t deadline = now_ns() + kPatienceNs;
+    while (!others_hold_it && !client.daemon_gone() && now_ns() < deadline &&
+           client.segment().socket(record).daemon.generation.load(std::memory_order_acquire) == generation)
+        raw::ppoll(nullptr, 0, &moment, nullptr);
 }
 
 bool Socket::record_lost() const noexcept {
@@ -412,7 +429,18 @@ int Socket::ioctl(int fd, unsigned long request, void* argument) noexcept {
             return 0;
         }
     }
-    if (path() != Path::kConnection || argument == nullptr) return libc::ioctl(fd, request, argument);
+    if ((request == FIOGETOWN || request == SIOCGPGRP) && path() == Path::kConnection && has_left()) leave();
+    if (request == FIOSETOWN || request == SIOCSPGRP) {
+        const SignalCall call = [](int on, int command, long where) noexcept {
+            return static_cast<int>(::syscall(SYS_ioctl, on, static_cast<unsigned>(command), where));
+        };
+        return set_signals(fd, call, static_cast<int>(request), reinterpret_cast<long>(argument));
+    }
+    if (path() != Path::kConnection || argument == nullptr) {
+        const int result = libc::ioctl(fd, request, argument);
+        if (result == 0 && request == FIOASYNC) heed_signals(fd);
+        return result;
+    }
     switch (request) {
         case FIONREAD: {
             const shm::SocketRecord& record = shared();

@@ -106,6 +106,9 @@ public:
     /// fcntl F_GETFL and F_SETFL. All other fcntl commands are the kernel's (dup, FD_CLOEXEC, locks).
     int get_status_flags(int fd) noexcept;
     int set_status_flags(int fd, int flags) noexcept;
+    /// F_SETOWN, F_SETOWN_EX, F_SETSIG, FIOSETOWN, SIOCSPGRP. `call` is the system call: fcntl or ioctl.
+    using SignalCall = int (*)(int fd, int command, long argument) noexcept;
+    int set_signals(int fd, SignalCall call, int command, long argument) noexcept;
     /// SO_SNDTIMEO; -1: none.
     std::int64_t send_timeout_ns() const noexcept { return send_timeout_ns_.load(std::memory_order_relaxed); }
     bool nonblocking() const noexcept {
@@ -185,6 +188,9 @@ private:
         path_.store(path, std::memory_order_release);
     }
 
+    // async_signals.cc
+    void heed_signals(int fd) noexcept;
+
     // file_flags.cc
     void follow_file_flags() const noexcept;
     void set_file_flags(int flags, int which) noexcept;
@@ -198,6 +204,7 @@ private:
     void adopt_nobody(Path path) noexcept;
     bool revive_if_due(int fd) noexcept;
     void abandon() noexcept;
+    void abandon_at_once() noexcept;
     int operate(Client& client, std::uint32_t record, shm::Operation operation, std::uint32_t argument,
                 const shm::WireEndpoint& local, const shm::WireEndpoint& remote, bool* interrupted = nullptr) noexcept;
     std::uint32_t prepare_record(Client& client) noexcept;

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "preload/address.h"
+#include "preload/async_signals.h"
 #include "preload/confined.h"
 #include "preload/fail.h"
 #include "preload/header_options.h"
@@ -112,7 +113,7 @@ int Socket::connect_stream(int fd, const sockaddr* address, socklen_t length) no
     Client* client = Client::attached();  // whose daemon has a policy, too
     const shm::KernelReason policy = why_kernel(shm::Policy::Protocol::kTcp, shm::Policy::Call::kConnect, *remote);
     if (policy != shm::KernelReason::kUnknown) return connect_kernel(fd, address, length, policy);
-    if (needs_kernel_.load(std::memory_order_relaxed) || has_header_options(fd, family_))
+    if (needs_kernel_.load(std::memory_order_relaxed) || has_header_options(fd, family_) || has_owner(fd))
         return connect_kernel(fd, address, length, shm::KernelReason::kOption);
     errno = saved;
     if (client == nullptr) return connect_kernel(fd, address, length, shm::KernelReason::kNoDaemon);

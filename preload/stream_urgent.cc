@@ -4,7 +4,8 @@
 //                      ^             recv(MSG_OOB) gives U, once; POLLPRI until then; SIOCATMARK while the reader stands at U
 //
 // U lies in the stream, where the daemon has delivered it, and a copy with its position in SocketRecord::urgent. What has
-// been passed by reading is gone, also if nobody took it out of band. SIGURG does not come: see README.md.
+// been passed by reading is gone, also if nobody took it out of band. A connection with an owner, who wants SIGURG, is
+// elsewhere (async_signals.cc).
 
 #include <cerrno>
 #include <cstring>

@@ -3,6 +3,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -64,10 +65,16 @@ std::uint32_t StandIn::append(std::span<const std::byte> bytes) {
         copied += size;
     }
     inbound_bytes_ += copied;
+    queued_ += copied;
     return copied;
 }
 
 bool StandIn::queue_unread(std::span<const std::byte> bytes) { return append(bytes) == bytes.size(); }
+
+/// [RFC9293 3.8.5 MUST-32] Only an octet further on is news.
+void StandIn::expect_urgent(std::int64_t ahead) {
+    urgent_end_ = std::max(urgent_end_, static_cast<std::uint64_t>(static_cast<std::int64_t>(queued_) + ahead + 1));
+}
 
 void StandIn::begin(stack::tcp::Connection* connection, int error, bool end_of_stream) {
     connection_ = connection;
@@ -146,8 +153,14 @@ void StandIn::abort() {
 bool StandIn::write_out() {
     for (int step = 0; oldest_ != nullptr && writable_; ++step) {
         if (step == kSteps) return false;
-        const ssize_t sent = ::send(socket_.get(), oldest_->bytes + oldest_->begin, oldest_->end - oldest_->begin,
-                                    MSG_DONTWAIT | MSG_NOSIGNAL);
+        std::size_t size = oldest_->end - oldest_->begin;
+        int urgent = 0;
+        if (urgent_end_ > written_) [[unlikely]] {  // the octet goes alone: of a longer write that is cut short the kernel marks another
+            const std::uint64_t before = urgent_end_ - 1 - written_;
+            urgent = before == 0 ? MSG_OOB : 0;
+            size = static_cast<std::size_t>(std::min<std::uint64_t>(size, std::max<std::uint64_t>(before, 1)));
+        }
+        const ssize_t sent = ::send(socket_.get(), oldest_->bytes + oldest_->begin, size, MSG_DONTWAIT | MSG_NOSIGNAL | urgent);
         if (sent < 0) {
             if (errno == EINTR) continue;
             writable_ = false;
@@ -156,6 +169,7 @@ bool StandIn::write_out() {
         }
         oldest_->begin += static_cast<std::uint32_t>(sent);
         inbound_bytes_ -= static_cast<std::uint32_t>(sent);
+        written_ += static_cast<std::uint64_t>(sent);
         all_.counters_.stand_in_bytes += static_cast<std::uint64_t>(sent);
         if (oldest_->begin == oldest_->end) {
             all_.pool_.give(std::exchange(oldest_, oldest_->next));
@@ -165,6 +179,22 @@ bool StandIn::write_out() {
         if (connection_ != nullptr) connection_->consumed(static_cast<std::uint32_t>(sent), all_.pool_.room() < all_.pool_.limit() / 2);
     }
     return true;
+}
+
+/// recv(), but never past an urgent octet, which comes alone. The socket has it in line (SO_OOBINLINE), and a recv() that begins at
+/// it would go on behind it; so no more is read than was there when it was asked whether the mark stands here.
+ssize_t StandIn::read_piece(Piece& piece, bool& urgent) {
+    int there = 0;
+    int at_mark = 0;
+    if (::ioctl(socket_.get(), FIONREAD, &there) != 0 || there <= 0) {
+        const ssize_t got = ::recv(socket_.get(), piece.bytes, 1, MSG_DONTWAIT | MSG_PEEK);
+        if (got <= 0) return got;  // the end, an error, or nothing
+        errno = EINTR;             // something has come this moment
+        return -1;
+    }
+    urgent = ::ioctl(socket_.get(), SIOCATMARK, &at_mark) == 0 && at_mark != 0;
+    const std::size_t most = urgent ? 1 : std::min<std::size_t>(static_cast<std::size_t>(there), Piece::kBytes);
+    return ::recv(socket_.get(), piece.bytes, most, MSG_DONTWAIT);
 }
 
 /// False: there is more, and room for it.
@@ -177,7 +207,8 @@ bool StandIn::read_in() {
             all_.starved_ = true;  // looked at again when pieces have come back
             return true;
         }
-        const ssize_t got = ::recv(socket_.get(), piece->bytes, Piece::kBytes, MSG_DONTWAIT);
+        bool urgent = false;
+        const ssize_t got = read_piece(*piece, urgent);
         if (got <= 0) {
             const int error = got < 0 ? errno : 0;
             all_.pool_.give(piece);
@@ -201,6 +232,7 @@ bool StandIn::read_in() {
         ++outbound_;
         all_.counters_.stand_in_bytes += static_cast<std::uint64_t>(got);
         connection_->send(&piece->chunk, &piece->chunk);
+        if (urgent && connection_ != nullptr) connection_->mark_urgent(0);
     }
     return true;
 }

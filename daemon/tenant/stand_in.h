@@ -4,6 +4,7 @@
 //
 // | the peer ...          | the holder sees    | | the holder ...              | the peer gets              |
 // | sends                 | bytes              | | writes                      | the bytes                  |
+// | sends an urgent octet | SIGURG, MSG_OOB    | | sends one (MSG_OOB)         | the octet, urgent          |
 // | sends FIN             | end of stream      | | shuts down, or closes       | FIN                        |
 // | resets, is silent     | ECONNRESET         | | closes with unread bytes    | RST                        |
 // |                       |                    | | has closed, and more comes  | RST                        |
@@ -73,6 +74,8 @@ public:
 
     /// Bytes that were there before: the peer's, unread. False: no memory for them.
     bool queue_unread(std::span<const std::byte> bytes);
+    /// The last urgent octet comes after `ahead` more bytes than have been queued so far; negative: it is among them.
+    void expect_urgent(std::int64_t ahead);
     /// Takes the connection over; null: it has ended with `error`. `end_of_stream`: the peer's FIN has been seen.
     void begin(stack::tcp::Connection* connection, int error, bool end_of_stream);
     /// Does what can be done now, not too much of it. False: there is more to be done at once.
@@ -89,6 +92,7 @@ public:
 
     void on_established(stack::tcp::Connection&) override {}
     std::uint32_t on_data(stack::tcp::Connection&, stack::Payload payload, std::uint32_t length) override;
+    void on_urgent(stack::tcp::Connection&, std::uint64_t ahead) override { expect_urgent(static_cast<std::int64_t>(ahead)); }
     void on_end_of_stream(stack::tcp::Connection&) override;
     void on_released(stack::tcp::Connection&, stack::SendChunk* first) override;
     void on_acknowledged(stack::tcp::Connection&, std::uint32_t) override {}
@@ -107,6 +111,7 @@ private:
     std::uint32_t append(std::span<const std::byte> bytes);
     bool write_out();
     bool read_in();
+    ssize_t read_piece(Piece& piece, bool& urgent);
     void settle();
     void holder_gone();
 
@@ -119,6 +124,9 @@ private:
     std::uint32_t inbound_ = 0;  // pieces
     std::uint32_t inbound_bytes_ = 0;
     std::uint32_t outbound_ = 0;  // pieces
+    std::uint64_t queued_ = 0;      // bytes from the peer so far,
+    std::uint64_t written_ = 0;     // how many of them have gone to the holder,
+    std::uint64_t urgent_end_ = 0;  // and how many there are up to the last urgent octet, with it
     int error_ = 0;               // with which the connection ended
     bool readable_ = true;
     bool writable_ = true;

@@ -186,13 +186,29 @@ int StreamSocket::move_to(StandIn& stand_in) {
     // What is still lent has not been read: the last unread() bytes of the stream. The lengths are the application's to spoil.
     std::uint64_t left = unread();
     bool room = true;
+    // An octet that was taken out of band is not read again in line.
+    const bool in_line = (segment.socket(index_).options.flags & shm::kOptionUrgentInline) != 0;
+    const std::uint32_t taken = in_line ? 0 : segment.socket(index_).app.urgent_read.load(std::memory_order_relaxed);
+    const std::int64_t urgent = (status_ & shm::kStatusUrgent) != 0 ? shm::urgent_ahead(urgent_, consumed_) : -1;
+    const std::uint64_t hole = taken == shm::urgent_mark(consumed_) ? 0
+                               : urgent >= 0 && taken == shm::urgent_mark(consumed_ + static_cast<std::uint64_t>(urgent))
+                                   ? static_cast<std::uint64_t>(urgent)
+                                   : UINT64_MAX;
+    bool passed = false;
     tenant_->ledger_.for_each_lent(lent_, [&](std::uint32_t block) {
         const shm::BlockMeta& meta = segment.block_meta()[block];
         const std::uint32_t offset = std::min(meta.offset.load(std::memory_order_relaxed), shm::kBlockSize);
         const std::uint32_t length = std::min(meta.length.load(std::memory_order_relaxed), shm::kBlockSize - offset);
         if (length > left) return false;
+        const std::uint64_t at = unread() - left;
         left -= length;
-        room = stand_in.queue_unread({segment.block(block) + offset, length});
+        const std::span bytes{segment.block(block) + offset, length};
+        if (hole >= at && hole - at < length) {
+            passed = true;
+            room = stand_in.queue_unread(bytes.first(hole - at)) && stand_in.queue_unread(bytes.subspan(hole - at + 1));
+        } else {
+            room = stand_in.queue_unread(bytes);
+        }
         return room;
     });
     if (!room) return ENOBUFS;
@@ -200,7 +216,9 @@ int StreamSocket::move_to(StandIn& stand_in) {
         tenant_->drop(Drop::kTenantBadRequest);
         return EBUSY;
     }
+    if (urgent >= 0 && static_cast<std::uint64_t>(urgent) != hole) stand_in.expect_urgent(urgent - static_cast<std::int64_t>(unread()));
     stack::tcp::Connection* const connection = std::exchange(connection_, nullptr);
+    if (passed && connection != nullptr) connection->consumed(1, false);
     const bool ended = (status_ & shm::kStatusPeerClosed) != 0;
     if (connection != nullptr) tenant_->connections_.give();  // the stand-in takes one
     stand_in.begin(connection, connection != nullptr ? 0 : segment.socket(index_).daemon.error.load(std::memory_order_relaxed), ended);

@@ -50,6 +50,7 @@ public:
         if (verb == "icmp_syn") return send_icmp_about_syn(number);
         if (verb == "send") return send_pattern(number);
         if (verb == "urgent") return ::send(connection_, "U", 1, MSG_OOB) == 1 ? "ok" : "";
+        if (verb == "receive_urgent") return receive_urgent();
         if (verb == "shut") return ::shutdown(connection_, SHUT_WR) == 0 ? "ok" : "";
         if (verb == "close") return adopt(-1, true);
         if (verb == "reset") return reset();
@@ -254,6 +255,12 @@ private:
             break;
         }
         return std::to_string(data.size()) + " " + World::describe_data(data.data(), data.size()) + " " + end;
+    }
+
+    std::string receive_urgent() {
+        char octet = 0;
+        if (!wait_for(connection_, POLLPRI)) return "nothing urgent";
+        return ::recv(connection_, &octet, 1, MSG_OOB) == 1 ? std::string("octet ") + octet : std::string(::strerrorname_np(errno));
     }
 
     std::string open_datagram() {

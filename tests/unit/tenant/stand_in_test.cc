@@ -8,6 +8,7 @@
 #include <functional>
 #include <random>
 
+#include "shm/urgent.h"
 #include "tests/unit/tenant/tenant_world.h"
 
 namespace culvert::tenant {
@@ -33,6 +34,8 @@ Pair make_pair() {
     pair.theirs.reset(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
     const linger reset{1, 0};
     EXPECT_EQ(::setsockopt(pair.ours.get(), SOL_SOCKET, SO_LINGER, &reset, sizeof reset), 0);
+    const int on = 1;
+    EXPECT_EQ(::setsockopt(pair.ours.get(), SOL_SOCKET, SO_OOBINLINE, &on, sizeof on), 0);
     return pair;
 }
 
@@ -251,6 +254,57 @@ TEST_F(StandInTest, APeerThatTakesNothingStopsTheHolder) {
         client.segment.dirty().post(socket);
         return heard == written;
     })) << heard << " of " << written;
+}
+
+TEST_F(StandInTest, AnUrgentOctetStaysUrgentBothWays) {  // [RFC9293 3.8.5 MUST-31, MUST-32]
+    open(40000);
+    client.send(socket, "unread!", true);
+    client.send(socket, "more");
+    host.turns(3);
+    auto theirs = leave(accepted);
+    ASSERT_TRUE(theirs);
+    char octet = 0;
+    const auto out_of_band = [&] { return ::recv(theirs->get(), &octet, 1, MSG_OOB | MSG_DONTWAIT) == 1; };
+    EXPECT_TRUE(until(out_of_band));
+    EXPECT_EQ(octet, '!');
+    std::string heard;
+    EXPECT_TRUE(until([&] { return (heard += read(theirs->get())).size() >= 10; }));
+    EXPECT_EQ(heard, "unreadmore");
+
+    client.send(socket, std::string(30000, 'x') + "?", true);
+    client.send(socket, "y");
+    client.segment.dirty().post(socket);
+    EXPECT_TRUE(until(out_of_band));
+    EXPECT_EQ(octet, '?');
+    heard.clear();
+    EXPECT_TRUE(until([&] { return (heard += read(theirs->get())).size() >= 30001; }));
+    EXPECT_TRUE(heard == std::string(30000, 'x') + "y");
+
+    EXPECT_EQ(::send(theirs->get(), "abc", 3, 0), 3);
+    EXPECT_EQ(::send(theirs->get(), "$", 1, MSG_OOB), 1);
+    EXPECT_EQ(::send(theirs->get(), "de", 2, 0), 2);
+    const shm::SocketRecord& record = client.segment.socket(socket);
+    EXPECT_TRUE(until([&] { return (record.urgent.load() & shm::kUrgentArrived) != 0; }));
+    EXPECT_EQ(shm::urgent_octet(record.urgent.load()), '$');
+    EXPECT_EQ(shm::urgent_ahead(record.urgent.load(), 0), 3);
+    std::string answered;
+    EXPECT_TRUE(until([&] { return (answered += client.receive(socket)).size() >= 6; }));
+    EXPECT_EQ(answered, "abc$de") << "the octet has its place in the stream";
+}
+
+TEST_F(StandInTest, AnUrgentOctetThatWasReadIsNotReadAgain) {
+    open(40000);
+    client.send(socket, "abc!", true);
+    client.send(socket, "de");
+    host.turns(3);
+    server.segment.socket(accepted).app.urgent_read.store(shm::urgent_mark(3));
+    auto theirs = leave(accepted);
+    ASSERT_TRUE(theirs);
+    std::string heard;
+    EXPECT_TRUE(until([&] { return (heard += read(theirs->get())).size() >= 5; }));
+    EXPECT_EQ(heard, "abcde");
+    char octet = 0;
+    EXPECT_EQ(::recv(theirs->get(), &octet, 1, MSG_OOB | MSG_DONTWAIT), -1);
 }
 
 TEST_F(StandInTest, AResetOfThePeersReachesTheHolder) {
