@@ -106,6 +106,7 @@ namespace culvert {
     X(kTcpNotUnicast, "TCP segment to a broadcast or multicast address")                      \
     X(kTcpFlagsInvalid, "TCP flag combination impossible")                                    \
     X(kTcpNoListener, "no TCP socket on the port (reset sent)")                               \
+    X(kTcpElsewhere, "segment that came while its port was taken over: the connection is the kernel's") \
     X(kTcpStray, "segment of no connection on a port that is listened on (reset sent)")       \
     X(kTcpStrayReset, "TCP reset for no connection of ours")                                  \
     X(kTcpOutOfWindow, "TCP segment outside the receive window")                              \

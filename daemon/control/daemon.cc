@@ -222,6 +222,7 @@ Result<Ended> run_daemon(const Config& config, std::function<Result<Config>()> r
         ended = Ended::kToBeginAnew;
         loop->stop();
     });
+    TRY_VOID(server->listen());  // what takes long is done: whoever attaches from now on is answered at once
     feed.start(engines);
     {
         const EngineThreads threads(engines);

@@ -74,15 +74,23 @@ Result<ListeningSocket> ListeningSocket::open(const SocketConfig& config) {
             return fail_errno("give control socket " + config.path + " to group " + config.group);
     }
     if (::chmod(config.path.c_str(), static_cast<mode_t>(config.mode)) != 0) return fail_errno("set the mode of " + config.path);
-    if (::listen(socket.fd_.get(), kBacklog) != 0) return fail_errno("control socket " + config.path);
     return socket;
 }
 
-ListeningSocket::~ListeningSocket() {
-    if (!fd_ || path_.empty()) return;
+bool ListeningSocket::is_in_place() const {
     struct stat status;
-    if (::lstat(path_.c_str(), &status) == 0 && status.st_dev == device_ && status.st_ino == inode_)
-        ::unlink(path_.c_str());
+    return ::lstat(path_.c_str(), &status) == 0 && status.st_dev == device_ && status.st_ino == inode_;
+}
+
+Result<void> ListeningSocket::listen() {
+    // One that is started at the same time finds nobody listening, as behind a daemon that was killed: the last one has it.
+    if (!is_in_place()) return fail(0, "control socket " + path_ + " has been taken by another daemon");
+    if (::listen(fd_.get(), kBacklog) != 0) return fail_errno("control socket " + path_);
+    return {};
+}
+
+ListeningSocket::~ListeningSocket() {
+    if (fd_ && !path_.empty() && is_in_place()) ::unlink(path_.c_str());
 }
 
 }  // namespace culvert::control

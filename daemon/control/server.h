@@ -45,6 +45,8 @@ public:
     /// threads are made. Errors: no signalfd or timerfd.
     static Result<std::unique_ptr<Server>> create(Parts parts, const Config& config, ListeningSocket socket, Policy policy);
 
+    /// From now on programs and administrators may come; run() must follow at once. Errors: ListeningSocket::listen.
+    Result<void> listen() { return socket_.listen(); }
     /// Serves until SIGTERM, SIGINT or stop().
     void run();
     /// By a task in the mailbox.

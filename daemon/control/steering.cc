@@ -102,7 +102,8 @@ void Steering::take_port(Protocol protocol, const Address& address, Port port) {
             for (const Address& own : interface.addresses)
                 if (own.family() == address.family()) interface.maps->take_port(own, protocol, port);
     }
-    // Once more: a handshake that the kernel finished between the first look and the bit.
+    // Once more: a handshake that the kernel finished between the first look and the bit. What its client has sent since then
+    // has come to us; is_elsewhere() keeps the stack from resetting it.
     if (first_time) keep_kernel_flows(port, *tcp);
 }
 
@@ -124,6 +125,14 @@ void Steering::release_port(Protocol protocol, const Address& address, Port port
     if (tcp == tcp_ports_.end() || --tcp->second.taken != 0) return;
     for (const Flow& flow : tcp->second.flows) (void)flow.maps->remove_kernel_flow(flow.local, flow.remote);
     tcp_ports_.erase(tcp);
+}
+
+bool Steering::is_elsewhere(const Endpoint& local, const Endpoint& remote) {
+    const std::lock_guard lock(mutex_);  // of another engine it waits here until that has asked the kernel twice
+    const auto tcp = tcp_ports_.find(local.port);
+    return tcp != tcp_ports_.end() && std::ranges::any_of(interfaces_, [&](const Interface& interface) {
+               return tcp->second.flows.contains(Flow{interface.maps, local, remote});
+           });
 }
 
 void Steering::forget_finished_flows() {

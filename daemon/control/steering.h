@@ -7,7 +7,8 @@
 //
 // A port taken on the unspecified address is taken on every address of the family, also on those that come later.
 //
-// Kernel flows must be in the map *before* the port bit, else Culvert would reset the kernel's connections. Asking the
+// Kernel flows must be in the map *before* the port bit, else Culvert would reset the kernel's connections. What the kernel began
+// between its answer and the bit is found by asking again, and is_elsewhere() saves what has come to us meanwhile. Asking the
 // kernel costs up to milliseconds, so it is done only for ports on which somebody may have listened: not for a single
 // address and a port of the ephemeral range, which is what every outgoing connection takes.
 #pragma once
@@ -66,6 +67,7 @@ public:
     // stack::PortOwner, on the engine's thread.
     void take_port(Protocol protocol, const Address& address, Port port) override;
     void release_port(Protocol protocol, const Address& address, Port port) override;
+    bool is_elsewhere(const Endpoint& local, const Endpoint& remote) override;
 
     struct Statistics {
         std::uint64_t ports = 0;

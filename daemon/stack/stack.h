@@ -167,6 +167,9 @@ public:
     /// of that family.
     virtual void take_port(Protocol protocol, const Address& address, Port port) = 0;
     virtual void release_port(Protocol protocol, const Address& address, Port port) = 0;
+    /// True: the connection is one that somebody else (the kernel) had on the port when it was taken. Its segments should not come
+    /// by, but those that were on their way do. Asked only before a segment of no connection is answered with a reset.
+    virtual bool is_elsewhere(const Endpoint& /*local*/, const Endpoint& /*remote*/) { return false; }
 };
 
 class Peers;

@@ -108,7 +108,9 @@ public:
     void release_port(Protocol, const Address& address, Port port) override {
         EXPECT_EQ(held.erase({address, port}), 1u);
     }
+    bool is_elsewhere(const Endpoint&, const Endpoint& remote) override { return elsewhere.contains(remote); }
     std::map<Endpoint, int> held;
+    std::set<Endpoint> elsewhere;  // by their remote ends
 };
 
 class NoResolver final : public stack::NeighborResolver {

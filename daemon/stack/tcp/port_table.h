@@ -24,6 +24,7 @@ public:
         counts_.erase(at);
         owner_.release_port(PortOwner::Protocol::kTcp, local.address, local.port);
     }
+    bool is_elsewhere(const Endpoint& local, const Endpoint& remote) { return owner_.is_elsewhere(local, remote); }
     std::size_t size() const { return counts_.size(); }
 
 private:

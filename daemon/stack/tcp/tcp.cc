@@ -245,6 +245,10 @@ void TcpImpl::input_unmatched(const Segment& segment, std::uint32_t hash, std::o
     }
     // What comes late, or twice, from a connection that has ended is no sign that somebody missed a listener.
     const bool listens = !segment.flags.syn() && listeners_.find(segment.local, hash) != nullptr;
+    if (listens && shared_.ports.is_elsewhere(segment.local, segment.remote)) {  // sent again, it will find its connection
+        shared_.counters.drop(Drop::kTcpElsewhere);
+        return;
+    }
     shared_.counters.drop(listens ? Drop::kTcpStray : Drop::kTcpNoListener);
     shared_.output.send_reset(segment, now);
 }

@@ -156,6 +156,7 @@ protected:
                                    std::move(*socket), *Policy::create(config));
         ASSERT_TRUE(made) << made.error().message();
         server = std::move(*made);
+        ASSERT_TRUE(server->listen());
         feed->start(*engines);
         for (std::uint32_t i = 0; i < engine_count; ++i) engine_threads.emplace_back([this, i] { (*engines)[i].run(); });
         control_thread = std::thread([this] { server->run(); });

@@ -228,13 +228,45 @@ TEST_F(ListeningSocketTest, HasTheConfiguredModeAndGoesWithItsOwner) {
 }
 
 TEST_F(ListeningSocketTest, LiveDaemonIsNotRobbed) {
-    const Result<ListeningSocket> first = ListeningSocket::open(config);
+    Result<ListeningSocket> first = ListeningSocket::open(config);
     ASSERT_TRUE(first);
+    ASSERT_TRUE(first->listen());
     const Result<ListeningSocket> second = ListeningSocket::open(config);
     ASSERT_FALSE(second);
     EXPECT_EQ(second.error().message(),
               "control socket " + config.path + " is in use by a running daemon; stop it or choose another path with --socket");
     EXPECT_TRUE(std::filesystem::exists(config.path));
+}
+
+/// Who comes while the daemon is being started is told so at once, and does without it.
+TEST_F(ListeningSocketTest, NobodyWaitsForADaemonThatIsStarting) {
+    Result<ListeningSocket> socket = ListeningSocket::open(config);
+    ASSERT_TRUE(socket);
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    config.path.copy(address.sun_path, sizeof address.sun_path - 1);
+    const auto connect = [&] {
+        const UniqueFd client(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+        return ::connect(client.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 ? 0 : errno;
+    };
+    EXPECT_EQ(connect(), ECONNREFUSED);
+    ASSERT_TRUE(socket->listen());
+    EXPECT_EQ(connect(), 0);
+}
+
+TEST_F(ListeningSocketTest, OfTwoThatStartAtOnceOneGivesUp) {
+    Result<ListeningSocket> first = ListeningSocket::open(config);
+    ASSERT_TRUE(first);
+    {
+        Result<ListeningSocket> second = ListeningSocket::open(config);
+        ASSERT_TRUE(second);
+        EXPECT_TRUE(second->listen());
+        const Result<void> late = first->listen();
+        ASSERT_FALSE(late);
+        EXPECT_EQ(late.error().message(), "control socket " + config.path + " has been taken by another daemon");
+        EXPECT_FALSE(ListeningSocket::open(config));
+        EXPECT_TRUE(std::filesystem::exists(config.path)) << "the other one's";
+    }
 }
 
 TEST_F(ListeningSocketTest, StaleFileIsReplaced) {

@@ -156,6 +156,19 @@ TEST_F(SteeringTest, KernelFlowsAreKeptBeforeThePortIsTaken) {
     EXPECT_TRUE(eth0.flows.empty());
 }
 
+// Both looks are over when the stack asks; what came in between must not be reset.
+TEST_F(SteeringTest, TheKernelsConnectionsOnTakenPortsAreElsewhere) {
+    steering.set_addresses(2, {address("10.0.0.1")});
+    kernel = {established(endpoint("10.0.0.1", 80), endpoint("10.0.0.5", 4000))};
+    EXPECT_FALSE(steering.is_elsewhere(endpoint("10.0.0.1", 80), endpoint("10.0.0.5", 4000)));
+    steering.take_port(kTcp, Address::any(Family::kIpv4), 80);
+    EXPECT_TRUE(steering.is_elsewhere(endpoint("10.0.0.1", 80), endpoint("10.0.0.5", 4000)));
+    EXPECT_FALSE(steering.is_elsewhere(endpoint("10.0.0.1", 80), endpoint("10.0.0.5", 4001)));
+    EXPECT_FALSE(steering.is_elsewhere(endpoint("10.0.0.2", 80), endpoint("10.0.0.5", 4000)));
+    steering.release_port(kTcp, Address::any(Family::kIpv4), 80);
+    EXPECT_FALSE(steering.is_elsewhere(endpoint("10.0.0.1", 80), endpoint("10.0.0.5", 4000)));
+}
+
 TEST_F(SteeringTest, KernelFlowsOnALaterAddressAreKeptBeforeItCounts) {
     steering.take_port(kTcp, Address::any(Family::kIpv4), 80);
     kernel = {established(endpoint("10.0.0.1", 80), endpoint("10.0.0.5", 4000))};

@@ -122,6 +122,18 @@ TEST_P(SynCookies, RepeatedSynGetsTheSameCookie) {
     t.expect(syn_ack().seq(0).ack(1));
 }
 
+// A segment of a connection that the kernel had when the port was taken is not for us to end.
+TEST_P(SynCookies, StrangersThatAreTheKernelsGetSilence) {
+    t.listen();
+    t.host.ports.elsewhere.insert(t.remote);
+    t.inject(ack().seq(1).ack(0x1234567).data("late"));
+    t.expect_nothing();
+    EXPECT_EQ(t.dropped(Drop::kTcpElsewhere), 1u);
+    t.host.ports.elsewhere.clear();
+    t.inject(ack().seq(1).ack(0x1234567).data("late"));
+    t.expect(rst().seq(0x1234567));
+}
+
 TEST_P(SynCookies, ForgedAndOldOnesAreResetAndCounted) {  // [RFC9293 3.10.7.2] an ACK to LISTEN
     t.listen();
     t.inject(ack().seq(1).ack(0x1234567));  // none was given out: not even looked at
