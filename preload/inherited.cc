@@ -91,6 +91,7 @@ void Socket::inherit(int fd) noexcept {
     Socket* const socket = make(option(fd, SO_DOMAIN), SOCK_STREAM, wants_nonblocking(fd));
     if (socket == nullptr) return;
     socket->keep_kernel_options(fd);
+    socket->note_passed_on(fd);
     tcp_info info{};
     socklen_t length = sizeof info;
     // Of a listener the kernel says its backlog there (tcp_get_info).

@@ -41,6 +41,11 @@ int placeholder_for(int family) noexcept {
     return fd;
 }
 
+int duplicate_placeholder(int family, int flags) noexcept {
+    const int placeholder = placeholder_for(family);
+    return placeholder < 0 ? -1 : raw::fcntl(placeholder, (flags & SOCK_CLOEXEC) != 0 ? F_DUPFD_CLOEXEC : F_DUPFD, 0);
+}
+
 /// A --strict program gets no connection of the kernel's: its client hears of it at once.
 void reset_and_close(int fd) noexcept {
     const linger at_once{1, 0};
@@ -171,15 +176,14 @@ void Socket::end_listening(int fd) noexcept {
 }
 
 /// The descriptor of a connection that Culvert has ready, -1 and errno, or -2: there is none.
-int Socket::accept_culvert(sockaddr* address, socklen_t* length, int flags) noexcept {
+int Socket::accept_culvert(int listener, sockaddr* address, socklen_t* length, int flags) noexcept {
     if (record_lost() || is_shut()) return -2;
     shm::AcceptQueueConsumer queue(
         client_->segment().accept_queue(shared().accept_queue.load(std::memory_order_relaxed)));
     if (queue.empty()) return -2;
     // The descriptor first: EMFILE leaves the connection in the queue, as in Linux.
-    const int placeholder = placeholder_for(family_);
-    if (placeholder < 0) return -1;
-    const int fd = raw::fcntl(placeholder, (flags & SOCK_CLOEXEC) != 0 ? F_DUPFD_CLOEXEC : F_DUPFD, 0);
+    const std::uint64_t passed_on = passed_on_.load(std::memory_order_relaxed);
+    const int fd = passed_on != 0 ? libc::socket(family_, SOCK_STREAM | flags, 0) : duplicate_placeholder(family_, flags);
     if (fd < 0) return -1;
     Socket* socket = make(family_, SOCK_STREAM, (flags & SOCK_NONBLOCK) != 0);
     if (socket == nullptr) {
@@ -209,7 +213,7 @@ int Socket::accept_culvert(sockaddr* address, socklen_t* length, int flags) noex
         }
         socket->client_ = client_.get();
         socket->accepted_ = true;
-        socket->placeholder_.store(true, std::memory_order_relaxed);
+        socket->placeholder_.store(passed_on == 0, std::memory_order_relaxed);
         socket->inherit_wants(*this);
         socket->generation_ = generation;
         socket->low_water_.store(low_water_.load(std::memory_order_relaxed), std::memory_order_relaxed);
@@ -217,6 +221,7 @@ int Socket::accept_culvert(sockaddr* address, socklen_t* length, int flags) noex
         socket->send_timeout_ns_.store(send_timeout_ns_.load(std::memory_order_relaxed), std::memory_order_relaxed);
         socket->record_.store(*record, std::memory_order_relaxed);
         socket->set_path(Path::kConnection);
+        if (passed_on != 0) socket->dress_as_listener(fd, listener, passed_on);
         const shm::WireEndpoint remote = socket->shared().remote;
         FdTable::instance().insert(fd, *socket);
         CULVERT_FAULT_POINT(accept_done);
@@ -235,7 +240,7 @@ int Socket::accept(int fd, sockaddr* address, socklen_t* length, int flags) noex
     const std::int64_t deadline = timeout >= 0 ? now_ns() + timeout : -1;
     for (;;) {
         revive_if_due(fd);
-        const int ours = accept_culvert(wrong_room != 0 ? nullptr : address, length, flags);
+        const int ours = accept_culvert(fd, wrong_room != 0 ? nullptr : address, length, flags);
         if (ours >= 0 && wrong_room != 0) {  // as in the kernel: the connection is lost
             FdTable::instance().remove(ours);
             raw::close(ours);

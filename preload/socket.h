@@ -298,7 +298,7 @@ private:
         return is_shared() && path() == Path::kListener && (shared().app.flags.load(std::memory_order_acquire) & shm::kAppShutRead) != 0;
     }
     void wait_for_daemon(int fd) noexcept;
-    int accept_culvert(sockaddr* address, socklen_t* length, int flags) noexcept;
+    int accept_culvert(int fd, sockaddr* address, socklen_t* length, int flags) noexcept;
 
     // datagram_socket.cc
     /// kUnknown: it is Culvert's now; else why not, which has been noted.
@@ -365,6 +365,8 @@ private:
     int copy_info(void* value, socklen_t* length) noexcept;
     int give_peername(int fd, void* value, socklen_t* length) noexcept;
     void repeat_options(int half) const noexcept;
+    void dress_as_listener(int half, int listener, std::uint64_t options) const noexcept;
+    void note_passed_on(int fd) noexcept;
     void remember_v6_only(int fd) noexcept;
     bool is_established() const noexcept {
         return (shared().daemon.status.load(std::memory_order_acquire) & (shm::kStatusReady | shm::kStatusDead)) == shm::kStatusReady;
@@ -408,6 +410,7 @@ private:
     ClientPointer client_;
     std::atomic<bool> needs_kernel_{false};  // a stream on which an option was set that only the kernel honours
     std::atomic<bool> needs_kernel_to_listen_{false};  // ... of a listener
+    std::atomic<std::uint64_t> passed_on_{0};  // options that accepted connections are to have, too: bits of kPassedOn (passed_on.h)
     mutable std::atomic<int> status_flags_{0};  // of a placeholder, whose file is everybody's: what F_SETFL has set besides O_NONBLOCK
     std::atomic<int> low_water_{1};  // SO_RCVLOWAT of a stream
     std::atomic<int> peek_offset_{-1};  // SO_PEEK_OFF of a stream

@@ -23,6 +23,7 @@
 #include "preload/kernel_probe.h"
 #include "preload/libc.h"
 #include "preload/option_table.h"
+#include "preload/passed_on.h"
 #include "preload/socket.h"
 #include "preload/socket_inline.h"
 
@@ -303,6 +304,7 @@ int Socket::set_option(int fd, int level, int name, const void* value, socklen_t
         const bool for_listeners = type_ == SOCK_STREAM && only_kernel_listens(level, name) && asks_for_something(value, length);
         if (for_listeners) needs_kernel_to_listen_.store(true, std::memory_order_relaxed);
         if ((kernels || for_listeners) && path() == Path::kListener) give_back(fd, shm::KernelReason::kOption);
+        if (datagram_ == nullptr && path() != Path::kConnection) passed_on_.fetch_or(passed_on_bit(family_, level, name), std::memory_order_relaxed);
         keep_option(level, name, value, length);
         if (datagram_ != nullptr) keep_datagram_option(fd, level, name, value, length);
         return keep.pass(0);
@@ -508,6 +510,36 @@ void Socket::repeat_options(int half) const noexcept {
         set_int(family_ == AF_INET6 ? int{IPPROTO_IPV6} : int{IPPROTO_IP}, family_ == AF_INET6 ? IPV6_UNICAST_HOPS : IP_TTL, options.ttl);
     if (wants(kTellsCopies)) set_int(SOL_SOCKET, SO_ZEROCOPY, 1);
     if (wants(kTellsUnread)) set_int(IPPROTO_TCP, kTcpInq, 1);
+}
+
+/// The listener's options that are in no record, on the kernel socket of a connection. What the kernel grants a listener's connections
+/// without asking for privileges it asks us for: what is refused is left out.
+void Socket::dress_as_listener(int half, int listener, std::uint64_t options) const noexcept {
+    repeat_options(half);
+    for (; options != 0; options &= options - 1) {
+        const PassedOn& option = kPassedOn[__builtin_ctzll(options)];
+        int value = 0;
+        socklen_t length = sizeof value;
+        if (libc::getsockopt(listener, option.level, option.name, &value, &length) == 0)
+            (void)::syscall(SYS_setsockopt, half, option.level, option.name, &value, length);
+    }
+}
+
+/// Of a listener that somebody else has made: what is not as on a fresh socket has been set.
+void Socket::note_passed_on(int fd) noexcept {
+    const KernelProbe fresh(family_);
+    if (!fresh) return;
+    std::uint64_t set = 0;
+    for (std::size_t i = 0; i < std::size(kPassedOn); ++i) {
+        const auto value_of = [&](int socket) {
+            int value = 0;
+            socklen_t length = sizeof value;
+            return libc::getsockopt(socket, kPassedOn[i].level, kPassedOn[i].name, &value, &length) == 0 ? value : 0;
+        };
+        const std::uint64_t bit = passed_on_bit(family_, kPassedOn[i].level, kPassedOn[i].name);
+        if (bit != 0 && value_of(fd) != value_of(fresh.fd())) set |= bit;
+    }
+    passed_on_.store(set, std::memory_order_relaxed);
 }
 
 }  // namespace culvert::preload

@@ -459,6 +459,50 @@ constexpr Plain kInherited[] = {
     {"TCP_QUICKACK", IPPROTO_TCP, TCP_QUICKACK, 0}, {"SO_RCVLOWAT", SOL_SOCKET, SO_RCVLOWAT, 3},
 };
 
+/// Those that a connection of Culvert's has no place for in its record.
+constexpr Plain kInheritedToo[] = {
+    {"SO_PRIORITY", SOL_SOCKET, SO_PRIORITY, 3},
+    {"SO_RXQ_OVFL", SOL_SOCKET, SO_RXQ_OVFL, 1},
+    {"SO_BUSY_POLL", SOL_SOCKET, SO_BUSY_POLL, 10},
+    {"SO_NO_CHECK", SOL_SOCKET, SO_NO_CHECK, 1},
+    {"SO_SELECT_ERR_QUEUE", SOL_SOCKET, SO_SELECT_ERR_QUEUE, 1},
+    {"SO_MAX_PACING_RATE", SOL_SOCKET, SO_MAX_PACING_RATE, 1 << 20},
+    {"SO_BUSY_POLL_BUDGET", SOL_SOCKET, SO_BUSY_POLL_BUDGET, 5},
+    {"IP_PKTINFO", IPPROTO_IP, IP_PKTINFO, 1},
+    {"IP_RECVTTL", IPPROTO_IP, IP_RECVTTL, 1},
+    {"IP_RECVTOS", IPPROTO_IP, IP_RECVTOS, 1},
+    {"IP_RECVOPTS", IPPROTO_IP, IP_RECVOPTS, 1},
+    {"IP_RETOPTS", IPPROTO_IP, IP_RETOPTS, 1},
+    {"IP_ORIGDSTADDR", IPPROTO_IP, IP_ORIGDSTADDR, 1},
+    {"IP_RECVERR", IPPROTO_IP, IP_RECVERR, 1},
+    {"IP_MTU_DISCOVER", IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO},
+    {"IP_FREEBIND", IPPROTO_IP, IP_FREEBIND, 1},
+    {"IP_TOS", IPPROTO_IP, IP_TOS, 16},
+    {"IP_TTL", IPPROTO_IP, IP_TTL, 99},
+    {"IP_MULTICAST_LOOP", IPPROTO_IP, IP_MULTICAST_LOOP, 0},
+    {"IP_MULTICAST_ALL", IPPROTO_IP, IP_MULTICAST_ALL, 0},
+    {"IP_BIND_ADDRESS_NO_PORT", IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1},
+    {"IPV6_RECVPKTINFO", IPPROTO_IPV6, IPV6_RECVPKTINFO, 1},
+    {"IPV6_RECVHOPLIMIT", IPPROTO_IPV6, IPV6_RECVHOPLIMIT, 1},
+    {"IPV6_RECVTCLASS", IPPROTO_IPV6, IPV6_RECVTCLASS, 1},
+    {"IPV6_RECVRTHDR", IPPROTO_IPV6, IPV6_RECVRTHDR, 1},
+    {"IPV6_RECVERR", IPPROTO_IPV6, IPV6_RECVERR, 1},
+    {"IPV6_MTU_DISCOVER", IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO},
+    {"IPV6_DONTFRAG", IPPROTO_IPV6, IPV6_DONTFRAG, 1},
+    {"IPV6_TCLASS", IPPROTO_IPV6, IPV6_TCLASS, 16},
+    {"IPV6_UNICAST_HOPS", IPPROTO_IPV6, IPV6_UNICAST_HOPS, 99},
+    {"IPV6_MULTICAST_LOOP", IPPROTO_IPV6, IPV6_MULTICAST_LOOP, 0},
+    {"IPV6_AUTOFLOWLABEL", IPPROTO_IPV6, 70, 0},
+    {"IPV6_FREEBIND", IPPROTO_IPV6, 78, 1},
+    {"TCP_SYNCNT", IPPROTO_TCP, TCP_SYNCNT, 4},
+    {"TCP_LINGER2", IPPROTO_TCP, TCP_LINGER2, 17},
+    {"TCP_KEEPINTVL", IPPROTO_TCP, TCP_KEEPINTVL, 11},
+    {"TCP_KEEPCNT", IPPROTO_TCP, TCP_KEEPCNT, 5},
+    {"TCP_CORK", IPPROTO_TCP, TCP_CORK, 1},
+    {"TCP_THIN_LINEAR_TIMEOUTS", IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, 1},
+    {"TCP_NOTSENT_LOWAT", IPPROTO_TCP, TCP_NOTSENT_LOWAT, 5000},
+};
+
 /// Some of each kind of option, as they are now.
 void say_options(World& w, int fd = -1) {
     for (const Plain& option : kInherited)
@@ -566,6 +610,33 @@ void add_extra_cases(Cases& cases) {
                 add_about("icmp_syn/" + std::string(one.name), [](World&) { asks_before_connect = false; }, one.run, message);
                 add_about("icmp_syn/asked/" + std::string(one.name), [](World&) { asks_before_connect = true; }, one.run, message);
             }
+        }
+        for (const Plain& option : kInheritedToo) {
+            if (option.level == IPPROTO_IPV6 && family != AF_INET6) continue;
+            for (const bool late : {false, true})
+                cases.push_back({prefix + "kept/from_the_listener_too/" + (late ? "late/" : "early/") + option.name, [=](World& w) {
+                                     w.family = family;
+                                     w.fd = w.make_socket(SOCK_STREAM);
+                                     if (!late) set_int(w, option.name, option.level, option.number, option.value);
+                                     w.bind_and_listen();
+                                     if (late) set_int(w, option.name, option.level, option.number, option.value);
+                                     w.peer("connect " + std::to_string(w.bound_port));
+                                     w.await(POLLIN);
+                                     const int connection = ::accept4(w.fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+                                     w.require(connection >= 0, "accept");
+                                     w.become(connection);
+                                     w.note_path();
+                                     say_int(w, option.name, option.level, option.number);
+                                     w.say("flags %x %x", ::fcntl(w.fd, F_GETFL), ::fcntl(w.fd, F_GETFD));
+                                     set_int(w, "TCP_KEEPIDLE", IPPROTO_TCP, TCP_KEEPIDLE, 60);
+                                     say_int(w, "TCP_KEEPIDLE", IPPROTO_TCP, TCP_KEEPIDLE);
+                                     set_int(w, "SO_PRIORITY", SOL_SOCKET, SO_PRIORITY, 2);
+                                     say_int(w, "SO_PRIORITY", SOL_SOCKET, SO_PRIORITY);
+                                     say_int(w, option.name, option.level, option.number);
+                                     w.said("send", ::send(w.fd, "hello", 5, 0));
+                                     w.say("peer got %s", w.peer("receive 5").c_str());
+                                     receive(w, "recv", 10, MSG_DONTWAIT);
+                                 }});
         }
         for (const Plain& option : kInherited) {
             cases.push_back({prefix + "kept/from_the_listener/" + option.name, [=](World& w) {
