@@ -67,6 +67,7 @@ bool is_understood(int level, int name) noexcept {
             case SO_KEEPALIVE:
             case SO_LINGER:
             case SO_PRIORITY:
+            case SO_ZEROCOPY:
             case SO_BUSY_POLL:
             case SO_RCVLOWAT:
             case SO_OOBINLINE:
@@ -352,6 +353,16 @@ void Socket::keep_datagram_option(int fd, int level, int name, const void* value
                 index_of_v4(fd, length >= sizeof(ip_mreq) ? by_index.imr_address : by_address);
         return;
     }
+    if (level == IPPROTO_UDP && name == UDP_CORK) {
+        datagram_->cork_option = number != 0;
+        if (number != 0) return;
+        datagram_->corked = false;  // the kernel has sent what it had
+        if (path() == Path::kDatagram) uncork();
+        return;
+    }
+    const bool asks_errors = (level == IPPROTO_IP && name == IP_RECVERR) || (level == IPPROTO_IPV6 && name == IPV6_RECVERR);
+    if (asks_errors && number == 0)  // what is in the queue goes
+        datagram_->errors_told.store(datagram_->errors_made.load(std::memory_order_relaxed), std::memory_order_release);
     bool known = keep_send_option(level, name, number);
     known = keep_daemon_option(level, name, number) || known;
     for (const Want& want : kWants) {

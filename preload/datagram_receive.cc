@@ -162,7 +162,9 @@ ssize_t Socket::receive_datagram(int fd, msghdr& message, int flags) noexcept {
     if ((flags & MSG_ERRQUEUE) != 0) {  // never waits
         if (!record_lost()) {
             const SocketLock lock(*client_, shared().app.rx_lock);
-            const ssize_t got = take_error_entry(message, flags);
+            ssize_t got = take_error_entry(message, flags);
+            if (got < 0) got = take_local_error(message);
+            if (got < 0) got = take_copy_notice(message);
             if (got >= 0) return got;
         }
         return keep.pass(libc::recvmsg(fd, &message, flags));

@@ -51,17 +51,13 @@ bool is_link_local6(const shm::WireEndpoint& endpoint) noexcept {
     return endpoint.address[0] == 0xfe && (endpoint.address[1] & 0xc0) == 0x80;
 }
 
-std::size_t total_length(const msghdr& message) noexcept {
-    std::size_t length = 0;
-    for (std::size_t i = 0; i < message.msg_iovlen; ++i) length += message.msg_iov[i].iov_len;
-    return length;
-}
-
 /// What the headers of one datagram take.
 std::size_t headers_of(bool v4) noexcept { return v4 ? 20 + 8 : 40 + 8; }
 
+}  // namespace
+
 /// As Linux refuses it, or 0. `mtu` 0: not known yet.
-int check_length(std::size_t length, const shm::DatagramHeader& header, bool v4, std::uint32_t mtu) noexcept {
+int Socket::check_datagram(std::size_t length, const shm::DatagramHeader& header, bool v4, std::uint32_t mtu) noexcept {
     if (length > longest_datagram(v4)) return EMSGSIZE;
     const bool cut = header.segment_size != 0 && length > header.segment_size;
     if (cut && length > header.segment_size * kMaxSegments) return EINVAL;
@@ -69,8 +65,6 @@ int check_length(std::size_t length, const shm::DatagramHeader& header, bool v4,
     const std::size_t longest = cut ? header.segment_size : length;
     return whole_only && mtu != 0 && longest + headers_of(v4) > mtu ? EMSGSIZE : 0;
 }
-
-}  // namespace
 
 /// Tells the daemon of a bound socket. What cannot be Culvert's stays the kernel's.
 shm::KernelReason Socket::try_bind_datagram(int fd) noexcept {
@@ -157,6 +151,7 @@ void Socket::leave_to_kernel(int fd) noexcept {
     datagram_->kernel_only = true;
     datagram_->kernel_reason = shm::KernelReason::kOption;
     datagram_connected_ = false;
+    if (path() == Path::kDatagram) uncork();
     abandon_at_once();
     if (Client* client = Client::current()) client->note_reason(fd, shm::KernelReason::kOption);
 }
@@ -234,10 +229,12 @@ int Socket::connect_datagram(int fd, const sockaddr* address, socklen_t length) 
     return 0;
 }
 
-/// The kernel keeps what MSG_MORE has begun, so it gets the rest, too.
+/// The kernel keeps what MSG_MORE has begun, so it gets the rest, too. Sends of a socket of Culvert's are counted here (MSG_ZEROCOPY).
 ssize_t Socket::send_by_kernel(int fd, const msghdr& message, int flags) noexcept {
-    const ssize_t sent = libc::sendmsg(fd, &message, flags);
-    datagram_->corked = sent >= 0 ? (flags & MSG_MORE) != 0 : datagram_->corked;
+    const bool counted = (flags & MSG_ZEROCOPY) != 0 && path() == Path::kDatagram && !is_raw();
+    const ssize_t sent = libc::sendmsg(fd, &message, counted ? flags & ~MSG_ZEROCOPY : flags);
+    datagram_->corked = sent >= 0 ? (flags & MSG_MORE) != 0 || datagram_->cork_option : datagram_->corked;
+    if (counted) tell_copied(sent);
     return sent;
 }
 
@@ -251,10 +248,18 @@ int Socket::error_of_both(const msghdr& message, int flags) noexcept {
 
 ssize_t Socket::send_datagram(int fd, const msghdr& message, int flags) noexcept {
     const auto* address = static_cast<const sockaddr*>(message.msg_namelen != 0 ? message.msg_name : nullptr);
-    constexpr int kKernelsFlags = MSG_OOB | MSG_MORE | MSG_DONTROUTE | MSG_ZEROCOPY;
-    if (datagram_->kernel_only || datagram_->corked || (flags & kKernelsFlags) != 0) {
+    const bool goes_on = datagram_->pending.load(std::memory_order_relaxed) != nullptr;
+    if (goes_on && family_ == AF_INET6) flags &= ~MSG_OOB;  // which means nothing to it
+    const int kernels_flags = goes_on ? MSG_OOB : MSG_OOB | MSG_DONTROUTE;
+    if (datagram_->kernel_only || datagram_->corked || (flags & kernels_flags) != 0) {
         if (const int error = error_of_both(message, flags)) return fail(error);
         return send_by_kernel(fd, message, flags);
+    }
+    const bool more = (flags & MSG_MORE) != 0 || datagram_->cork_option;
+    if (goes_on && path() == Path::kDatagram) {  // where to has been said
+        const ssize_t sent = send_part(message, {}, false, 0, flags, more);
+        if ((flags & MSG_ZEROCOPY) != 0) tell_copied(sent);
+        return sent;
     }
     revive_if_due(fd);
     DatagramSend send;
@@ -309,11 +314,17 @@ ssize_t Socket::send_datagram(int fd, const msghdr& message, int flags) noexcept
     if (address == nullptr) mtu = shared().daemon.path_mtu.load(std::memory_order_relaxed);
     const std::size_t length = total_length(message);
     // IPV6_MTU: what is longer is cut smaller than the path asks for, which only the kernel does.
-    if (!v4 && datagram_->fragment_size6 != 0 && length + headers_of(v4) > datagram_->fragment_size6)
+    if (!v4 && datagram_->fragment_size6 != 0 && (more || length + headers_of(v4) > datagram_->fragment_size6))
         return send_by_kernel(fd, message, flags);
-    if (const int error = check_length(length, header, v4, mtu)) return fail(error);
+    if (const int error = check_datagram(length, header, v4, mtu)) {
+        tell_too_long(error, length, header, v4, mtu);
+        return fail(error);
+    }
     header.length = static_cast<std::uint32_t>(length);
-    return send_datagram_blocks(message, header, flags);
+    const ssize_t sent = more ? send_part(message, header, v4, mtu, flags, true) : send_datagram_blocks(message, header, flags);
+    if ((flags & MSG_ZEROCOPY) != 0) [[unlikely]]
+        tell_copied(sent);
+    return sent;
 }
 
 /// 0, or what a send fails with before it has anything to do.

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "preload/datagram_control.h"
+#include "preload/datagram_cork.h"
 
 namespace culvert::preload {
 
@@ -24,7 +25,20 @@ struct DatagramState {
     bool kernel_only = false;    // an option was set that only the kernel knows, or the policy says so
     bool bound = false;          // by bind(): the policy of listen counts; else that of connect for each peer
     shm::KernelReason kernel_reason = shm::KernelReason::kOption;  // with kernel_only
-    bool corked = false;         // MSG_MORE: the kernel holds the beginning of a datagram
+    bool corked = false;         // MSG_MORE, UDP_CORK: the kernel holds the beginning of a datagram
+    bool cork_option = false;    // UDP_CORK
+    std::atomic<CorkedDatagram*> pending{nullptr};  // what Culvert's half holds the beginning of; changed under tx_lock
+    std::atomic<CorkedDatagram*> spare{nullptr};    // memory for the next one
+    void drop_cork() noexcept;
+    /// EMSGSIZE, for the error queue. Written under tx_lock, read under rx_lock.
+    struct LocalError {
+        shm::WireEndpoint to;
+        std::uint32_t mtu;
+    };
+    static constexpr std::uint32_t kMaxLocalErrors = 8;
+    LocalError local_errors[kMaxLocalErrors] = {};
+    std::atomic<std::uint32_t> errors_made{0};
+    std::atomic<std::uint32_t> errors_told{0};
     std::uint32_t fragment_size6 = 0;  // IPV6_MTU; 0: as the path says
     bool groups_lost = false;    // more groups than are remembered
     std::uint32_t group_count = 0;

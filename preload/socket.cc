@@ -130,7 +130,10 @@ void Socket::dispose() noexcept {
     const KeepErrno keep;
     if (path() != Path::kKernel)
         client_->let_go_of(record(), generation_, shared_.load(std::memory_order_relaxed));
-    if (datagram_ != nullptr) datagram_pool.recycle(*std::exchange(datagram_, nullptr));
+    if (datagram_ != nullptr) {
+        datagram_->drop_cork();
+        datagram_pool.recycle(*std::exchange(datagram_, nullptr));
+    }
     pool.recycle(*this);
 }
 
@@ -506,7 +509,7 @@ std::uint32_t Socket::poll_now(bool wants_write) noexcept {
     if (marked && urgent().arrived) events |= EPOLLPRI;
     if (record.daemon.error.load(std::memory_order_relaxed) != 0) events |= EPOLLERR;
     if (path == Path::kDatagram) {
-        if (has_error_entry()) events |= EPOLLERR;
+        if (has_error_entry() || has_local_error() || has_copy_notice()) events |= EPOLLERR;
         const std::uint32_t shut = record.app.flags.load(std::memory_order_relaxed) & (shm::kAppShutRead | shm::kAppShutWrite);
         if ((shut & shm::kAppShutRead) != 0) events |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
         if (shut == (shm::kAppShutRead | shm::kAppShutWrite)) events |= EPOLLHUP;

@@ -321,6 +321,7 @@ private:
     ssize_t send_datagram(int fd, const msghdr& message, int flags) noexcept;
     ssize_t send_by_kernel(int fd, const msghdr& message, int flags) noexcept;
     ssize_t send_datagram_blocks(const msghdr& message, shm::DatagramHeader& header, int flags) noexcept;
+    static int check_datagram(std::size_t length, const shm::DatagramHeader& header, bool v4, std::uint32_t mtu) noexcept;
     void push_datagram(const msghdr& message, const shm::DatagramHeader& header, std::uint32_t newest,
                        std::size_t count) noexcept;
     /// `fd` -1: leave no note why.
@@ -328,6 +329,16 @@ private:
     void revive_datagram(int fd) noexcept;
     void remember_group(int fd, const GroupRequest& request) noexcept;
     void tell_groups() noexcept;
+
+    // datagram_cork.cc
+    ssize_t send_part(const msghdr& message, const shm::DatagramHeader& header, bool v4, std::uint32_t mtu, int flags, bool more) noexcept;
+    ssize_t send_whole(CorkedDatagram& datagram, int flags) noexcept;
+    void keep_spare(CorkedDatagram* datagram) noexcept;
+    void uncork() noexcept;
+    void tell_too_long(int error, std::size_t length, const shm::DatagramHeader& header, bool v4, std::uint32_t mtu) noexcept;
+    bool has_local_error() const noexcept;
+    ssize_t take_local_error(msghdr& message) noexcept;
+    void wake_own_watchers() noexcept;
 
     // raw_socket.cc
     bool is_raw() const noexcept { return datagram_ != nullptr && datagram_->raw_kind != 0; }

@@ -28,6 +28,12 @@ void Socket::change_options(Change&& change) noexcept {
     if (!record_lost()) client_->post(record_.load(std::memory_order_relaxed));
 }
 
+inline std::size_t total_length(const msghdr& message) noexcept {
+    std::size_t length = 0;
+    for (std::size_t i = 0; i < message.msg_iovlen; ++i) length += message.msg_iov[i].iov_len;
+    return length;
+}
+
 /// Waits until the kernel's half is readable or ready() says so; without a daemon it is also over when one may be there
 /// again. Returns 0, EAGAIN (timeout_ns < 0: never), EINTR or ECANCELED.
 template <class Ready>

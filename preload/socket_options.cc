@@ -170,7 +170,7 @@ void Socket::keep_option(int level, int name, const void* value, socklen_t lengt
     } else if (!read_int(value, length, number)) {
         return;
     }
-    if (type_ == SOCK_STREAM && level == SOL_SOCKET && name == SO_ZEROCOPY) return set_wants(kTellsCopies, number != 0);
+    if ((type_ == SOCK_STREAM || (type_ == SOCK_DGRAM && !is_raw())) && level == SOL_SOCKET && name == SO_ZEROCOPY) return set_wants(kTellsCopies, number != 0);
     if (type_ == SOCK_STREAM && level == SOL_SOCKET && name == SO_PEEK_OFF) {
         peek_offset_.store(number, std::memory_order_relaxed);
         return set_wants(kPeeksOnward, number >= 0);

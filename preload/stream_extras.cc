@@ -19,7 +19,6 @@
 #include <cerrno>
 
 #include "preload/datagram_control.h"
-#include "preload/epoll_set.h"
 #include "preload/fail.h"
 #include "preload/option_table.h"
 #include "preload/socket.h"
@@ -73,16 +72,10 @@ void Socket::tell_unread(msghdr& message) const noexcept {
 
 /// A send with MSG_ZEROCOPY has returned `sent`.
 void Socket::tell_copied(ssize_t sent) noexcept {
-    if (sent <= 0 || !wants(kTellsCopies)) return;
+    if (sent < (type_ == SOCK_STREAM ? 1 : 0) || !wants(kTellsCopies)) return;
     const KeepErrno keep;
     copies_made_.fetch_add(1, std::memory_order_seq_cst);
-    // Those who wait for it: epoll sets of this process look again; whoever sleeps in poll or select is told by the daemon, as
-    // soon as there is room to send.
-    notify_became_ours(*this);
-    shm::SocketRecord& record = shared();
-    if (record.app.watch.load(std::memory_order_seq_cst) == shm::kWatchNone) return;
-    record.app.flags.fetch_or(shm::kAppWantWrite, std::memory_order_seq_cst);
-    client_->post(record_.load(std::memory_order_relaxed));
+    wake_own_watchers();
 }
 
 /// recv(MSG_ERRQUEUE): never waits. The entry has no bytes and no address.

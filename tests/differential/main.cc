@@ -130,6 +130,7 @@ int main(int count, char** words) {
     add_fork_cases(all);
     add_extra_cases(all);
     add_signal_cases(all);
+    add_cork_cases(all);
     const std::string verb = count > 1 ? words[1] : "";
     if (verb == "list") {
         for (const Case& a_case : all) std::puts(a_case.name.c_str());

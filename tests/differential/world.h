@@ -121,6 +121,7 @@ void add_thread_cases(Cases& cases);
 void add_fork_cases(Cases& cases);
 void add_extra_cases(Cases& cases);
 void add_signal_cases(Cases& cases);
+void add_cork_cases(Cases& cases);
 
 /// The peer's side; never returns.
 [[noreturn]] void serve_as_peer();

@@ -117,6 +117,62 @@ TEST_F(DatagramSocketTest, LargeDatagramsKeepTheirBytesAndTheirEdges) {
     EXPECT_EQ(fd.receive(100), "small");
 }
 
+TEST_F(DatagramSocketTest, PartsAreOneDatagram) {
+    Fd fd = bound(SOCK_NONBLOCK);
+    const auto send = [&](const std::string& data, int flags, const sockaddr_in& to) {
+        iovec part{const_cast<char*>(data.data()), data.size()};
+        msghdr message{};
+        message.msg_name = const_cast<sockaddr_in*>(&to);
+        message.msg_namelen = sizeof to;
+        message.msg_iov = &part;
+        message.msg_iovlen = 1;
+        return fd->send(fd.number(), message, flags);
+    };
+    const sockaddr_in to = ipv4("10.77.0.1", 53);
+    EXPECT_EQ(send("one ", MSG_MORE, to), 4);
+    EXPECT_EQ(send("two ", MSG_MORE, to), 4);
+    EXPECT_EQ(send("three", 0, ipv4("10.77.0.9", 99)), 5) << "where to was said by the first";
+    int cork = 1;
+    ASSERT_EQ(fd->set_option(fd.number(), IPPROTO_UDP, 1, &cork, sizeof cork), 0);  // UDP_CORK
+    EXPECT_EQ(send("four ", 0, to), 5);
+    EXPECT_EQ(send("five", 0, to), 4);
+    cork = 0;
+    ASSERT_EQ(fd->set_option(fd.number(), IPPROTO_UDP, 1, &cork, sizeof cork), 0);
+    EXPECT_EQ(send(std::string(40'000, 'x'), MSG_MORE, to), 40'000);
+    EXPECT_EQ(send(std::string(40'000, 'x'), MSG_MORE, to), -1) << "and what was there is lost";
+    EXPECT_EQ(errno, EMSGSIZE);
+    EXPECT_EQ(send("six", 0, to), 3);
+    ASSERT_TRUE(daemon.wait_received(fd->record(), 3 * sizeof(shm::DatagramHeader) + 25));
+    const auto sent = daemon.datagrams(fd->record());
+    ASSERT_EQ(sent.size(), 3u) << "through Culvert's half, all of them";
+    EXPECT_EQ(sent[0].substr(sizeof(shm::DatagramHeader)), "one two three");
+    EXPECT_EQ(header_of(sent[0]).remote.port, 53);
+    EXPECT_EQ(header_of(sent[0]).length, 13u);
+    EXPECT_EQ(sent[1].substr(sizeof(shm::DatagramHeader)), "four five");
+    EXPECT_EQ(sent[2].substr(sizeof(shm::DatagramHeader)), "six");
+}
+
+TEST_F(DatagramSocketTest, ACopyHasItsNotice) {
+    Fd fd = bound(SOCK_NONBLOCK);
+    const int on = 1;
+    ASSERT_EQ(fd->set_option(fd.number(), SOL_SOCKET, SO_ZEROCOPY, &on, sizeof on), 0);
+    ASSERT_EQ(fd->path(), Socket::Path::kDatagram);
+    char data[] = "data";
+    iovec part{data, 4};
+    sockaddr_in to = ipv4("10.77.0.1", 53);
+    msghdr message{};
+    message.msg_name = &to;
+    message.msg_namelen = sizeof to;
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    EXPECT_EQ(fd->send(fd.number(), message, MSG_ZEROCOPY), 4);
+    EXPECT_NE(fd->poll_now(false) & EPOLLERR, 0u);
+    ASSERT_TRUE(daemon.wait_received(fd->record(), sizeof(shm::DatagramHeader) + 4)) << "through Culvert's half";
+    EXPECT_EQ(fd->receive(fd.number(), message, MSG_ERRQUEUE), 0);
+    EXPECT_EQ(fd->poll_now(false) & EPOLLERR, 0u);
+    EXPECT_EQ(fd->receive(fd.number(), message, MSG_ERRQUEUE), -1);
+}
+
 TEST_F(DatagramSocketTest, TooLargeIsEmsgsize) {
     Fd fd = bound();
     EXPECT_EQ(fd.send_to(std::string(65'508, 'x'), ipv4("10.77.0.1", 53)), -1);
