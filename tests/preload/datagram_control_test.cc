@@ -279,9 +279,9 @@ TEST_P(DatagramControlTest, TheErrorQueueKeepsWhatWentWrong) {
 
 TEST_P(DatagramControlTest, WhatOnlyTheKernelCanDoLeavesTheSocketToIt) {
     Fd fd = bound();
-    EXPECT_EQ(fd.set_int(IPPROTO_UDP, 1 /* UDP_CORK */, 0), 0);
+    EXPECT_EQ(fd.set_int(SOL_SOCKET, SO_TIMESTAMPING, 0), 0);
     EXPECT_TRUE(fd->is_ours()) << "nothing was switched on";
-    EXPECT_EQ(fd.set_int(IPPROTO_UDP, 1, 1), 0);
+    EXPECT_EQ(fd.set_int(SOL_SOCKET, SO_TIMESTAMPING, 8 /* SOF_TIMESTAMPING_RX_SOFTWARE */), 0);
     EXPECT_FALSE(fd->is_ours());
     const auto& reasons = client->segment().process(client->process_slot()).reasons;
     EXPECT_EQ(reasons[fd.number()].load(), static_cast<std::uint8_t>(shm::KernelReason::kOption));
