@@ -347,6 +347,12 @@ void Client::post(std::uint32_t record) noexcept {
     if (shm::must_wake(segment_.header().engine_asleep)) shm::signal_eventfd(doorbell_);
 }
 
+void Client::tell_another(std::uint32_t record) noexcept {
+    if (record >= segment_.geometry().sockets) return;
+    segment_.socket(record).app.flags.fetch_or(shm::kAppTellAnother, std::memory_order_seq_cst);
+    post(record);
+}
+
 void Client::note_reason(int fd, shm::KernelReason reason) noexcept {
     if (fd < 0 || static_cast<std::uint32_t>(fd) >= shm::kReasonTableLength || daemon_gone()) return;
     segment_.process(process_slot()).reasons[fd].store(static_cast<std::uint8_t>(reason), std::memory_order_relaxed);

@@ -56,6 +56,8 @@ public:
 
     /// Marks the socket for the daemon and rings the doorbell if the engine sleeps. One fetch_or when it does not.
     void post(std::uint32_t record) noexcept;
+    /// After unwatch() of a listener that may have been told of to this process alone: another watcher is told.
+    void tell_another(std::uint32_t record) noexcept;
 
     /// A record of the application's range: holder bit first, then the claim (see shm/layout.h). Nothing left: nullopt.
     std::optional<std::uint32_t> take_record() noexcept;

@@ -342,8 +342,9 @@ void EpollSet::end_shared(std::uint32_t index, int epoll_fd) noexcept {
     epoll_event unused{};
     if (entry.in_kernel && epoll_fd >= 0 && local_target(entry)) libc::epoll_ctl(epoll_fd, EPOLL_CTL_DEL, entry.fd, &unused);
     family.remove(index);
-    if (!family.has_record(entry.record) && family.queue != shm::kNoIndex && !has_gone(*client_, entry))
-        client_->unwatch(family.queue, entry.record);
+    if (family.has_record(entry.record) || family.queue == shm::kNoIndex || has_gone(*client_, entry)) return;
+    client_->unwatch(family.queue, entry.record);
+    if ((entry.events & EPOLLEXCLUSIVE) != 0) client_->tell_another(entry.record);
 }
 
 /// A socket of the kernel's in the set has become Culvert's.

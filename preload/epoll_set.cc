@@ -190,7 +190,10 @@ void EpollSet::unwatch(EpollEntry& entry) noexcept {
     entry.ours = false;
     --ours_;
     const bool own_queue = has_queue_ && generation_ == Client::fork_generation() && entry.home == client_;
-    if (own_queue && !entries_.has_record(entry.record)) client_->unwatch(queue_.index, entry.record);
+    if (!own_queue || entries_.has_record(entry.record)) return;
+    client_->unwatch(queue_.index, entry.record);
+    // Perhaps this set alone was told of what waits there: a worker that ends, say, between being woken and accept().
+    if ((entry.events & EPOLLEXCLUSIVE) != 0 && entry.target->is_ours() && entry.target->poll_now(false) != 0) client_->tell_another(entry.record);
 }
 
 int EpollSet::modify(int epoll_fd, EpollEntry& entry, const epoll_event& event) noexcept {

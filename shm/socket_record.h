@@ -29,9 +29,10 @@ inline constexpr std::uint32_t kAppShutRead = 1u << 0;    // of a listener: it h
 inline constexpr std::uint32_t kAppShutWrite = 1u << 1;   // FIN after everything in tx_list
 inline constexpr std::uint32_t kAppClosed = 1u << 2;      // last holder closed; the record may be reused
 inline constexpr std::uint32_t kAppWantWrite = 1u << 3;   // tell me when there is room to send
-inline constexpr std::uint32_t kAppExclusive = 1u << 4;   // wake one watcher only (EPOLLEXCLUSIVE)
+inline constexpr std::uint32_t kAppExclusive = 1u << 4;   // of those who sleep wake one (EPOLLEXCLUSIVE)
 inline constexpr std::uint32_t kAppAwaited = 1u << 5;     // of a listener: somebody has waited for a connection here; the shim's own
 inline constexpr std::uint32_t kAppReported = 1u << 6;    // after the daemon's death: its successor has been told, or is being told
+inline constexpr std::uint32_t kAppTellAnother = 1u << 7; // of a listener: who may have been the one told (kAppExclusive) watches no more
 /// Status flags of the file, once several processes hold it (fork): theirs alone, the daemon does not care.
 inline constexpr std::uint32_t kAppNonBlocking = 1u << 8;
 inline constexpr std::uint32_t kAppAppend = 1u << 9;

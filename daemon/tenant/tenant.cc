@@ -194,6 +194,8 @@ void Tenant::remove_queue(std::uint32_t queue) {
     if (queue >= queues_used_ || !queue_fds_[queue]) return drop(Drop::kTenantBadRequest);
     queue_fds_[queue].reset();
     shm::SocketBitmap watched = segment_.watched(queue);
+    for (std::uint32_t index = 0; index < segment_.geometry().sockets; ++index)
+        if (slots_[index].kind == Kind::kListener && watched.test(index)) tell_another(index);
     for (std::uint32_t word = 0; word < shm::ReadyBitmap::words(watched.bits()); ++word)
         watched.words()[word].store(0, std::memory_order_relaxed);
     while (queues_used_ > 0 && !queue_fds_[queues_used_ - 1]) --queues_used_;
@@ -383,6 +385,10 @@ void Tenant::look(std::uint32_t index, Instant now) {
         slot.kind = Kind::kIdle;
     }
     if (slot.kind == Kind::kListener && (flags & shm::kAppShutRead) != 0 && slot.listen->listener != nullptr) shut_listener(index);
+    if (slot.kind == Kind::kListener && (flags & shm::kAppTellAnother) != 0) {
+        segment_.socket(index).app.flags.fetch_and(~shm::kAppTellAnother, std::memory_order_seq_cst);
+        tell_another(index);
+    }
     if (operation != slot.operation_done) run_operation(index, operation, now);
     if (app.options_version.load(std::memory_order_relaxed) != slot.options_version) apply_options(index);
     if (slot.kind == Kind::kStream) slot.stream.look(flags);
@@ -395,6 +401,12 @@ void Tenant::look(std::uint32_t index, Instant now) {
         if ((flags & shm::kAppWantWrite) != 0) mark_changed(index);
     }
     if ((flags & shm::kAppClosed) != 0) close_socket(index);
+}
+
+/// A set that may have been the only one told of connections at this listener will not accept them.
+void Tenant::tell_another(std::uint32_t listener) {
+    const bool exclusive = (segment_.socket(listener).app.flags.load(std::memory_order_relaxed) & shm::kAppExclusive) != 0;
+    if (exclusive && slots_[listener].listen->waiting() != 0) mark_changed(listener);
 }
 
 void Tenant::mark_changed(std::uint32_t index) {
@@ -457,26 +469,23 @@ void Tenant::notify(std::uint32_t index, std::uint32_t app_flags) {
         segment_.ready(watch - 1).post(index);
         return wake_later(watch - 1);
     }
+    // With EPOLLEXCLUSIVE as on Linux: of the sets that somebody waits for, one is told, and in turn; those that are busy before it find it
+    // when they wait next. One of them alone would not do: it may be busy for long, or close its listener before it looks.
     const bool exclusive = (app_flags & shm::kAppExclusive) != 0;
-    std::uint32_t chosen = shm::kNoIndex;
-    bool chosen_sleeps = false;
+    const std::uint32_t first = exclusive ? next_exclusive_ : 0;
+    bool enough = false;
     for (std::uint32_t i = 0; i < queues_used_; ++i) {
-        const std::uint32_t queue = exclusive ? (next_exclusive_ + i) % queues_used_ : i;
+        const std::uint32_t queue = (first + i) % queues_used_;
         if (!queue_fds_[queue] || !segment_.watched(queue).test(index)) continue;
-        if (!exclusive || segment_.queue(queue).of_call.load(std::memory_order_relaxed) != 0) {
-            segment_.ready(queue).post(index);
-            wake_later(queue);
-            continue;
-        }
-        // One set only, by preference one that sleeps.
-        if (chosen_sleeps) continue;
-        chosen_sleeps = segment_.queue(queue).asleep.load(std::memory_order_relaxed) != 0;
-        if (chosen == shm::kNoIndex || chosen_sleeps) chosen = queue;
-    }
-    if (chosen != shm::kNoIndex) {
-        next_exclusive_ = chosen + 1;
-        segment_.ready(chosen).post(index);
-        wake_later(chosen);
+        const bool of_call = !exclusive || segment_.queue(queue).of_call.load(std::memory_order_relaxed) != 0;
+        if (enough && !of_call) continue;
+        const bool sleeps = segment_.queue(queue).asleep.load(std::memory_order_seq_cst) != 0;
+        segment_.ready(queue).post(index);
+        wake_later(queue);
+        // It may have left meanwhile (kAppTellAnother), without having seen what waits.
+        if (of_call || enough || !sleeps || !segment_.watched(queue).test(index)) continue;
+        next_exclusive_ = queue + 1;
+        enough = true;
     }
 }
 

@@ -168,6 +168,7 @@ private:
     void close_socket(std::uint32_t index);
     bool held_by_live_process(std::uint32_t index);
     void mark_changed(std::uint32_t index);
+    void tell_another(std::uint32_t listener);
     void publish(std::uint32_t index);
     void notify(std::uint32_t index, std::uint32_t app_flags);
     void wake_later(std::uint32_t queue);

@@ -334,20 +334,88 @@ TEST_F(TenantTest, EventsGoToTheQueueThatWatches) {
     ::close(fd);
 }
 
-TEST_F(TenantTest, ExclusiveWatchersShareTheWork) {
-    const std::uint32_t listener = listen(80);
+/// Three sets watch one listener with EPOLLEXCLUSIVE.
+class ExclusiveTest : public TenantTest {
+protected:
+    ExclusiveTest() {
+        server.segment.socket(listener).app.watch.store(shm::kWatchMany);
+        server.set_flags(listener, shm::kAppExclusive);
+        for (int i = 0; i < 3; ++i) {
+            queues.push_back(*server_tenant->add_queue(0, UniqueFd(::eventfd(0, EFD_NONBLOCK))));
+            server.segment.watched(queues.back()).set(listener);
+        }
+        told();
+    }
+    /// Which of them have news since the last call.
+    std::vector<int> told() {
+        std::vector<int> news;
+        for (const std::uint32_t queue : queues) news.push_back(static_cast<int>(server.segment.ready(queue).collect([](std::uint32_t) {})));
+        return news;
+    }
+    void sleep(std::initializer_list<std::size_t> who) {
+        for (const std::size_t i : who) server.segment.queue(queues[i]).asleep.store(1);
+    }
+    std::uint32_t listener = listen(80);
     std::vector<std::uint32_t> queues;
-    for (int i = 0; i < 3; ++i) queues.push_back(*server_tenant->add_queue(0, UniqueFd(::eventfd(0, EFD_NONBLOCK))));
-    for (const std::uint32_t queue : queues) server.segment.watched(queue).set(listener);
-    server.segment.socket(listener).app.watch.store(shm::kWatchMany);
-    server.set_flags(listener, shm::kAppExclusive);
+};
+
+TEST_F(ExclusiveTest, WhoSleepsSharesTheWork) {
     std::vector<int> events(queues.size());
     for (Port port = 42000; port < 42006; ++port) {
+        sleep({0, 1, 2});
         connect(port, 80);
-        for (std::size_t i = 0; i < queues.size(); ++i)
-            events[i] += static_cast<int>(server.segment.ready(queues[i]).collect([](std::uint32_t) {}));
+        const std::vector<int> news = told();
+        for (std::size_t i = 0; i < queues.size(); ++i) events[i] += news[i];
     }
     EXPECT_EQ(events, (std::vector<int>{2, 2, 2}));
+}
+
+TEST_F(ExclusiveTest, WhoIsBusyIsToldUpToOneThatSleeps) {
+    // As Linux does it: a busy one may never come back to wait, and would take the only word of a connection with it.
+    connect(42000, 80);
+    EXPECT_EQ(told(), (std::vector<int>{1, 1, 1}));
+    sleep({1});
+    connect(42001, 80);
+    EXPECT_EQ(told(), (std::vector<int>{1, 1, 0}));
+    sleep({1});
+    connect(42002, 80);
+    EXPECT_EQ(told(), (std::vector<int>{1, 1, 1})) << "from behind the last one that slept on";
+}
+
+TEST_F(ExclusiveTest, WhoLeavesWithTheWordPassesItOn) {
+    sleep({0, 1, 2});
+    connect(42000, 80);
+    EXPECT_EQ(told(), (std::vector<int>{1, 0, 0}));
+    const auto leave = [&] {
+        server.segment.watched(queues[0]).clear(listener);
+        server.set_flags(listener, shm::kAppTellAnother);
+        host.turn();
+    };
+    leave();
+    EXPECT_EQ(told(), (std::vector<int>{0, 1, 0}));
+    EXPECT_EQ(server.segment.socket(listener).app.flags.load() & shm::kAppTellAnother, 0u) << "done";
+    ASSERT_TRUE(server.accept(listener));
+    leave();
+    EXPECT_EQ(told(), (std::vector<int>{0, 0, 0})) << "nobody waits to be accepted";
+}
+
+TEST_F(ExclusiveTest, WhoEndsWithTheWordPassesItOn) {
+    const std::uint32_t worker = *server_tenant->add_process(4711);
+    queues.push_back(*server_tenant->add_queue(worker, UniqueFd(::eventfd(0, EFD_NONBLOCK))));
+    server.segment.watched(queues[3]).set(listener);
+    sleep({3});
+    connect(42000, 80);
+    sleep({0, 1, 2});
+    (void)told();  // and has not looked yet
+    server_tenant->remove_process(worker, host.now);
+    host.turn();
+    const std::vector<int> news = told();
+    EXPECT_EQ(news[0] + news[1] + news[2], 1);
+    sleep({0, 1, 2});
+    server_tenant->remove_queue(queues[0]);  // its set was closed
+    host.turn();
+    const std::vector<int> next = told();
+    EXPECT_EQ(next[1] + next[2], 1);
 }
 
 TEST_F(TenantTest, NonsenseIsRefusedAndCounted) {
