@@ -41,7 +41,7 @@ class BadLink:
     @classmethod
     def prepare(cls):
         cls.echo = cls.lab.start("echo", [PYTHON, f"{PROGRAMS}/asyncio_echo.py", "8001"], under=cls.culvert)
-        cls.lab.wait_for_port(cls.lab.ip4(), 8001, cls.echo, under=cls.culvert)
+        cls.lab.wait_for_port(cls.lab.ip4(), 8001, cls.echo, under=cls.culvert, addresses=2)
 
     def statistics(self):
         return self.culvert.stat()["devices"][0]["statistics"]

@@ -54,7 +54,7 @@ class Coexist(Story):
                 self.lab.call("curl", "-sSf", f"http://{self.lab.ip4()}:{port}/small")
             connection.sendall(b"after")
             self.assertEqual(connection.recv(100), b"after")
-        self.assertEqual(server.wait(10), 0)
+        self.assertEqual(server.wait(), 0)
         taken.program.stop()
 
     def test_other_traffic_of_the_host_is_the_kernels(self):

@@ -29,7 +29,7 @@ class Dedicated:
     def prepare(cls):
         cls.bring_up()
         for address in (cls.four, cls.six):  # claimed after probing: RFC 5227 takes up to seven seconds
-            until(lambda: cls.answers(address), f"{address} to answer ping", 20)
+            until(lambda: cls.answers(address), f"{address} to answer ping")
         cls.nginx = Nginx(cls.lab, under=cls.culvert)
         cls.exchange = cls.lab.start("exchange", [PYTHON, PROGRAM, "serve", 9000], under=cls.culvert)
         cls.lab.wait_for_port(cls.four, 9000, cls.exchange, host=cls.peer, under=cls.culvert)
@@ -179,7 +179,7 @@ class TwoEngines:
         command("ip", "-n", self.lab.client if self.peer == "client" else self.lab.server, "neighbour", "flush", "all")
         for address in (self.four, self.six):
             self.assertEqual(self.lab.call(PYTHON, PROGRAM, "ask", address, 9000, 1, host=self.peer, timeout=60).strip(), "same")
-            self.assertTrue(self.answers(address))
+            until(lambda: self.answers(address), f"{address} to answer ping")
         leader, follower = (engine["counters"] for engine in self.culvert.stat()["engines"])
         self.assertGreater(leader["arp_out"], 0)
         self.assertGreater(leader["ndp_out"], 0)
@@ -355,9 +355,9 @@ class Filter(Story):
         cls.nginx = Nginx(cls.lab, under=cls.culvert)
         cls.culvert.wait_for_listener(80)
 
-    def reaches(self, address):
+    def reaches(self, address, seconds=20):
         try:
-            connection = http.client.HTTPConnection(address, 80, timeout=1)
+            connection = http.client.HTTPConnection(address, 80, timeout=seconds)
             connection.request("GET", "/")
             connection.getresponse().read()
             connection.close()
@@ -378,7 +378,7 @@ class Filter(Story):
         self.assertTrue(self.reaches(self.lab.ip4()))
         self.change(self.deny)
         until(lambda: self.rules(), "the rules to come")
-        self.assertFalse(self.reaches(self.lab.ip4()))
+        self.assertFalse(self.reaches(self.lab.ip4(), 1))
         self.assertTrue(self.reaches(self.lab.ip6()), "the rule names an IPv4 address")
         rules = self.rules()
         self.assertEqual(len(rules), 2, rules)
@@ -388,7 +388,7 @@ class Filter(Story):
         self.assertTrue(self.reaches(self.lab.ip4()))
         self.change(self.deny)
         until(lambda: self.rules(), "the rules to come")
-        self.assertFalse(self.reaches(self.lab.ip4()))
+        self.assertFalse(self.reaches(self.lab.ip4(), 1))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ class Flood(Story):
         # Answers to the spoofed addresses go to the client, which drops them.
         cls.lab.call("ip", "route", "add", "198.18.0.0/15", "via", cls.lab.ip4("client"), host="server")
         cls.echo = cls.lab.start("asyncio", [PYTHON, f"{PROGRAMS}/asyncio_echo.py", "8001"], under=cls.culvert)
-        cls.lab.wait_for_port(cls.lab.ip4(), 8001, cls.echo, under=cls.culvert)
+        cls.lab.wait_for_port(cls.lab.ip4(), 8001, cls.echo, under=cls.culvert, addresses=2)
 
     def connect(self):
         client = socket.create_connection((self.lab.ip4(), 8001), timeout=10)

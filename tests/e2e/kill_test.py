@@ -137,9 +137,9 @@ class DaemonKilled(Story):
         self.culvert.program.kill()
         connection.settimeout(30)
         connection.close()
-        self.lab.wait_for_port(self.lab.ip4(), 80, seconds=5)
+        self.lab.wait_for_port(self.lab.ip4(), 80)
         for _ in range(20):
-            self.assertEqual(self.lab.call("curl", "-sSf", "-m", "5", f"http://{self.lab.ip4()}/small").encode(), SMALL_BYTES)
+            self.assertEqual(self.lab.call("curl", "-sSf", "-m", "20", f"http://{self.lab.ip4()}/small").encode(), SMALL_BYTES)
         self.assertTrue(nginx.program.running())
         self.assertEqual(nginx.program.stop(signal.SIGQUIT), 0)
 

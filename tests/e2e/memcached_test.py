@@ -37,7 +37,7 @@ class MemcachedStory(Story):
     def prepare(cls):
         cls.memcached = cls.lab.start("memcached", ["memcached", "-u", "nobody", "-t", "4", "-p", "11211", "-U", "11211"],
                                       under=cls.culvert)
-        cls.lab.wait_for_port(cls.lab.ip4(), 11211, cls.memcached, under=cls.culvert)
+        cls.lab.wait_for_port(cls.lab.ip4(), 11211, cls.memcached, under=cls.culvert, addresses=2)
 
     def test_values_come_back(self):
         client = Client(self.lab.ip4())

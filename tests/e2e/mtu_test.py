@@ -17,7 +17,7 @@ class Mtu:
     def prepare(cls):
         cls.nginx = Nginx(cls.lab, under=cls.culvert)
         cls.echo = cls.lab.start("echo", [PYTHON, f"{PROGRAMS}/asyncio_echo.py", "8001"], under=cls.culvert)
-        cls.lab.wait_for_port(cls.lab.ip4(), 8001, cls.echo, under=cls.culvert)
+        cls.lab.wait_for_port(cls.lab.ip4(), 8001, cls.echo, under=cls.culvert, addresses=2)
         cls.iperf = cls.lab.start("iperf3", ["iperf3", "-s", "-p", "5201"], under=cls.culvert)
         cls.lab.wait_for_port(cls.lab.ip4(), 5201, cls.iperf, under=cls.culvert)
 

@@ -34,6 +34,19 @@ while True:
         print(type(e).__name__, flush=True)
     c.close()
 """
+# The same, and who keeps one connection waiting keeps nobody else: the peer of a killed daemon is told nothing until there is another.
+ECHO_TO_ALL = """
+import socket, sys, threading
+s = socket.create_server(('', int(sys.argv[1])), backlog=100)
+print('listening', flush=True)
+def serve(c):
+    try:
+        while d := c.recv(65536): c.sendall(d)
+    except OSError: pass
+    c.close()
+while True:
+    threading.Thread(target=serve, args=s.accept()[:1], daemon=True).start()
+"""
 UDP_BLOCKING = """
 import socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', int(sys.argv[1])))
@@ -202,7 +215,7 @@ class Outage(Story):
             most = max(cpu_seconds(pid) - old for pid, old in zip(pids, before)) / (time.monotonic() - begin)
             return (most,) if most < MOST_CPU else None
         try:
-            return until(measure, "the programs to be idle: one of them spins", 8)[0]
+            return until(measure, "the programs to be idle: one of them spins")[0]
         finally:
             for load in loads:
                 os.killpg(load.pid, signal.SIGCONT)
@@ -212,9 +225,9 @@ class Outage(Story):
         until(lambda: self._small(port), "the kernel to serve", 30)
         return time.monotonic() - begin
 
-    def _small(self, port):
+    def _small(self, port, seconds=1):
         try:
-            with socket.create_connection((self.lab.ip4(), port), 1) as connection:
+            with socket.create_connection((self.lab.ip4(), port), seconds) as connection:
                 connection.sendall(b"GET /small HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 return read_body(connection) == SMALL_BYTES
         except OSError:
@@ -259,7 +272,7 @@ class KilledUnderLoad(Outage):
                 until(lambda: self.listens(port, count), f"Culvert to listen on port {port} again", 30)
             carried.append(time.monotonic() - begin)
             with self.carried(3):
-                self.assertTrue(self._small(80))
+                self.assertTrue(self._small(80, 20))
                 with RedisClient(self.lab.ip4()) as client:
                     self.assertEqual(client.ask("GET", "turn"), str(turn).encode())
                 with socket.create_connection((self.lab.ip4(), 7000), 20) as talker:
@@ -445,7 +458,7 @@ class NobodyTouchesIt(Outage):
                     continue
                 kind = socket.SOCK_DGRAM if "udp" in name or name == "recvfrom" else socket.SOCK_STREAM
                 with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as client:
-                    client.settimeout(1)
+                    client.settimeout(30 if kind == socket.SOCK_STREAM else 1)
 
                     def answered():
                         try:
@@ -454,7 +467,10 @@ class NobodyTouchesIt(Outage):
                         except (TimeoutError, ConnectionRefusedError):  # a datagram in the moment of change
                             return False
                     client.connect((address, port))
-                    until(answered, f"{name} to answer on {address}", 20)
+                    if kind == socket.SOCK_STREAM:  # nothing is lost, and who asks twice is answered twice
+                        self.assertTrue(answered(), f"{name} to answer on {address}")
+                    else:
+                        until(answered, f"{name} to answer on {address}")
 
     def test_daemon_killed(self):
         self.start_all()
@@ -495,7 +511,7 @@ class NobodyTouchesIt(Outage):
         self.assertLess(time.monotonic() - begin, 10)
         with self.carried(4), self.carried(4, "udp_in"):
             self.try_all()
-            self.assertTrue(self._small(7020))
+            self.assertTrue(self._small(7020, 20))
             with RedisClient(self.lab.ip4(), 7021) as client:
                 self.assertEqual(client.ask("PING"), "PONG")
         nginx.program.kill()
@@ -516,19 +532,25 @@ class Families(Outage):
         os.kill(nginx.master(), signal.SIGHUP)
         until(lambda: (new := nginx.workers()) and not set(new) & set(old) and len(new) == len(old), "new workers", 30)
 
+    def workers_listen(self, nginx, port):
+        """Each of these workers, on both addresses: listeners of the last ones may be seen for a moment after their end."""
+        pids = [line["pid"] for line in self.culvert.sockets()
+                if line["path"] == "culvert" and line["state"] == "LISTEN" and line["local"].endswith(f":{port}")]
+        return all(pids.count(worker) >= 2 for worker in nginx.workers())
+
     def test_nginx_reloads_without_a_daemon_and_with_the_next(self):
         nginx = Nginx(self.lab, under=self.culvert, port=7040)
         self.culvert.program.kill()
         self.reload(nginx)
-        self.assertTrue(self._small(7040))
+        self.assertTrue(self._small(7040, 20))
         self.culvert.start()
-        until(lambda: self.listens(7040, 4), "Culvert to listen again", 30)
+        until(lambda: self.workers_listen(nginx, 7040), "Culvert to listen again", 30)
         with self.carried(20):
-            self.assertTrue(all(self._small(7040) for _ in range(20)))
+            self.assertTrue(all(self._small(7040, 20) for _ in range(20)))
         self.reload(nginx)
-        until(lambda: self.listens(7040, 4), "the new workers to be Culvert's", 30)
+        until(lambda: self.workers_listen(nginx, 7040), "the new workers to be Culvert's", 30)
         with self.carried(20):
-            self.assertTrue(all(self._small(7040) for _ in range(20)))
+            self.assertTrue(all(self._small(7040, 20) for _ in range(20)))
         self.assertEqual(nginx.program.stop(signal.SIGQUIT), 0)
         self.wait_for_no_sockets()
 
@@ -553,7 +575,7 @@ class Families(Outage):
 class Clients(Outage):
     def test_client_that_connects_again_and_again(self):
         """No connect() fails: the daemon or the kernel makes it."""
-        server = self.lab.start("server", [PYTHON, "-c", ECHO, 7300], host="client")
+        server = self.lab.start("server", [PYTHON, "-c", ECHO_TO_ALL, 7300], host="client")
         until(lambda: "listening" in server.output(), "the server")
         client = self.lab.start("client", [PYTHON, "-c", CLIENT, self.lab.ip4("client")], under=self.culvert)
 

@@ -25,8 +25,8 @@ class Under:
     def run_words(self):
         return self.daemon.run_words(*self.options)
 
-    def wait_for_listener(self, port):
-        self.daemon.wait_for_listener(port)
+    def wait_for_listener(self, port, seconds=30, addresses=1):
+        self.daemon.wait_for_listener(port, seconds, addresses)
 
 
 @unittest.skipIf(ON_KERNEL, "about the daemon")
@@ -341,7 +341,7 @@ class Profiles(PolicyStory):
 
     def test_python(self):
         program = self.lab.start("python", [PYTHON, f"{PROGRAMS}/asyncio_echo.py", "8001"], under=self.under("python"))
-        self.lab.wait_for_port(self.lab.ip4(), 8001, program, under=self.culvert)
+        self.lab.wait_for_port(self.lab.ip4(), 8001, program, under=self.culvert, addresses=2)
         with self.carried(1):
             self.assertTrue(self.lab.call(PYTHON, f"{PROGRAMS}/client.py", self.lab.ip4(), "8001", "2").startswith("same"))
         program.kill()

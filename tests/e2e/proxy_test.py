@@ -184,7 +184,7 @@ class Haproxy(Story):
         cls.behind = Nginx(lab, under=cls.culvert, port=8080)
         cls.far = Nginx(lab, port=8080, host="client")
         echo = lab.start("echo", [PYTHON, f"{PROGRAMS}/asyncio_echo.py", "8091"], under=cls.culvert)
-        lab.wait_for_port(lab.ip4(), 8091, echo, under=cls.culvert)
+        lab.wait_for_port(lab.ip4(), 8091, echo, under=cls.culvert, addresses=2)
         file = lab.path("haproxy.cfg")
         with open(file, "w") as out:
             out.write(HAPROXY.format(directory=lab.directory, certificate=cls.certificate.both, here=lab.ip4(), here6=lab.ip6(),

@@ -24,7 +24,7 @@ class PythonServers(Story):
         cls.echo = cls.lab.start("asyncio", [PYTHON, f"{PROGRAMS}/asyncio_echo.py", "8001"], under=cls.culvert)
         cls.udp = cls.lab.start("udp", [PYTHON, f"{PROGRAMS}/udp_echo.py", "8002"], under=cls.culvert)
         cls.lab.wait_for_port(cls.lab.ip4(), 8000, cls.http, under=cls.culvert)
-        cls.lab.wait_for_port(cls.lab.ip4(), 8001, cls.echo, under=cls.culvert)
+        cls.lab.wait_for_port(cls.lab.ip4(), 8001, cls.echo, under=cls.culvert, addresses=2)
 
     def test_http_server_sends_files(self):
         with self.carried(10):
@@ -127,7 +127,7 @@ class TwoPrograms(Story):
 
     def test_client_and_server_under_one_daemon(self):
         echo = self.lab.start("asyncio", [PYTHON, f"{PROGRAMS}/asyncio_echo.py", "8001"], under=self.culvert)
-        self.lab.wait_for_port(self.lab.ip4(), 8001, echo, under=self.culvert)
+        self.lab.wait_for_port(self.lab.ip4(), 8001, echo, under=self.culvert, addresses=2)
         for address in (self.lab.ip4(), self.lab.ip6()):
             before = None if ON_KERNEL else self.culvert.counters()
             with self.carried(1, "tcp_passive_opens"), self.carried(1, "tcp_active_opens"):
@@ -141,7 +141,7 @@ class TwoPrograms(Story):
     def test_kernel_client_of_the_same_host_is_served_too(self):
         """A program without Culvert on the daemon's host connects to the interface's own address: the kernel's socket answers."""
         echo = self.lab.start("asyncio", [PYTHON, f"{PROGRAMS}/asyncio_echo.py", "8003"], under=self.culvert)
-        self.lab.wait_for_port(self.lab.ip4(), 8003, echo, under=self.culvert)
+        self.lab.wait_for_port(self.lab.ip4(), 8003, echo, under=self.culvert, addresses=2)
         text = self.lab.call(PYTHON, f"{PROGRAMS}/client.py", self.lab.ip4(), "8003", "1", host="server")
         self.assertTrue(text.startswith("same"), text)
 

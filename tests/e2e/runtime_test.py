@@ -87,8 +87,23 @@ class Node(RuntimeStory):
     def test_udp(self):
         for family, address in ((socket.AF_INET, self.lab.ip4()), (socket.AF_INET6, self.lab.ip6())):
             with socket.socket(family, socket.SOCK_DGRAM) as client, self.carried(100, "udp_in"):
-                client.settimeout(30)
                 client.connect((address, 8102))
+                client.settimeout(0.2)
+
+                def answered():  # until it has bound its port
+                    try:
+                        client.send(b"ready?")
+                        return client.recv(100)
+                    except OSError:
+                        return None
+                until(answered, "node to answer")
+                client.settimeout(0.5)
+                while True:  # answers to what was asked while it did not answer yet
+                    try:
+                        client.recv(100)
+                    except TimeoutError:
+                        break
+                client.settimeout(30)
                 for number in range(100):
                     data = random.Random(number).randbytes(number * 14)
                     client.send(data)

@@ -129,6 +129,9 @@ class Service(Story):
         self.serves()
         return self.accepted() - before >= 3
 
+    def has_ended(self, pid):
+        return not os.path.exists(f"/proc/{self.pid}/root/proc/{pid}")
+
     def test_booted_with_culvert(self):
         for unit in ("culvertd", "nginx", "redis-server"):
             self.assertEqual(self.show(unit, "ActiveState"), "active", self.ask("systemctl", "status", unit))
@@ -136,7 +139,9 @@ class Service(Story):
 
     def test_killed_reloaded_and_stopped(self):
         until(self.through_culvert, "Culvert to serve")
+        daemon = self.show("culvertd", "MainPID")
         self.ask("systemctl", "kill", "--signal=KILL", "--kill-who=main", "culvertd")
+        until(lambda: self.has_ended(daemon), "culvertd to be dead")  # who connects to one that dies is reset
         self.serves()
         until(lambda: self.show("culvertd", "NRestarts") == "1" and self.show("culvertd", "ActiveState") == "active", "systemd to restart it")
         until(self.through_culvert, "the services to be Culvert's again")

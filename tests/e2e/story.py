@@ -49,7 +49,7 @@ class Story(unittest.TestCase):
         for name in names:
             self.assertEqual(drops[name], 0, f"drop reason {name}")
 
-    def wait_for_no_sockets(self, seconds=15, daemon=None):
+    def wait_for_no_sockets(self, seconds=30, daemon=None):
         """Waits until the daemon holds no socket and no tenant any more."""
         if ON_KERNEL:
             return

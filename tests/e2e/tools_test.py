@@ -48,7 +48,7 @@ class Ssh(Story):
             with open(config, "w") as file:
                 file.write(SSHD.format(port=port, directory=cls.directory))
             program = lab.start("sshd", ["/usr/sbin/sshd", "-D", "-e", *words, "-f", config], under=cls.culvert)
-            lab.wait_for_port(lab.ip4(), port, program, under=cls.culvert)
+            lab.wait_for_port(lab.ip4(), port, program, under=cls.culvert, addresses=2)
 
     def copy(self, port):
         for number, address in enumerate((self.lab.ip4(), f"[{self.lab.ip6()}]")):

@@ -296,7 +296,7 @@ TEST_F(InterposeTest, EpollServesAListenerAndItsConnections) {
     EXPECT_EQ(::epoll_wait(epoll, got, 8, 0), 0);
     const auto connection = daemon_.arrive(listener_record, 4000);
     ASSERT_TRUE(connection.has_value());
-    ASSERT_EQ(::epoll_wait(epoll, got, 8, 5000), 1);
+    ASSERT_EQ(::epoll_wait(epoll, got, 8, 30000), 1);
     EXPECT_EQ(got[0].data.fd, listener);
     sockaddr_in peer{};
     socklen_t length = sizeof peer;
@@ -342,7 +342,7 @@ TEST_F(InterposeTest, ASocketAddedBeforeItConnectsIsFound) {
     const int result = ::connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to);
     ASSERT_TRUE(result == 0 || errno == EINPROGRESS) << std::strerror(errno);
     ASSERT_TRUE(ours(fd));
-    ASSERT_EQ(::epoll_wait(epoll, &got, 1, 5000), 1);
+    ASSERT_EQ(::epoll_wait(epoll, &got, 1, 30000), 1);
     EXPECT_EQ(got.data.u64, 77u);
     EXPECT_NE(got.events & EPOLLOUT, 0u);
     ::close(fd);
@@ -356,7 +356,7 @@ TEST_F(InterposeTest, AnEdgeTriggeredWriterHearsOfRoomAfterEagain) {
     epoll_event event{};
     event.events = EPOLLOUT | EPOLLET;
     ASSERT_EQ(::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event), 0);
-    ASSERT_EQ(::epoll_wait(epoll, &event, 1, 5000), 1);
+    ASSERT_EQ(::epoll_wait(epoll, &event, 1, 30000), 1);
     daemon_.hold_acknowledgements(record(fd));
     const std::string chunk(4096, 'x');
     std::size_t sent = 0;
@@ -367,7 +367,7 @@ TEST_F(InterposeTest, AnEdgeTriggeredWriterHearsOfRoomAfterEagain) {
     while (::epoll_wait(epoll, &event, 1, 0) == 1) {  // news from before the buffer was full
     }
     daemon_.resume(record(fd));
-    ASSERT_EQ(::epoll_wait(epoll, &event, 1, 5000), 1) << "nobody told that there is room";
+    ASSERT_EQ(::epoll_wait(epoll, &event, 1, 30000), 1) << "nobody told that there is room";
     EXPECT_NE(event.events & EPOLLOUT, 0u);
     ::close(fd);
     ::close(epoll);
@@ -380,7 +380,7 @@ TEST_F(InterposeTest, PollAndSelectSeeBothKinds) {
     pollfd fds[] = {{fd, POLLIN, 0}, {pipe[0], POLLIN, 0}};
     EXPECT_EQ(::poll(fds, 2, 0), 0);
     ASSERT_EQ(::write(fd, "x", 1), 1);
-    EXPECT_EQ(::poll(fds, 2, 5000), 1);
+    EXPECT_EQ(::poll(fds, 2, 30000), 1);
     EXPECT_EQ(fds[0].revents, POLLIN);
     EXPECT_EQ(__poll_chk(fds, 2, 0, sizeof fds), 1);
     ASSERT_EQ(::write(pipe[1], "x", 1), 1);
@@ -463,9 +463,9 @@ TEST_F(InterposeTest, AThreadInAnInterposedWaitCanBeCancelled) {
     }
     // What the cancelled threads held is given back: the set and the connection still work.
     ASSERT_EQ(::write(fd, "x", 1), 1);
-    EXPECT_EQ(::epoll_wait(epoll, &event, 1, 5000), 1);
+    EXPECT_EQ(::epoll_wait(epoll, &event, 1, 30000), 1);
     pollfd entry{fd, POLLIN, 0};
-    EXPECT_EQ(::poll(&entry, 1, 5000), 1);
+    EXPECT_EQ(::poll(&entry, 1, 30000), 1);
     for (const int end : {fd, epoll, pipe[0], pipe[1]}) ::close(end);
 }
 
@@ -504,7 +504,7 @@ TEST_F(InterposeTest, AChildThatClosesItsCopiesLeavesTheParents) {
     ASSERT_EQ(::waitpid(child, &status, 0), child);
     EXPECT_EQ(status, 0);
     ASSERT_EQ(::write(fd, "x", 1), 1);
-    ASSERT_EQ(::epoll_wait(epoll, &event, 1, 5000), 1);
+    ASSERT_EQ(::epoll_wait(epoll, &event, 1, 30000), 1);
     EXPECT_EQ(read_all(fd, 1), "x");
     ::close(fd);
     ::close(epoll);
@@ -524,7 +524,7 @@ TEST_F(InterposeTest, AChildThatUsesAnInheritedSetGetsItsOwnNews) {
         epoll_event got;
         (void)!::epoll_wait(epoll, &got, 1, 0);
         (void)!::write(ready[1], "r", 1);
-        const int count = ::epoll_wait(epoll, &got, 1, 5000);
+        const int count = ::epoll_wait(epoll, &got, 1, 30000);
         const int fd = count == 1 ? ::accept(listener, nullptr, nullptr) : -1;
         ::_exit(fd >= 0 ? 0 : 1);
     }

@@ -76,7 +76,7 @@ TEST_F(PollWaitTest, AClosedDescriptorIsInvalid) {
 TEST_F(PollWaitTest, WakesFromSleepForOurs) {
     auto waiter = std::async(std::launch::async, [&] {
         std::vector<pollfd> fds{{pipe_[0], POLLIN, 0}, {socket_.fd(), POLLIN, 0}};
-        const int count = poll(fds, 5s);
+        const int count = poll(fds, 30s);
         return std::pair(count, fds[1].revents);
     });
     ASSERT_TRUE(daemon_.wait_until_asleep());
@@ -88,7 +88,7 @@ TEST_F(PollWaitTest, WakesFromSleepForOurs) {
 TEST_F(PollWaitTest, WakesFromSleepForTheKernels) {
     auto waiter = std::async(std::launch::async, [&] {
         std::vector<pollfd> fds{{pipe_[0], POLLIN, 0}, {socket_.fd(), POLLIN, 0}};
-        return poll(fds, 5s);
+        return poll(fds, 30s);
     });
     ASSERT_TRUE(daemon_.wait_until_asleep());
     write_pipe();
@@ -107,7 +107,7 @@ TEST_F(PollWaitTest, AListenersKernelHalfCounts) {
 TEST_F(PollWaitTest, NewsThatChangesNothingDoesNotEndTheWait) {
     auto waiter = std::async(std::launch::async, [&] {
         std::vector<pollfd> fds{{socket_.fd(), POLLIN, 0}};
-        return poll(fds, 5s);
+        return poll(fds, 30s);
     });
     ASSERT_TRUE(daemon_.wait_until_asleep());
     socket_.set_and_post(EPOLLOUT);
@@ -126,7 +126,7 @@ TEST_F(PollWaitTest, KeepsItsTimeout) {
 TEST_F(PollWaitTest, TheDeathOfTheDaemonIsNews) {
     auto waiter = std::async(std::launch::async, [&] {
         std::vector<pollfd> fds{{socket_.fd(), POLLIN, 0}};
-        return std::pair(poll(fds, 5s), fds[0].revents);
+        return std::pair(poll(fds, 30s), fds[0].revents);
     });
     ASSERT_TRUE(daemon_.wait_until_asleep());
     socket_.set(EPOLLHUP);
@@ -164,7 +164,7 @@ TEST_F(PollWaitTest, TakesItsMaskAtomically) {
     ::pthread_sigmask(SIG_BLOCK, &block, &old_mask);
     ::pthread_kill(::pthread_self(), SIGUSR1);
     std::vector<pollfd> fds{{socket_.fd(), POLLIN, 0}};
-    EXPECT_EQ(poll(fds, 5s, &old_mask), -1);
+    EXPECT_EQ(poll(fds, 30s, &old_mask), -1);
     EXPECT_EQ(errno, EINTR);
     ::pthread_sigmask(SIG_SETMASK, &old_mask, nullptr);
     ::sigaction(SIGUSR1, &old_action, nullptr);
@@ -177,7 +177,7 @@ TEST_F(PollWaitTest, WorksWithoutAQueue) {
     FakeSocket socket(small, true);
     auto waiter = std::async(std::launch::async, [&] {
         std::vector<pollfd> fds{{socket.fd(), POLLIN, 0}};
-        return poll(fds, 5s);
+        return poll(fds, 30s);
     });
     socket.set(EPOLLIN);  // nobody is told
     EXPECT_EQ(waiter.get(), 1);
@@ -279,7 +279,7 @@ TEST_F(PollWaitTest, APolledSetIsMadePollable) {
     EXPECT_EQ(set->wait(epoll_fd, &event, 1, &now, nullptr), 0);
     EXPECT_EQ(::poll(&outside, 1, 0), 0);
     socket_.set_and_post(EPOLLIN);
-    EXPECT_EQ(::poll(&outside, 1, 5000), 1);
+    EXPECT_EQ(::poll(&outside, 1, 30000), 1);
     EXPECT_EQ(set->wait(epoll_fd, &event, 1, &now, nullptr), 1);
     FdTable::instance().remove(epoll_fd);
     ::close(epoll_fd);

@@ -131,7 +131,7 @@ void ReadinessDaemon::post(std::uint32_t record) {
 }
 
 bool ReadinessDaemon::wait_until_asleep() {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
     while (std::chrono::steady_clock::now() < deadline) {
         for (std::uint32_t queue = 0; queue < eventfds_.size(); ++queue)
             if (eventfds_[queue] >= 0 && segment_->queue(queue).asleep != 0) return true;

@@ -31,7 +31,7 @@ public:
     /// How many eventfds were signalled so far.
     int signals() const { return signals_.load(); }
     int queues_in_use() const { return in_use_.load(); }
-    /// Waits until some queue says that its owner sleeps. False: not within five seconds.
+    /// Waits until some queue says that its owner sleeps. False: not within thirty seconds.
     bool wait_until_asleep();
     /// Closes the control connection, as the death of the daemon does.
     void die();

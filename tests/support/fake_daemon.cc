@@ -638,7 +638,7 @@ shm::SocketOptions FakeDaemon::options(std::uint32_t record) { return segment_->
 
 bool FakeDaemon::wait_until(const std::function<bool()>& condition) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::seconds(10), condition);
+    return changed_.wait_for(lock, std::chrono::seconds(30), condition);
 }
 bool FakeDaemon::wait_received(std::uint32_t record, std::size_t bytes) {
     return wait_until([&] { return peers_[record].received.size() >= bytes; });

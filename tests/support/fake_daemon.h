@@ -111,7 +111,7 @@ public:
     bool closed(std::uint32_t record);
     bool write_shut(std::uint32_t record);
     shm::SocketOptions options(std::uint32_t record);
-    /// Waits until `condition` (called with the daemon's lock held) is true; false after ten seconds.
+    /// Waits until `condition` (called with the daemon's lock held) is true; false after thirty seconds.
     bool wait_until(const std::function<bool()>& condition);
     bool wait_received(std::uint32_t record, std::size_t bytes);
     bool wait_datagrams(std::uint32_t record, std::size_t count);

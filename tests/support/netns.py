@@ -57,8 +57,9 @@ def command(*words, timeout=60, **options):
     return done.stdout
 
 
-def until(condition, what, seconds=10.0):
-    """Asks `condition` again and again until it returns something true, and returns that."""
+def until(condition, what, seconds=30.0):
+    """Asks `condition` again and again until it returns something true, and returns that. The time is a bound for what hangs, not an
+    expectation: a busy machine may take seconds for anything."""
     deadline = time.monotonic() + seconds
     while True:
         answer = condition()
@@ -139,7 +140,7 @@ class Program:
     def send(self, number):
         self.process.send_signal(number)
 
-    def stop(self, number=signal.SIGTERM, seconds=10):
+    def stop(self, number=signal.SIGTERM, seconds=30):
         """Asks it to end and returns the exit code; whoever of its family stays is killed."""
         if self.running():
             self.send(number)
@@ -198,7 +199,7 @@ class Daemon:
                     return b"READY=1" in notify.recv(4096)
                 except TimeoutError:
                     return False
-            until(ready, f"culvertd to be ready\n{tail(self.log)}", 15)
+            until(ready, f"culvertd to be ready\n{tail(self.log)}")
         os.unlink(notify_path)
 
     @property
@@ -222,11 +223,15 @@ class Daemon:
     def sockets(self):
         return self.ask("ss")["sockets"]
 
-    def wait_for_listener(self, port, seconds=15):
-        """Returns when Culvert has taken the port over: a connection that comes between the program's listen() and that moment
-        is the kernel's, and stays so."""
-        until(lambda: any(line["path"] == "culvert" and line["state"] == "LISTEN" and line["local"].endswith(f":{port}")
-                          for line in self.sockets()), f"Culvert to listen on port {port}", seconds)
+    def listeners(self, port):
+        """The local addresses at which Culvert listens on the port, each as often as there are listeners: 0.0.0.0 and [::] count twice."""
+        return [line["local"] for line in self.sockets() if line["path"] == "culvert" and line["state"] == "LISTEN" and
+                line["local"].endswith(f":{port}")]
+
+    def wait_for_listener(self, port, seconds=30, addresses=1):
+        """Returns when Culvert has taken the port over, on so many addresses: a connection that comes between the program's listen() and
+        that moment is the kernel's, and stays so."""
+        until(lambda: len(set(self.listeners(port))) >= addresses, f"Culvert to listen on port {port} of {addresses} addresses", seconds)
 
     def run_words(self, *options):
         """The words that put a program under this daemon."""
@@ -244,7 +249,7 @@ class KernelDaemon:
     def start(self):
         pass
 
-    def wait_for_listener(self, _port):
+    def wait_for_listener(self, _port, _seconds=30, addresses=1):
         pass
 
     def run_words(self, *_options):
@@ -346,7 +351,7 @@ class Lab:
         return _Visit(self, host)
 
     def ping(self, address):
-        command("ping", "-c", 1, "-W", 5, address)
+        command("ping", "-c", 1, "-W", 20, address)
 
     # Programs ---------------------------------------------------------------------------------------------------------
 
@@ -374,8 +379,9 @@ class Lab:
         run = under.run_words() if under else []
         return command(*self.enter_words(host), *prefix, *run, *words, timeout=timeout, **options)
 
-    def wait_for_port(self, address, port, program=None, seconds=15, host="client", under=None):
-        """Returns when somebody accepts connections there; `under` a daemon: when these go through it."""
+    def wait_for_port(self, address, port, program=None, seconds=30, host="client", under=None, addresses=1):
+        """Returns when somebody accepts connections there; `under` a daemon: when these go through it, on so many addresses (two for a
+        program that has a listener for each family)."""
         def accepts():
             if program is not None and not program.running():
                 raise Failure(f"{program.name} ended with {program.process.returncode}:\n{tail(program.log)}")
@@ -385,7 +391,7 @@ class Lab:
             except OSError:
                 return False
         if under is not None:
-            under.wait_for_listener(port)
+            under.wait_for_listener(port, addresses=addresses)
         until(accepts, f"a server on {address} port {port}" + (f"\n{tail(program.log)}" if program else ""), seconds)
 
 

@@ -129,7 +129,7 @@ class Nginx:
             code = self.program.wait(20)
             if code != 0:
                 raise Failure(f"nginx: exit code {code}\n{self.program.output()}")
-        lab.wait_for_port(address or lab.ip4(host), port, None if daemonize else self.program, under=None if falls_back else under)
+        lab.wait_for_port(address or lab.ip4(host), port, None if daemonize else self.program, under=None if falls_back else under, addresses=2)
 
     def master(self):
         """The number of the master process."""
@@ -163,7 +163,7 @@ class Redis:
         words = ["redis-server", "--port", port, "--bind", *bind.split(), "--protected-mode", "no", "--dir", self.directory,
                  "--save", "", "--daemonize", "no", *arguments]
         self.program = lab.start("redis", words, under=under, prefix=prefix)
-        lab.wait_for_port(address or lab.ip4(), port, self.program, under=under)
+        lab.wait_for_port(address or lab.ip4(), port, self.program, under=under, addresses=len(bind.split()))
 
 
 class RedisClient:

@@ -46,9 +46,9 @@ protected:
     /// Feeds the mirror until `condition` holds.
     template <class Condition>
     testing::AssertionResult eventually(Condition condition) {
-        const auto deadline = std::chrono::steady_clock::now() + 10s;
+        const auto deadline = std::chrono::steady_clock::now() + 30s;
         while (!condition()) {
-            if (std::chrono::steady_clock::now() > deadline) return testing::AssertionFailure() << "not within 10 s";
+            if (std::chrono::steady_clock::now() > deadline) return testing::AssertionFailure() << "not within 30 s";
             pollfd waited{mirror_->fd(), POLLIN, 0};
             ::poll(&waited, 1, 100);
             mirror_->process();
