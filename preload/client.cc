@@ -511,6 +511,15 @@ int Client::ask_stand_in(std::uint32_t record, std::uint32_t generation, int fam
     return -1;
 }
 
+bool Client::ask_to_rest(std::uint32_t record, std::uint32_t generation, int fd) noexcept {
+    const KeepErrno keep;
+    shm::RestDatagrams request;
+    request.record = record;
+    request.generation = generation;
+    std::uint32_t unused = 0;
+    return ask(&request, sizeof request, fd, unused);
+}
+
 std::uint32_t Client::add_queue_with(int eventfd) noexcept {
     if (daemon_gone() || is_confined()) return shm::kNoIndex;
     const KeepErrno keep;

@@ -99,6 +99,9 @@ public:
 
     /// The kernel socket that stands in for a connection which leaves the program; of the caller. -1: there is none.
     int ask_stand_in(std::uint32_t record, std::uint32_t generation, int family) noexcept;
+    /// A datagram socket comes to rest, and what lies unread goes to the kernel's half, which is `fd`. Under the record's locks. False:
+    /// refused.
+    bool ask_to_rest(std::uint32_t record, std::uint32_t generation, int fd) noexcept;
 
     /// `queue` wants news of `record` (sets its watch bit, then AppLine::watch) / does not any more.
     void watch(std::uint32_t queue, std::uint32_t record) noexcept;

@@ -114,8 +114,18 @@ shm::KernelReason Socket::try_bind_datagram(int fd) noexcept {
     return shm::KernelReason::kUnknown;
 }
 
+/// It has been passed on, and is waited for here again.
+void Socket::wake_datagrams(int fd) noexcept {
+    if ((shared().app.flags.load(std::memory_order_relaxed) & shm::kAppPassedOn) != 0) return give_back(fd, shm::KernelReason::kPassedOn);
+    const int error = operate(*client_, record(), shm::Operation::kBindDatagram, shm::kBoundByProgram, shared().local, {});
+    if (error == 0) return tell_groups();
+    if (!is_resting()) return;  // another process was quicker, or the daemon has gone
+    give_back(fd, shm::KernelReason::kRefused);
+}
+
 /// Its daemon has gone, and there is another one: bound, connected and in its groups as before.
 void Socket::revive_datagram(int fd) noexcept {
+    if (is_resting()) return wake_datagrams(fd);
     sockaddr_storage name{};
     socklen_t length = sizeof name;
     std::optional<shm::WireEndpoint> remote;
@@ -261,6 +271,7 @@ ssize_t Socket::send_datagram(int fd, const msghdr& message, int flags) noexcept
         if ((flags & MSG_ZEROCOPY) != 0) tell_copied(sent);
         return sent;
     }
+    if (is_resting()) return send_by_kernel(fd, message, flags);  // another program has it, and hears the answer, unless we wait for it
     revive_if_due(fd);
     DatagramSend send;
     if (message.msg_controllen != 0) {

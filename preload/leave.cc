@@ -1,4 +1,4 @@
-// Connections that leave the program: by exec, posix_spawn or SCM_RIGHTS.
+// Connections that leave the program: by exec, posix_spawn or SCM_RIGHTS. (UDP sockets: at the end.)
 //
 // Whoever gets a descriptor of ours without our memory has the placeholder only. So before it goes, the daemon is asked for
 // a stand-in: a kernel TCP connection with the true names, whose other end the daemon couples to Culvert's connection
@@ -67,6 +67,13 @@ bool is_placeholder(int fd) noexcept {
     sockaddr_storage peer{};
     length = sizeof peer;
     return libc::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &length) != 0;
+}
+
+/// The same of a UDP socket's kernel half.
+bool is_udp(int fd) noexcept {
+    int protocol = 0;
+    socklen_t length = sizeof protocol;
+    return libc::getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &length) == 0 && protocol == IPPROTO_UDP;
 }
 
 void put_over(int stand_in, int fd) noexcept {
@@ -146,6 +153,7 @@ void leave_as_borrower(bool only_standard) noexcept {
     const auto let_leave = [only_standard](int fd, Socket* socket) {
         if (socket == nullptr || (only_standard && fd > 2) || !stays_open(fd)) return;
         if (socket->path() == Socket::Path::kListener) return socket->rest(fd);
+        if (socket->path() == Socket::Path::kDatagram) return socket->rest_datagrams(fd);
         if (socket->path() != Socket::Path::kConnection || !is_placeholder(fd)) return;
         const int stand_in = socket->stand_in_for_borrower();
         if (stand_in < 0) return;
@@ -227,7 +235,9 @@ void leave_by_message(const msghdr& message) noexcept {
     for_each_passed(message, [](int fd) {
         const DescriptionRef ref = FdTable::instance().find(fd);
         if (!ref || ref->kind() != Description::Kind::kSocket) return;
-        Socket::of(*ref.get()).pass_on(fd);
+        Socket& socket = Socket::of(*ref.get());
+        socket.pass_on(fd);
+        socket.give_datagrams_away(fd);
     });
 }
 
@@ -360,12 +370,34 @@ void Socket::pass_on(int fd) noexcept {
         case Path::kKernel: return;
         case Path::kConnection: leave(); return;
         case Path::kListener: return rest(fd);
-        case Path::kDatagram: return leave_datagrams(fd);
+        case Path::kDatagram: return rest_datagrams(fd);
     }
 }
 
-void Socket::leave_datagrams(int fd) noexcept {
-    if (path() == Path::kDatagram && !in_borrowed_memory()) leave_to_kernel(fd);
+/// The locks keep everybody from reading and writing meanwhile; what is queued to be sent is sent.
+void Socket::rest_datagrams(int fd) noexcept {
+    if (path() != Path::kDatagram || is_resting()) return;
+    const KeepErrno keep;
+    if (!is_raw() && !record_lost() && is_udp(fd)) {
+        shm::SocketRecord& record = shared();
+        const SocketLock receiving(*client_, record.app.rx_lock);
+        const SocketLock sending(*client_, record.app.tx_lock);
+        if (is_resting()) return;  // another process was quicker
+        if (client_->ask_to_rest(this->record(), generation_, fd)) {
+            // The blocks are the daemon's again.
+            shm::take_all(record.daemon.rx_list);
+            record.app.stash_head.store(shm::kEmptyList, std::memory_order_relaxed);
+            record.app.stash_tail.store(shm::kEmptyList, std::memory_order_relaxed);
+            return;
+        }
+    }
+    if (!in_borrowed_memory()) leave_to_kernel(fd);
+}
+
+void Socket::give_datagrams_away(int fd) noexcept {
+    if (path() != Path::kDatagram || is_raw()) return;
+    if (!record_lost()) shared().app.flags.fetch_or(shm::kAppPassedOn, std::memory_order_seq_cst);
+    give_back(fd, shm::KernelReason::kPassedOn);
 }
 
 }  // namespace culvert::preload

@@ -75,8 +75,11 @@ public:
     void pass_on(int fd) noexcept;
     /// A listener is passed on, also by a process that shares our memory only: if nobody of ours waits for connections, it rests.
     void rest(int fd) noexcept;
-    /// A datagram socket leaves the program: its packets are the kernel's from now on.
-    void leave_datagrams(int fd) noexcept;
+    /// A datagram socket is passed on, also by a process that shares our memory only: its packets, unread ones too, are the kernel's
+    /// until somebody of ours waits for more.
+    void rest_datagrams(int fd) noexcept;
+    /// It is passed on by a message, and stays with the kernel: nobody can tell when the other program is done with it.
+    void give_datagrams_away(int fd) noexcept;
 
     /// A listening TCP socket that was there before the library is Culvert's, too, from now on, if a daemon takes it.
     static void inherit(int fd) noexcept;
@@ -157,9 +160,10 @@ public:
     std::uint32_t record() const noexcept override { return record_.load(std::memory_order_relaxed); }
     Client* home() const noexcept override { return client_; }
     bool wants_daemon() const noexcept override { return polls_kernel_too() && (client_->daemon_gone() || is_resting()); }
-    /// A listener that has been passed on before anybody here waited for a connection: Culvert's again with the first who does.
+    /// A listener that has been passed on before anybody here waited for a connection, or a UDP socket that has been passed on:
+    /// Culvert's again with the first who waits for something there.
     bool is_resting() const noexcept {
-        return path() == Path::kListener && !client_->daemon_gone() &&
+        return polls_kernel_too() && !client_->daemon_gone() &&
                (shared().daemon.status.load(std::memory_order_relaxed) & shm::kStatusResting) != 0;
     }
     /// Somebody waits for connections on this listener.
@@ -327,6 +331,7 @@ private:
     /// `fd` -1: leave no note why.
     void leave_to_kernel(int fd) noexcept;
     void revive_datagram(int fd) noexcept;
+    void wake_datagrams(int fd) noexcept;
     void remember_group(int fd, const GroupRequest& request) noexcept;
     void tell_groups() noexcept;
 

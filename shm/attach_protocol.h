@@ -16,6 +16,9 @@
 //                                         kernel sockets with the connection's own names, and carries bytes between one of
 //                                         them and the connection from now on. Asked again: the same one
 //                                <----    Answer (status) + [the other one]
+//   RestDatagrams + [UDP socket] ->       a UDP socket is passed on: the port is the kernel's again, and what lies unread is put into
+//                                         the kernel's half, which is the socket that is shown
+//                                <----    Answer (status, value = how many datagrams the kernel has been given)
 //   ReportDead + [sockets]       ---->    connections that an earlier daemon left behind: their peers have not been told. For each
 //                                         a kernel socket that holds its local port, the proof that the program may speak in
 //                                         its name
@@ -48,6 +51,7 @@ enum class MessageKind : std::uint32_t {
     kGrantRaw = 0x43560007,
     kAskStandIn = 0x43560008,
     kReportDead = 0x43560009,
+    kRestDatagrams = 0x4356000a,
 };
 
 struct Hello {
@@ -101,6 +105,14 @@ struct AskStandIn {
     std::uint32_t family = 4;  // of the program's socket: 4 or 6
 };
 static_assert(sizeof(AskStandIn) == 16);
+
+/// The asker holds the record's tx_lock and rx_lock, as with AskStandIn.
+struct RestDatagrams {
+    MessageKind kind = MessageKind::kRestDatagrams;
+    std::uint32_t record = 0;
+    std::uint32_t generation = 0;
+};
+static_assert(sizeof(RestDatagrams) == 12);
 
 struct DeadFlow {
     WireEndpoint local;

@@ -17,7 +17,7 @@
 namespace culvert::shm {
 
 inline constexpr std::uint64_t kMagic = 0x31305452564c5543;  // "CULVRT01"
-inline constexpr std::uint32_t kAbiVersion = 11;
+inline constexpr std::uint32_t kAbiVersion = 12;
 inline constexpr std::size_t kCacheLine = 64;
 
 /// Bytes of payload in one block. Not a power of two: block starts spread over the cache sets.
@@ -98,7 +98,8 @@ struct alignas(kCacheLine) SegmentHeader {
     X(kBadPolicy, "CULVERT_POLICY is not understood")                      \
     X(kDatagramPair, "kernel half of a Culvert datagram socket")           \
     X(kIoUring, "the program uses io_uring")                               \
-    X(kResting, "listener passed on before anybody here waited for a connection")
+    X(kResting, "listener passed on before anybody here waited for a connection") \
+    X(kPassedOn, "UDP socket passed on by a message")
 
 enum class KernelReason : std::uint8_t {
 #define CULVERT_REASON_ENUM(name, text) name,

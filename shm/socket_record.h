@@ -33,6 +33,7 @@ inline constexpr std::uint32_t kAppExclusive = 1u << 4;   // of those who sleep 
 inline constexpr std::uint32_t kAppAwaited = 1u << 5;     // of a listener: somebody has waited for a connection here; the shim's own
 inline constexpr std::uint32_t kAppReported = 1u << 6;    // after the daemon's death: its successor has been told, or is being told
 inline constexpr std::uint32_t kAppTellAnother = 1u << 7; // of a listener: who may have been the one told (kAppExclusive) watches no more
+inline constexpr std::uint32_t kAppPassedOn = 1u << 12;   // of a UDP socket: by a message, so that it shall rest for good; the shim's own
 /// Status flags of the file, once several processes hold it (fork): theirs alone, the daemon does not care.
 inline constexpr std::uint32_t kAppNonBlocking = 1u << 8;
 inline constexpr std::uint32_t kAppAppend = 1u << 9;
@@ -53,7 +54,8 @@ inline constexpr std::uint32_t kStatusWriteClosed = 1u << 4; // our FIN is queue
 inline constexpr std::uint32_t kStatusUrgent = 1u << 5;      // SocketRecord::urgent may lie ahead of the reader
 inline constexpr std::uint32_t kStatusMoved = 1u << 6;       // left the program: the bytes go through a stand-in, which whoever
                                                              // holds the record gets with AskStandIn (attach_protocol.h)
-inline constexpr std::uint32_t kStatusResting = 1u << 7;     // a listener that takes no connections until the next kListen
+inline constexpr std::uint32_t kStatusResting = 1u << 7;     // a listener that takes no connections until the next kListen; a UDP
+                                                             // socket (RestDatagrams) until the next kBindDatagram
 
 /// Written by the application (any thread or process of it that holds the socket).
 struct alignas(kCacheLine) AppLine {
@@ -107,6 +109,7 @@ enum class Operation : std::uint32_t {
                       // kListen EPERM if the configuration's policy for this program forbids it
     kListen = 3,      // local, backlog in argument; Bound to [::] without kOptionV6Only: both families
     kBindDatagram = 4,// local; remote if connected; argument: kBoundByProgram or kBoundBySending. EPERM: the policy forbids it
+                      // One that rests (kStatusResting) hears again, where and with whom it did; all these are ignored
     kConnectDatagram = 5,  // remote; port 0 disconnects
     kRefreshInfo = 6, // fill `info`
     // Of a datagram socket: a group (remote) on an interface (argument), one of its sources (local) where it says so.

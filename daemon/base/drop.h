@@ -134,6 +134,7 @@ namespace culvert {
     X(kTenantBadRequest, "application sent a request that makes no sense")                    \
     X(kTenantBadAddress, "application named an address that is not ours")                     \
     X(kTenantBadSocket, "application named a socket that does not exist")                     \
+    X(kTenantUnreadLost, "unread datagram of a socket that was passed on: one too many")      \
     X(kTenantNoBlock, "receive blocks of the application used up")                            \
     X(kTenantNoSocket, "socket records of the application used up")                           \
     X(kTenantOrphans, "closed connection reset: the application has left too many to end by themselves") \

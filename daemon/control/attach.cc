@@ -268,6 +268,9 @@ void AttachService::packet(Connection& connection, const Process& process, Packe
         return grant_raw(connection, process, packet.fds[0]);
     if (kind == shm::MessageKind::kAskStandIn && packet.fds.empty())
         if (const auto message = parse_message<shm::AskStandIn>(packet.bytes)) return ask_stand_in(connection, process, *message);
+    if (kind == shm::MessageKind::kRestDatagrams && packet.fds.size() == 1)
+        if (const auto message = parse_message<shm::RestDatagrams>(packet.bytes))
+            return rest_datagrams(connection, process, *message, std::move(packet.fds[0]));
     if (kind == shm::MessageKind::kReportDead)
         if (const auto message = parse_message<shm::ReportDead>(packet.bytes); message && message->count <= shm::ReportDead::kMost)
             return report_dead(connection, process, *message, packet.fds);
@@ -370,6 +373,51 @@ void AttachService::make_stand_in(Connection& connection, const Process& process
             self->resume();
         });
     });
+}
+
+void AttachService::rest_datagrams(Connection& connection, const Process& process, const shm::RestDatagrams& message, ForeignFd half) {
+    connection.pause();
+    rests_.emplace(++next_rest_, Rest{process, message, std::move(half), connection.shared_from_this()});
+    empty_rings(next_rest_);
+}
+
+/// From the first round on the port is the kernel's. The engine is asked again until it has found its devices empty in between, or has
+/// taken more from them than they hold: then all that was steered to it before has been read, and lies with what is unread.
+void AttachService::empty_rings(std::uint32_t id) {
+    constexpr std::uint32_t kMostRounds = 256;
+    const Rest& asked = rests_.at(id);
+    engine_of(*asked.process.tenant).post([this, id, tenant_id = asked.process.tenant->id, message = asked.message](engine::Engine& engine) {
+        tenant::Tenant* const tenant = engine.find_tenant(tenant_id);
+        const Result<void> yielded =
+            tenant != nullptr ? tenant->yield_port(message.record, message.generation) : fail(ESRCH, "tenant is gone");
+        mailbox_.post([this, id, error = yielded ? 0 : yielded.error().code, frames = engine.counters().rx_frames] {
+            if (error != 0) return rested(id, error, {});
+            Rest& rest = rests_.at(id);
+            const bool empty = rest.rounds != 0 && frames == rest.frames;
+            rest.frames = frames;
+            ++rest.rounds < kMostRounds && !empty ? empty_rings(id) : take_unread(id);
+        });
+    });
+}
+
+void AttachService::take_unread(std::uint32_t id) {
+    const Rest& rest = rests_.at(id);
+    engine_of(*rest.process.tenant).post([this, id, tenant_id = rest.process.tenant->id, message = rest.message](engine::Engine& engine) {
+        tenant::Tenant* const tenant = engine.find_tenant(tenant_id);
+        auto unread = tenant != nullptr ? tenant->rest_datagrams(message.record, message.generation)
+                                        : Result<std::vector<tenant::UnreadDatagram>>(fail(ESRCH, "tenant is gone"));
+        mailbox_.post([this, id, unread = std::move(unread)] {
+            unread ? rested(id, 0, *unread) : rested(id, unread.error().code, {});
+        });
+    });
+}
+
+void AttachService::rested(std::uint32_t id, std::int32_t error, std::span<const tenant::UnreadDatagram> unread) {
+    const auto found = rests_.extract(id);
+    Rest& rest = found.mapped();
+    const std::uint32_t given = datagram_return_.give(unread, rest.half.get());
+    rest.connection->send_struct(answer(error, given));
+    rest.connection->resume();
 }
 
 void AttachService::add_process(Connection& connection, const Process& process, ForeignFd socket) {

@@ -15,6 +15,7 @@
 
 #include "daemon/control/config.h"
 #include "daemon/control/connection.h"
+#include "daemon/control/datagram_return.h"
 #include "daemon/control/dead_flows.h"
 #include "daemon/control/kernel_flows.h"
 #include "daemon/control/mailbox.h"
@@ -73,6 +74,7 @@ public:
     const Statistics& statistics() const { return statistics_; }
     DeadFlows& dead_flows() { return dead_flows_; }
     const DeadFlows& dead_flows() const { return dead_flows_; }
+    const DatagramReturn& datagram_return() const { return datagram_return_; }
     /// Counts it, logs the first of each kind, closes the connection.
     void malformed(Connection& connection, const char* what);
 
@@ -92,6 +94,20 @@ private:
     void report_dead(Connection& connection, const Process& process, const shm::ReportDead& message, std::span<const ForeignFd> proofs);
     void ask_stand_in(Connection& connection, const Process& process, const shm::AskStandIn& message);
     void make_stand_in(Connection& connection, const Process& process, const shm::AskStandIn& message, const tenant::Leaving& names);
+    /// A UDP socket that comes to rest (tenant::Tenant::yield_port). Here, not in the engine's commands: a stranger's descriptor is
+    /// closed on this thread.
+    struct Rest {
+        Process process;
+        shm::RestDatagrams message;
+        ForeignFd half;
+        std::shared_ptr<Connection> connection;  // paused
+        std::uint64_t frames = 0;                // of the engine, when it was asked last
+        std::uint32_t rounds = 0;
+    };
+    void rest_datagrams(Connection& connection, const Process& process, const shm::RestDatagrams& message, ForeignFd half);
+    void empty_rings(std::uint32_t id);
+    void take_unread(std::uint32_t id);
+    void rested(std::uint32_t id, std::int32_t error, std::span<const tenant::UnreadDatagram> unread);
     void process_gone(const Process& process);
     std::uint32_t least_busy_engine();
     engine::Engine& engine_of(const TenantRecord& tenant) { return engines_[tenant.engine]; }
@@ -103,6 +119,9 @@ private:
     std::chrono::microseconds spin_;
     StandInMaker* stand_ins_;
     DeadFlows dead_flows_;
+    DatagramReturn datagram_return_;
+    std::map<std::uint32_t, Rest> rests_;  // by a number of their own
+    std::uint32_t next_rest_ = 0;
     std::map<std::uint32_t, std::shared_ptr<TenantRecord>> tenants_;
     std::uint32_t next_id_ = 1;
     std::uint32_t last_engine_ = UINT32_MAX;  // given to the program that came last

@@ -46,6 +46,7 @@ int on_message(nl_msg* message, void* argument) {
     socket.remote = {address_of(found.id.idiag_dst, found.idiag_family), ntohs(found.id.idiag_dport)};
     socket.state = found.idiag_state;
     socket.inode = found.idiag_inode;
+    socket.uid = found.idiag_uid;
     socket.receive_queue = found.idiag_rqueue;
     socket.send_queue = found.idiag_wqueue;
     (*static_cast<const Sink*>(argument))(socket);
@@ -119,6 +120,19 @@ Result<std::vector<bool>> kernel_has(std::span<const TcpFlow> flows) {
         has[i] = found;
     }
     return has;
+}
+
+Result<bool> udp_port_is_of(Port port, std::uint32_t uid) {
+    const Socket socket = TRY(open_socket());
+    bool found_any = false;
+    bool alone = true;
+    const Sink sink = [&](const KernelSocket& found) {
+        if (found.local.port != port) return;
+        found_any = true;
+        alone = alone && found.uid == uid;
+    };
+    for (const std::uint8_t family : kFamilies) TRY_VOID(dump(socket.get(), family, IPPROTO_UDP, kAllStates, port, sink));
+    return found_any && alone;  // none at all: the kernel does not tell
 }
 
 Result<std::unordered_map<std::uint32_t, KernelSocket>> kernel_sockets_by_inode() {

@@ -18,6 +18,7 @@ struct KernelSocket {
     bool is_tcp = true;
     std::uint8_t state = 0;  // as in <netinet/tcp.h>
     std::uint32_t inode = 0;
+    std::uint32_t uid = 0;
     std::uint32_t receive_queue = 0;
     std::uint32_t send_queue = 0;
 };
@@ -32,6 +33,9 @@ struct TcpFlow {
 };
 /// For each flow whether the kernel has a connection of that name, in TIME-WAIT or not yet established, too. Two system calls each.
 Result<std::vector<bool>> kernel_has(std::span<const TcpFlow> flows);
+
+/// True if all UDP sockets on that port are that user's, whatever their addresses.
+Result<bool> udp_port_is_of(Port port, std::uint32_t uid);
 
 /// TCP (listeners too) and UDP sockets by inode number.
 Result<std::unordered_map<std::uint32_t, KernelSocket>> kernel_sockets_by_inode();

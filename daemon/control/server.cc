@@ -173,6 +173,7 @@ std::vector<device::Statistic> Server::numbers() const {
     const AttachService::Statistics& attach = attach_.statistics();
     const Steering::Statistics steering = parts_.steering.statistics();
     const DeadFlows::Statistics& dead = attach_.dead_flows().statistics();
+    const DatagramReturn::Statistics& returned = attach_.datagram_return().statistics();
     return {{"connections", connections_},
             {"attached_programs", attach.attached},
             {"processes", attach.processes},
@@ -187,6 +188,9 @@ std::vector<device::Statistic> Server::numbers() const {
             {"dead_flows_alive", dead.alive},
             {"dead_flows_unproved", dead.unproved},
             {"dead_flows_limited", dead.limited},
+            {"datagrams_returned", returned.given},
+            {"datagrams_return_refused", returned.refused},
+            {"datagrams_return_lost", returned.lost},
             {"netlink_overruns", parts_.mirror.overruns()},
             {"addresses", steering.addresses},
             {"addresses_refused", steering.addresses_refused},

@@ -602,6 +602,7 @@ Result<udp::Route> Stack::route_datagram(const udp::Socket* socket, const Endpoi
     return impl_->route_datagram(socket, remote, interface);
 }
 void Stack::close(udp::Socket& socket) { impl_->udp_.close(socket); }
+void Stack::yield_port(udp::Socket& socket) { impl_->udp_.yield_port(socket); }
 
 Result<void> Stack::send_datagram(udp::Socket& socket, const Endpoint& remote, Payload payload, std::uint32_t length,
                                   const udp::SendOptions& options, Instant now) {

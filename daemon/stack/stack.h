@@ -264,6 +264,9 @@ public:
     void connect_udp(udp::Socket& socket, const Endpoint* remote, std::uint32_t interface = 0);
     void set_options(udp::Socket& socket, const udp::SocketOptions& options);
     void close(udp::Socket& socket);
+    /// Its port is steered to us no longer, unless another socket has it, too. What has been steered already it still hears, until it
+    /// is closed.
+    void yield_port(udp::Socket& socket);
     /// Errors: those of MulticastGroups; EOPNOTSUPP: groups on that interface are the kernel's. `interface` 0: by route.
     Result<void> change_group(udp::Socket& socket, udp::GroupChange change, std::uint32_t interface,
                               const Address& group, const Address& source);

@@ -108,7 +108,7 @@ bool Udp::would_receive(const Endpoint& local, const Endpoint& remote) const {
 
 bool Udp::held_by_another(const Socket& self, const Address& address) const {
     for (const Socket* s = bound_[self.bound_.port & (kBuckets - 1)]; s != nullptr; s = s->next_bound_) {
-        if (s == &self || s->bound_.port != self.bound_.port) continue;
+        if (s == &self || s->yielded_ || s->bound_.port != self.bound_.port) continue;
         if (s->bound_.address == address) return true;
         if (s->dual_ && s->bound_.address.is_unspecified() && address == Address::any(Family::kIpv4)) return true;
     }
@@ -189,13 +189,18 @@ Result<void> Udp::change_group(Socket& socket, GroupChange change, std::uint32_t
     return fail(EINVAL, "group");
 }
 
-void Udp::close(Socket& socket) {
-    unlink_connected(socket);
-    if (!socket.member_.empty()) groups_->leave_all(socket.member_);
+void Udp::yield_port(Socket& socket) {
+    if (std::exchange(socket.yielded_, true)) return;
     for_each_new_port(socket, [&](const Address& address) {
         ports_.release_port(PortOwner::Protocol::kUdp, address, socket.bound_.port);
     });
     if (peers_ != nullptr) peers_->unbound(PortOwner::Protocol::kUdp, socket.bound_, socket.dual_);
+}
+
+void Udp::close(Socket& socket) {
+    unlink_connected(socket);
+    if (!socket.member_.empty()) groups_->leave_all(socket.member_);
+    yield_port(socket);
     Socket** at = &bound_[socket.bound_.port & (kBuckets - 1)];
     while (*at != &socket) at = &(*at)->next_bound_;
     *at = socket.next_bound_;

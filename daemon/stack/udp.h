@@ -56,6 +56,7 @@ private:
     std::optional<Endpoint> remote_;
     bool dual_ = false;
     bool flow_told_ = false;  // the other engines know of the connected flow
+    bool yielded_ = false;    // the port is the world's again
     SocketOptions options_;
     std::uint32_t bound_interface_ = 0;  // hears and sends through this one only (scope of the bound address)
     std::uint32_t interface_ = 0;        // the same, or the scope of a connected peer
@@ -106,6 +107,8 @@ public:
     Result<void> change_group(Socket& socket, GroupChange change, std::uint32_t interface, const Address& group,
                               const Address& source);
     void close(Socket& socket);
+    /// See Stack::yield_port.
+    void yield_port(Socket& socket);
     /// See Stack::send_datagram.
     Result<void> send(Socket& socket, const Endpoint& remote, Payload payload, std::uint32_t length,
                       const SendOptions& options, Instant now);

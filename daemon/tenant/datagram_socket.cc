@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "daemon/stack/udp.h"
 #include "daemon/tenant/error_entry.h"
@@ -16,6 +17,20 @@ constexpr std::uint32_t kMaxErrors = 32;  // of one socket, unread
 template <class Header>
 std::span<const std::byte> bytes_of(const Header& header) {
     return std::as_bytes(std::span(&header, 1));
+}
+
+/// A datagram of which `block` is the first part.
+UnreadDatagram begin_unread(std::span<const std::byte> block, Port local_port) {
+    shm::DatagramHeader header;
+    std::memcpy(&header, block.data(), sizeof header);
+    const Address local = Address::from_v6(std::as_bytes(std::span<const std::uint8_t, 16>(header.local_address)));
+    return {.remote = from_wire(header.remote),
+            .local = {local, local_port},
+            .interface = header.interface,
+            .segment_size = header.segment_size,
+            .ttl = header.ttl,
+            .tos = header.tos,
+            .payload = {}};
 }
 }  // namespace
 
@@ -34,16 +49,17 @@ void DatagramSocket::set_options(const shm::SocketOptions& options) {
     const std::uint32_t flags = options.flags;
     const std::uint32_t rule = flags >> (v4 ? shm::kOptionPathRule4Shift : shm::kOptionPathRule6Shift) & 3;
     merges_ = (flags & shm::kOptionMerged) != 0;
+    lane_.set_receive_buffer(options.receive_buffer);
+    if (socket == nullptr) return;
     tenant_.stack_.set_options(*socket,
                                {.merged = merges_,
                                 .errors = (flags & (shm::kOptionErrors4 | shm::kOptionErrors6)) != 0,
                                 .all_groups = (flags & (v4 ? shm::kOptionOnlyOwnGroups : shm::kOptionOnlyOwnGroups6)) == 0,
                                 .path_mtu = static_cast<stack::udp::PathMtu>(rule)});
-    lane_.set_receive_buffer(options.receive_buffer);
 }
 
 void DatagramSocket::publish_path(Instant now) {
-    const std::uint32_t mtu = remote.port != 0 ? tenant_.stack_.path_mtu(*socket, remote, 0, now) : 0;
+    const std::uint32_t mtu = remote.port != 0 && socket != nullptr ? tenant_.stack_.path_mtu(*socket, remote, 0, now) : 0;
     if (mtu == path_mtu_) return;
     path_mtu_ = mtu;
     tenant_.segment_.socket(index_).daemon.path_mtu.store(mtu, std::memory_order_relaxed);
@@ -57,6 +73,7 @@ void DatagramSocket::look(Instant now) {
 void DatagramSocket::send(const MessageLane::Message& message, Instant now) {
     const shm::DatagramHeader& header = message.header;
     if (message.length > stack::udp::kMaxPayload) return tenant_.drop(Drop::kTenantBadLength);
+    if (socket == nullptr) return tenant_.drop(Drop::kTenantBadSocket);  // it rests
     const Endpoint to = header.remote.port != 0 ? from_wire(header.remote) : remote;
     if (to.port == 0) return tenant_.drop(Drop::kTenantBadAddress);
     if ((bound_by_sending || to.address.is_loopback()) &&
@@ -78,6 +95,39 @@ void DatagramSocket::send(const MessageLane::Message& message, Instant now) {
         .loop = (header.flags & shm::kDatagramLoop) != 0};
     auto sent = tenant_.stack_.send_datagram(*socket, to, message.payload(), message.length, options, now);
     if (!sent) lane_.set_send_error(sent.error().code);
+}
+
+std::vector<UnreadDatagram> DatagramSocket::rest() {
+    std::vector<UnreadDatagram> all;
+    if (socket == nullptr) return all;
+    tenant_.stack_.close(*std::exchange(socket, nullptr));
+    merging_.segments = 0;
+    lane_.stage.publish(tenant_.segment_, tenant_.segment_.socket(index_).daemon.rx_list);  // says how long the last block is
+    tenant_.ledger_.collect_returned();
+    std::size_t bytes = 0;
+    bool within = false;  // a datagram whose blocks go on
+    bool kept = false;
+    // Headers, lengths and marks are the application's to spoil; it spoils its own datagrams only.
+    tenant_.ledger_.for_each_lent(lane_.lent, [&](std::uint32_t block) {
+        const shm::BlockMeta& meta = tenant_.segment_.block_meta()[block];
+        const std::uint32_t offset = std::min(meta.offset.load(std::memory_order_relaxed), shm::kBlockSize);
+        const std::uint32_t length = std::min(meta.length.load(std::memory_order_relaxed), shm::kBlockSize - offset);
+        std::span<const std::byte> part(tenant_.segment_.block(block) + offset, length);
+        if (!within) {
+            kept = part.size() >= sizeof(shm::DatagramHeader) && all.size() < Tenant::kMostUnread && bytes < Tenant::kMostUnreadBytes;
+            if (!kept) tenant_.drop(Drop::kTenantUnreadLost);
+            if (kept) all.push_back(begin_unread(part, local.port));
+            if (kept) part = part.subspan(sizeof(shm::DatagramHeader));
+        }
+        if (kept && all.back().payload.size() + part.size() <= stack::udp::kMaxPayload) {
+            all.back().payload.insert(all.back().payload.end(), part.begin(), part.end());
+            bytes += part.size();
+        }
+        within = (meta.flags.load(std::memory_order_relaxed) & shm::kBlockMore) != 0;
+        return true;
+    });
+    tenant_.ledger_.reclaim(lane_.lent);
+    return all;
 }
 
 bool DatagramSocket::publish(std::uint32_t app_flags) {

@@ -126,6 +126,7 @@ int Tenant::change_group(std::uint32_t index, stack::udp::GroupChange change, st
         return changed ? 0 : changed.error().code;
     }
     if (slot.kind != Kind::kDatagram) return EINVAL;
+    if (slot.datagram->socket == nullptr) return EINVAL;  // it rests
     const auto changed = stack_.change_group(*slot.datagram->socket, change, interface, from_wire(group).address,
                                              from_wire(source).address);
     return changed ? 0 : changed.error().code;
@@ -214,6 +215,7 @@ int Tenant::rest(std::uint32_t index) {
 int Tenant::start_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote,
                            std::uint32_t argument, Instant now) {
     Slot& slot = slots_[index];
+    if (slot.kind == Kind::kDatagram && slot.datagram->socket == nullptr) return wake_datagrams(index, now);
     if (slot.kind != Kind::kIdle) return EINVAL;
     const Endpoint at = from_wire(local);
     if (at.port == 0) return EINVAL;
@@ -234,6 +236,8 @@ int Tenant::start_datagram(std::uint32_t index, const shm::WireEndpoint& local, 
     if (!socket) return socket.error().code;
     datagram->socket = *socket;
     datagram->local = at;
+    datagram->interface = local.interface;
+    datagram->dual = dual;
     datagram->bound_by_sending = by_sending;
     record.local = local;
     record.daemon.status.store(shm::kStatusReady, std::memory_order_release);
@@ -243,12 +247,30 @@ int Tenant::start_datagram(std::uint32_t index, const shm::WireEndpoint& local, 
     return remote.port != 0 ? connect_datagram(index, remote, now) : 0;
 }
 
+/// One that rested hears again, with the peer that it had; its groups the program joins anew.
+int Tenant::wake_datagrams(std::uint32_t index, Instant now) {
+    DatagramSocket& datagram = *slots_[index].datagram;
+    const Endpoint& at = datagram.local;
+    if (!at.address.is_unspecified() && (!stack_.is_local(at.address) || !may_reach(at.address))) return EADDRNOTAVAIL;
+    if (!datagram.bound_by_sending && !permits(shm::Policy::Protocol::kUdp, shm::Policy::Call::kListen, at)) return refuse_by_policy();
+    auto socket = stack_.bind_udp(at, datagram.dual, datagram, datagram.interface);
+    if (!socket) return socket.error().code;
+    shm::SocketRecord& record = segment_.socket(index);
+    datagram.socket = *socket;
+    datagram.set_options(record.options);
+    if (datagram.remote.port != 0) stack_.connect_udp(*datagram.socket, &datagram.remote, record.remote.interface);
+    datagram.publish_path(now);
+    record.daemon.status.fetch_and(~shm::kStatusResting, std::memory_order_seq_cst);
+    return 0;
+}
+
 int Tenant::connect_datagram(std::uint32_t index, const shm::WireEndpoint& remote, Instant now) {
     Slot& slot = slots_[index];
     if (slot.kind == Kind::kRaw) return connect_raw(index, remote);
     if (slot.kind != Kind::kDatagram) return EINVAL;
     slot.datagram->remote = from_wire(remote);
     segment_.socket(index).remote = remote;
+    if (slot.datagram->socket == nullptr) return 0;  // it rests, and will be connected when it wakes
     stack_.connect_udp(*slot.datagram->socket, remote.port != 0 ? &slot.datagram->remote : nullptr, remote.interface);
     slot.datagram->publish_path(now);
     return 0;

@@ -128,9 +128,14 @@ public:
                      std::uint32_t length) override;
     void on_error(stack::udp::Socket&, const stack::udp::DatagramError& error) override;
 
-    stack::udp::Socket* socket = nullptr;
+    /// Hears and sends nothing from now on. What has not been read, oldest first (Tenant::rest_datagrams).
+    std::vector<UnreadDatagram> rest();
+
+    stack::udp::Socket* socket = nullptr;  // null: it rests
     Endpoint local;
     Endpoint remote;  // port 0: not connected
+    std::uint32_t interface = 0;  // hears through this one only; 0: all
+    bool dual = false;
     bool bound_by_sending = false;  // shm::kBoundBySending: the policy is asked about each peer
 
 private:

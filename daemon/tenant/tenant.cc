@@ -256,6 +256,30 @@ Result<UniqueFd> Tenant::leave(std::uint32_t index, std::uint32_t generation, St
     return answer;
 }
 
+DatagramSocket* Tenant::datagram_to_rest(std::uint32_t index, std::uint32_t generation) {
+    if (index < segment_.geometry().sockets && slots_[index].kind == Kind::kDatagram &&
+        segment_.socket(index).daemon.generation.load(std::memory_order_relaxed) == generation)
+        return slots_[index].datagram.get();
+    drop(Drop::kTenantBadSocket);
+    return nullptr;
+}
+
+Result<void> Tenant::yield_port(std::uint32_t index, std::uint32_t generation) {
+    const DatagramSocket* const datagram = datagram_to_rest(index, generation);
+    if (datagram == nullptr) return fail(EBADF, "datagram socket that is passed on");
+    if (datagram->socket != nullptr) stack_.yield_port(*datagram->socket);
+    return {};
+}
+
+Result<std::vector<UnreadDatagram>> Tenant::rest_datagrams(std::uint32_t index, std::uint32_t generation) {
+    DatagramSocket* const datagram = datagram_to_rest(index, generation);
+    if (datagram == nullptr) return fail(EBADF, "datagram socket that is passed on");
+    std::vector<UnreadDatagram> unread = datagram->rest();
+    segment_.socket(index).daemon.status.fetch_or(shm::kStatusResting, std::memory_order_seq_cst);
+    mark_changed(index);
+    return unread;
+}
+
 void Tenant::forget_moved(std::uint32_t index) {
     const auto moved = moved_.find(index);
     moved->second.all->bury(std::move(moved->second.theirs));

@@ -40,6 +40,18 @@ struct Leaving {
     UniqueFd made;
 };
 
+/// What a UDP socket had not read when it came to rest. The addresses and the bytes are the application's word: they come out of
+/// its segment.
+struct UnreadDatagram {
+    Endpoint remote;
+    Endpoint local;
+    std::uint32_t interface = 0;
+    std::uint32_t segment_size = 0;  // several in one (UDP_GRO): bytes of each but the last; 0: one
+    std::uint8_t ttl = 0;
+    std::uint8_t tos = 0;
+    std::vector<std::byte> payload;
+};
+
 /// One line of `culvert ss`.
 struct SocketSnapshot {
     std::uint32_t record = 0;
@@ -109,6 +121,14 @@ public:
     /// Requires what leaving() says; also ENOBUFS: too many, or no memory; EBUSY: the application reads or writes meanwhile.
     Result<UniqueFd> leave(std::uint32_t record, std::uint32_t generation, StandIns& stand_ins, UniqueFd ours, UniqueFd theirs,
                            Instant now);
+    /// A UDP socket that its program passes on, in two steps. First its port is the kernel's again, while it still hears what has been
+    /// steered here before; may be asked again. EBADF: no such socket.
+    Result<void> yield_port(std::uint32_t record, std::uint32_t generation);
+    /// Then, the record's locks held by who asks: it hears nothing more until the next kBindDatagram (kStatusResting). What
+    /// has not been read, oldest first, as far as kMostUnread and kMostUnreadBytes reach; the rest is lost and counted.
+    Result<std::vector<UnreadDatagram>> rest_datagrams(std::uint32_t record, std::uint32_t generation);
+    static constexpr std::size_t kMostUnread = 1024;
+    static constexpr std::size_t kMostUnreadBytes = 1 << 20;
     /// Chunks of ours that somebody else's connection has sent.
     void take_back(stack::SendChunk* first);
     bool has_processes() const { return live_processes_ != 0; }
@@ -146,6 +166,8 @@ private:
     int start_datagram(std::uint32_t index, const shm::WireEndpoint& local, const shm::WireEndpoint& remote,
                        std::uint32_t argument, Instant now);
     int refuse_by_policy();
+    int wake_datagrams(std::uint32_t index, Instant now);
+    DatagramSocket* datagram_to_rest(std::uint32_t index, std::uint32_t generation);
     int connect_datagram(std::uint32_t index, const shm::WireEndpoint& remote, Instant now);
     int change_group(std::uint32_t index, stack::udp::GroupChange change, std::uint32_t interface,
                      const shm::WireEndpoint& group, const shm::WireEndpoint& source);

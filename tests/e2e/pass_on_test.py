@@ -5,6 +5,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 
 from story import Story, run
 from netns import ON_KERNEL, PYTHON, sha256, until
@@ -277,6 +278,116 @@ class PassOn(Story):
         until(lambda: ON_KERNEL or not any(line["local"].endswith(f":{PassOn.port}") and line["path"] == "culvert"
                                            for line in self.culvert.sockets()), "Culvert to let the port go", 30)
         self.assertTrue(exchange(self.connect(PassOn.port), MEGABYTES))
+
+
+UDP_PASSING = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "udp_passing.py")
+WITHOUT_CULVERT = ["/usr/bin/env", "-u", "LD_PRELOAD", PYTHON, UDP_PASSING]
+
+
+class Datagrams(Story):
+    """UDP sockets that are passed on: what had come before lies there for the next program, and what comes meanwhile is not lost."""
+    port = 9500
+
+    def serve(self, how, *words):
+        Datagrams.port += 1
+        server = self.lab.start(f"udp-passing-{how}", [PYTHON, UDP_PASSING, Datagrams.port, how, *words], under=self.culvert)
+        self.addCleanup(server.kill)
+        until(lambda: "bound" in server.output(), f"the server to start: {server.output()}", 30)
+        return server
+
+    def clients(self):
+        for family, address in ((socket.AF_INET, self.lab.ip4()), (socket.AF_INET6, self.lab.ip6())):
+            client = socket.socket(family, socket.SOCK_DGRAM)
+            self.addCleanup(client.close)
+            client.connect((address, Datagrams.port))
+            client.settimeout(0.2)
+            yield client
+
+    def send_unread(self):
+        """Sixteen datagrams, short, empty and long (fragments would be the kernel's), which reach Culvert; what a reader must say of them, in the order of each client."""
+        told = []
+        with self.carried(16, "udp_in"):
+            for client in self.clients():
+                host, port = client.getsockname()[:2]
+                host = f"::ffff:{host}" if client.family == socket.AF_INET else host
+                lines = []
+                for number in range(8):
+                    data = b"" if number == 7 else f"{number}".encode().ljust(40, b".") + bytes(number * 190)
+                    client.send(data)
+                    lines.append(f"{data[:40].decode()} {len(data)} {host} {port}")
+                told.append(lines)
+            until(lambda: ON_KERNEL or self.culvert.counters()["udp_in"] >= self.before + 16, "the datagrams to arrive", 30)
+        return told
+
+    def setUp(self):
+        if not ON_KERNEL:
+            self.before = self.culvert.counters()["udp_in"]
+
+    def check_told(self, reader, told):
+        until(lambda: len([line for line in reader.output().splitlines() if "." in line or ":" in line]) >= sum(map(len, told)),
+              f"the next program to read all: {reader.output()}", 30)
+        lines = reader.output().splitlines()
+        for expected in told:
+            self.assertEqual([line for line in lines if line in expected], expected)
+
+    def hand_over(self, how, *words):
+        server = self.serve(how, *words)
+        told = self.send_unread()
+        os.kill(server.pid, signal.SIGUSR1)
+        return server, told
+
+    def test_exec(self):
+        self.check_told(*self.hand_over("exec", *WITHOUT_CULVERT, "read", "16"))
+
+    def test_exec_with_culvert(self):
+        self.check_told(*self.hand_over("exec", PYTHON, UDP_PASSING, "read", "16"))
+
+    def check_mine_again(self, server):
+        """The child has gone: the server's socket goes through Culvert again."""
+        until(lambda: "mine again" in server.output(), f"the child to end: {server.output()}", 30)
+        for client in self.clients():
+            def answered():
+                try:
+                    client.send(b"again")
+                    return client.recv(100) == b"again"
+                except TimeoutError:
+                    return False
+            until(answered, "an answer", 30)
+            with self.carried(1, "udp_in"):
+                until(answered, "an answer", 30)
+
+    def test_fork_and_exec(self):
+        server, told = self.hand_over("fork", *WITHOUT_CULVERT, "read", "16")
+        self.check_told(server, told)
+        self.check_mine_again(server)
+
+    def test_posix_spawn(self):
+        server, told = self.hand_over("spawn", *WITHOUT_CULVERT, "read", "16")
+        self.check_told(server, told)
+        self.check_mine_again(server)
+
+    def test_message_to_a_stranger(self):
+        path = os.path.join(self.lab.directory, "udp-channel")
+        receiver = self.lab.start("udp-receiver", [PYTHON, UDP_PASSING, "receive", path, "1000"])
+        self.addCleanup(receiver.kill)
+        until(lambda: os.path.exists(path), "the receiver", 30)
+        server, told = self.hand_over("send", path)
+        self.check_told(receiver, told)
+        server.kill()
+        for client in self.clients():
+            client.send(b"later")
+        until(lambda: receiver.output().count("later") == 2, f"what comes later: {receiver.output()}", 30)
+
+    def test_what_comes_meanwhile(self):
+        """A steady stream: each datagram is read by the server's successor."""
+        server = self.serve("exec", *WITHOUT_CULVERT, "read", "600")
+        client = next(self.clients())
+        for number in range(600):
+            client.send(f"number {number}".encode())
+            if number == 100:
+                os.kill(server.pid, signal.SIGUSR1)
+            time.sleep(0.002)  # what is measured: the sender's pace
+        until(lambda: server.output().count("number") == 600, "all to be read", 30)
 
 
 class KilledDaemon(PassOn):

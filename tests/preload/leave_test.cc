@@ -53,6 +53,43 @@ TEST_F(LeaveTest, TheSocketIsTheKernelsBehindAllItsDescriptors) {
     EXPECT_TRUE(fd->leave() == false) << "it has left already";
 }
 
+TEST_F(LeaveTest, AUdpSocketThatIsPassedOnRestsUntilSomebodyWaitsForItAgain) {
+    Fd fd = open(SOCK_DGRAM | SOCK_NONBLOCK);
+    sockaddr_in any = ipv4("0.0.0.0", 0);
+    ASSERT_EQ(fd->bind(fd.number(), as_sockaddr(any), sizeof any), 0);
+    daemon.deliver_datagram(fd->record(), 53, "unread");
+    const std::uint32_t record = fd->record();
+    fd->pass_on(fd.number());
+    EXPECT_EQ(fd->path(), preload::Socket::Path::kDatagram);
+    EXPECT_TRUE(fd->is_resting());
+    EXPECT_TRUE(fd->wants_daemon());
+    EXPECT_EQ(fd->poll_now(false) & EPOLLIN, 0u) << "the kernel has it now";
+    EXPECT_EQ(fd.send_to("x", ipv4("127.0.0.1", 9)), 1) << "by the kernel";
+    EXPECT_TRUE(fd->is_resting()) << "who sends does not wait";
+    EXPECT_EQ(fd.receive(1), "errno " + std::to_string(EAGAIN));
+    EXPECT_FALSE(fd->is_resting());
+    EXPECT_EQ(fd->record(), record);
+    daemon.deliver_datagram(record, 53, "more");
+    EXPECT_EQ(fd.receive(4), "more");
+}
+
+TEST_F(LeaveTest, AUdpSocketThatGoesByAMessageIsTheKernelsForAllWhoHoldIt) {
+    Fd fd = open(SOCK_DGRAM | SOCK_NONBLOCK);
+    sockaddr_in any = ipv4("0.0.0.0", 0);
+    ASSERT_EQ(fd->bind(fd.number(), as_sockaddr(any), sizeof any), 0);
+    const pid_t child = ::fork();
+    if (child == 0) {
+        fd->pass_on(fd.number());
+        fd->give_datagrams_away(fd.number());
+        ::_exit(fd->path() == preload::Socket::Path::kKernel ? 0 : 1);
+    }
+    int status = -1;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+    EXPECT_EQ(fd.receive(1), "errno " + std::to_string(EAGAIN));
+    EXPECT_EQ(fd->path(), preload::Socket::Path::kKernel);
+}
+
 TEST_F(LeaveTest, RefusedItStaysWhatItWas) {
     daemon.refuse_stand_ins = true;
     Fd fd = connected();

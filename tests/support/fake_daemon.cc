@@ -146,6 +146,7 @@ void FakeDaemon::serve(Control& control, bool& gone) {
         shm::RemoveQueue remove;
         shm::AskStandIn stand_in;
         shm::ReportDead dead;
+        shm::RestDatagrams rest;
     } request{};
     iovec part{&request, sizeof request};
     msghdr message{};
@@ -216,6 +217,12 @@ void FakeDaemon::serve(Control& control, bool& gone) {
             if (::getsockopt(passed.get(), SOL_SOCKET, SO_TYPE, &type, &length) == 0) granted_type = type;
             ++grants;
             reply.error = grant_answer;
+            return answer(fd, &reply, sizeof reply, nullptr, 0);
+        }
+        case shm::MessageKind::kRestDatagrams: {
+            shm::SocketRecord& resting = segment_->socket(request.rest.record);
+            if (resting.daemon.generation.load() != request.rest.generation || !passed) reply.error = EBADF;
+            else resting.daemon.status.fetch_or(shm::kStatusResting);
             return answer(fd, &reply, sizeof reply, nullptr, 0);
         }
         case shm::MessageKind::kReportDead: {
@@ -344,7 +351,7 @@ void FakeDaemon::operation(std::uint32_t record) {
             case shm::Operation::kRest: shared.daemon.status.fetch_or(shm::kStatusResting); break;
             case shm::Operation::kBindDatagram:
                 peer.datagram = true;
-                shared.local = shared.operation.local;
+                if ((shared.daemon.status.load() & shm::kStatusResting) == 0) shared.local = shared.operation.local;
                 shared.daemon.status.store(shm::kStatusReady);
                 break;
             case shm::Operation::kBindRaw:

@@ -198,5 +198,72 @@ TEST_P(TenantDatagramTest, AGroupIsHeardByItsMembersAndLeftAtTheEnd) {
     EXPECT_TRUE(receive(stranger).empty());
 }
 
+TEST_P(TenantDatagramTest, OneThatIsPassedOnRestsAndGivesUpWhatLiesUnread) {
+    const std::uint32_t socket = bind(shm::kOptionMerged);
+    const std::uint32_t generation = app.segment.socket(socket).daemon.generation.load();
+    arrive_from_peer(0);
+    turn();
+    EXPECT_EQ(receive(socket).size(), 1u) << "read: not given up";
+    arrive_from_peer(3);
+    arrive_from_peer(3);
+    turn();
+    for (const std::size_t length : {1400u, 1300u, 0u}) arrive(stack::udp_frame({peer().address, 4001}, {ours(), 53}, pattern(length)));
+    ASSERT_TRUE(tenant->yield_port(socket, generation).has_value());
+    arrive(stack::udp_frame({peer().address, 4002}, {ours(), 53}, pattern(9)));  // had been steered here before
+    const auto unread = tenant->rest_datagrams(socket, generation);
+    ASSERT_TRUE(unread.has_value());
+    ASSERT_EQ(unread->size(), 4u);
+    EXPECT_EQ((*unread)[0].segment_size, 3u);
+    EXPECT_EQ((*unread)[0].payload.size(), 6u);
+    EXPECT_EQ((*unread)[0].remote, peer());
+    EXPECT_EQ((*unread)[0].local, (Endpoint{ours(), 53}));
+    EXPECT_EQ((*unread)[1].payload.size(), 2700u) << "over several blocks";
+    EXPECT_EQ((*unread)[2].payload.size(), 0u);
+    EXPECT_EQ((*unread)[3].remote.port, 4002);
+    arrive_from_peer(5);
+    EXPECT_EQ(counters.dropped(Drop::kUdpNoSocket), 1u) << "the kernel's from now on";
+    shm::DaemonLine& line = app.segment.socket(socket).daemon;
+    EXPECT_NE(line.status.load() & shm::kStatusResting, 0u);
+    EXPECT_TRUE(tenant->rest_datagrams(socket, generation)->empty()) << "asked again";
+    EXPECT_FALSE(tenant->rest_datagrams(socket, generation + 1).has_value());
+    EXPECT_EQ(operate(socket, shm::Operation::kJoinGroup, {}, wire({ip(v4() ? "239.1.1.1" : "ff15::1"), 0}), 7), EINVAL);
+    EXPECT_EQ(operate(socket, shm::Operation::kConnectDatagram, {}, wire(peer())), 0);
+    shm::DatagramHeader header{};
+    header.remote = wire(peer());
+    send(socket, header, pattern(20));
+    EXPECT_TRUE(stack::take_frames(tx).empty());
+
+    shm::take_all(line.rx_list);
+    EXPECT_EQ(operate(socket, shm::Operation::kBindDatagram, {}, {}), 0) << "awake";
+    EXPECT_EQ(line.status.load() & shm::kStatusResting, 0u);
+    arrive_from_peer(5);
+    arrive(stack::udp_frame({peer().address, 4001}, {ours(), 53}, pattern(9)));  // no peer of its
+    turn();
+    const auto got = receive(socket);
+    ASSERT_EQ(got.size(), 1u);
+    EXPECT_EQ(got[0].payload, text(pattern(5)));
+}
+
+/// Whatever an application writes into its blocks: bounded, and out of its own blocks.
+TEST_P(TenantDatagramTest, SpoiltBlocksSpoilTheirOwnDatagramsOnly) {
+    const std::uint32_t socket = bind();
+    const std::uint32_t generation = app.segment.socket(socket).daemon.generation.load();
+    for (int i = 0; i < 5; ++i) arrive_from_peer(100);
+    turn();
+    const std::uint32_t tx_blocks = app.segment.geometry().tx_blocks;
+    for (std::uint32_t block = tx_blocks; block < app.segment.geometry().blocks(); ++block) {
+        shm::BlockMeta& meta = app.segment.block_meta()[block];
+        meta.length.store(block % 3 == 0 ? UINT32_MAX : 7);
+        meta.offset.store(block % 2 == 0 ? UINT32_MAX : 0);
+        meta.flags.store(block % 5 == 0 ? shm::kBlockMore : 0);
+        meta.next.store(block + 1);
+    }
+    const auto unread = tenant->rest_datagrams(socket, generation);
+    ASSERT_TRUE(unread.has_value());
+    EXPECT_LE(unread->size(), 5u);
+    for (const UnreadDatagram& each : *unread) EXPECT_LE(each.payload.size(), shm::kBlockSize);
+    EXPECT_GT(counters.dropped(Drop::kTenantUnreadLost), 0u);
+}
+
 }  // namespace
 }  // namespace culvert::tenant
