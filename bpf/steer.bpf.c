@@ -16,6 +16,11 @@
  *   culvert_take    filter of a packet socket: it receives what is ours ...
  *   culvert_leave   tc ingress: ... and the kernel does not
  *
+ * `kernel_flows` names the connections that the kernel had when a port was taken. A client may use the same ports again as soon as
+ * one is over, and before the daemon has noticed (it looks every two seconds). culvert_steer therefore asks the kernel when a SYN
+ * comes: only while it has the connection is the SYN the kernel's. Else the flow leaves the map at that moment, and no connection
+ * ever begins with the kernel and goes on with Culvert, which would reset it. The socket filter may not ask: see README.md.
+ *
  * The filter judges only what is ours: what is the kernel's meets the kernel's own (nftables), and ssh cannot be locked out.
  *
  * Fragments. Dedicated addresses: all of them are Culvert's. Shared ones: of UDP all go to the kernel, which reassembles
@@ -35,16 +40,70 @@
 #include "steer_read_skb.h"
 #include "steer_parse.h"
 
+/* Verified once, as the function below: in line the verifier would look at it on every way on which a packet can be read. */
+__attribute__((noinline)) int steer_rules_allow(struct steer_packet *packet) { return packet && steer_filter_allows(packet); }
+
+static __always_inline int filter_allows(struct steer_packet *packet) {
+    return !steer_control_word(STEER_CONTROL_FILTER) || steer_rules_allow(packet);
+}
+
+/* Is there still a connection behind the flow, for the kernel to see the segment? TIME-WAIT is none for somebody who begins.
+ * If not, the flow leaves `kernel_flows`: 1. A global function, which the verifier looks at once and not on every way to it. */
+__attribute__((noinline)) int steer_begin_anew(struct xdp_md *ctx, struct steer_flow *flow) {
+    struct bpf_sock_tuple tuple = {};
+    struct bpf_sock *socket;
+    if (!flow) return 0;
+    if (steer_is_mapped(flow->local.bytes)) {
+        __builtin_memcpy(&tuple.ipv4.saddr, flow->remote.bytes + 12, 4);
+        __builtin_memcpy(&tuple.ipv4.daddr, flow->local.bytes + 12, 4);
+        tuple.ipv4.sport = bpf_htons(flow->remote_port);
+        tuple.ipv4.dport = bpf_htons(flow->local_port);
+        socket = bpf_skc_lookup_tcp(ctx, &tuple, sizeof tuple.ipv4, BPF_F_CURRENT_NETNS, 0);
+    } else {
+        __builtin_memcpy(tuple.ipv6.saddr, flow->remote.bytes, 16);
+        __builtin_memcpy(tuple.ipv6.daddr, flow->local.bytes, 16);
+        tuple.ipv6.sport = bpf_htons(flow->remote_port);
+        tuple.ipv6.dport = bpf_htons(flow->local_port);
+        socket = bpf_skc_lookup_tcp(ctx, &tuple, sizeof tuple.ipv6, BPF_F_CURRENT_NETNS, 0);
+    }
+    if (socket) {
+        __u32 state = socket->state;
+        bpf_sk_release(socket);
+        if (state != BPF_TCP_LISTEN && state != BPF_TCP_TIME_WAIT) return 0;
+    }
+    if (bpf_map_delete_elem(&kernel_flows, flow) == 0) {
+        __u32 index = STEER_CONTROL_KERNEL_FLOWS;
+        __u64 *count = bpf_map_lookup_elem(&control, &index);
+        if (count) __sync_fetch_and_sub(count, 1);
+    }
+    return 1;
+}
+
+/* A packet of a flow in `kernel_flows`: does it begin a connection that is ours? */
+static __always_inline int begins_anew(struct xdp_md *ctx, const struct steer_packet *packet) {
+    if (packet->protocol != IPPROTO_TCP) return 0; /* the quotation in an ICMP error begins nothing */
+    if ((packet->tcp_flags & (STEER_TCP_SYN | STEER_TCP_ACK | STEER_TCP_RST)) != STEER_TCP_SYN) return 0;
+    struct steer_flow flow = {.local = packet->destination, .remote = packet->source, .local_port = packet->destination_port,
+                              .remote_port = packet->source_port, .proto = STEER_PROTO_TCP};
+    return steer_begin_anew(ctx, &flow);
+}
+
+/* Global: the verifier then knows the answer and the packet as numbers only, and goes on once, not from each place in a packet. */
+__attribute__((noinline)) int steer_judge_frame(struct xdp_md *ctx, struct steer_packet *packet) {
+    struct steer_xdp_cursor cursor = {.at = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end};
+    return packet ? steer_xdp_judge(&cursor, packet) : STEER_COUNT_passed_malformed;
+}
+
 SEC("xdp.frags")
 int culvert_steer(struct xdp_md *ctx) {
-    struct steer_xdp_cursor cursor = {.at = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end};
     struct steer_packet packet = {};
-    int reason = steer_xdp_judge(&cursor, &packet);
+    int reason = steer_judge_frame(ctx, &packet);
+    if (reason == STEER_COUNT_passed_kernel_flow && begins_anew(ctx, &packet)) reason = STEER_GO_ON;
     if (reason >= 0) {
         steer_count((__u32)reason);
         return XDP_PASS;
     }
-    if (reason == STEER_GO_ON && !steer_filter_allows(&packet)) {
+    if (reason == STEER_GO_ON && !filter_allows(&packet)) {
         steer_count(STEER_COUNT_filtered);
         return XDP_DROP;
     }
@@ -66,7 +125,7 @@ int culvert_take(struct __sk_buff *skb) {
     struct steer_packet packet = {};
     int reason = judge_buffer(skb, &packet);
     if (reason >= 0) return 0;
-    if (reason == STEER_GO_ON && !steer_filter_allows(&packet)) {
+    if (reason == STEER_GO_ON && !filter_allows(&packet)) {
         steer_count(STEER_COUNT_filtered);
         return 0;
     }

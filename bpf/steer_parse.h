@@ -72,6 +72,7 @@ static __always_inline int STEER_NAME(read_ports)(struct STEER_NAME(cursor) *cur
     STEER_HEADER(struct steer_l4_ports, ports, cursor);
     packet->source_port = bpf_ntohs(ports->source);
     packet->destination_port = bpf_ntohs(ports->destination);
+    STEER_NAME(read_tcp_flags)(cursor, packet);
     return STEER_GO_ON;
 }
 

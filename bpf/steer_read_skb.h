@@ -12,4 +12,6 @@ struct steer_skb_cursor {
     __u32 at;
 };
 
+static __always_inline void steer_skb_read_tcp_flags(struct steer_skb_cursor *cursor, struct steer_packet *packet) {}
+
 static __always_inline void steer_skb_skip(struct steer_skb_cursor *cursor, __u32 bytes) { cursor->at += bytes; }

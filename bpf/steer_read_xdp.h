@@ -10,4 +10,10 @@ struct steer_xdp_cursor {
     void *end;
 };
 
+/* At the ports. What has no room for flags has none. */
+static __always_inline void steer_xdp_read_tcp_flags(struct steer_xdp_cursor *cursor, struct steer_packet *packet) {
+    struct steer_tcp *tcp = cursor->at;
+    if ((void *)(tcp + 1) <= cursor->end) packet->tcp_flags = tcp->flags;
+}
+
 static __always_inline void steer_xdp_skip(struct steer_xdp_cursor *cursor, __u32 bytes) { cursor->at += bytes; }

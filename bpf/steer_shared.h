@@ -5,8 +5,8 @@
  *   map           type              key               value              written by          read by
  *   addresses     hash              steer_address     __u32 slot, flag   daemon (syscall)    programs
  *   ports         array, mmapable   slot * 2 + proto  steer_ports        daemon (atomic op)  program
- *   kernel_flows  hash              steer_flow        __u8 (no meaning)  daemon (syscall)    program
- *   control       array, mmapable   STEER_CONTROL_*   __u64              daemon (store)      program
+ *   kernel_flows  hash              steer_flow        __u8 (no meaning)  daemon; XDP removes program
+ *   control       array, mmapable   STEER_CONTROL_*   __u64              daemon; see below   program
  *   counters      per-CPU array     STEER_COUNT_*     __u64              program             daemon (syscall)
  *   filter_prefixes  LPM trie       steer_prefix      steer_rules        daemon (syscall)    programs
  *   filter_ports  array             steer_port_index  __u16 class        daemon (syscall)    programs
@@ -101,7 +101,7 @@ struct steer_flow {
 
 enum steer_control {
     STEER_CONTROL_ENABLED,      /* 0: everything to the kernel */
-    STEER_CONTROL_KERNEL_FLOWS, /* how many entries kernel_flows has; 0 saves the look-up */
+    STEER_CONTROL_KERNEL_FLOWS, /* how many entries kernel_flows has (atomic: whoever removes one); 0 saves the look-up */
     STEER_CONTROL_FILTER,       /* 0: no rules; else 1 + the generation in use */
     STEER_CONTROL_TAG,          /* 0: untagged frames are ours; else STEER_TAG() of the one VLAN whose frames are */
     STEER_CONTROL_DATAGRAM, /* 0, or the longest UDP packet that is one; a longer one is several that GRO or GSO has joined */

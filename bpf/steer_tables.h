@@ -42,6 +42,10 @@ struct steer_ipv6 { __be32 version_class_flow; __be16 length; __u8 next, hops; _
 struct steer_ipv6_extension { __u8 next, length; __be16 rest; __be32 more; };
 struct steer_ipv6_fragment { __u8 next, reserved; __be16 offset; __be32 id; };
 struct steer_l4_ports { __be16 source, destination; };
+struct steer_tcp { __be16 source, destination; __be32 sequence, acknowledgement; __u8 offset, flags; };
+#define STEER_TCP_SYN 0x02
+#define STEER_TCP_RST 0x04
+#define STEER_TCP_ACK 0x10
 struct steer_icmp { __u8 type, code; __be16 checksum; __be32 rest; };
 struct steer_neighbor { __u8 type, code; __be16 checksum; __be32 rest; __u8 target[16]; };
 
@@ -54,7 +58,7 @@ struct steer_packet {
     __u8 protocol; /* IPPROTO_TCP, _UDP, _ICMP, _ICMPV6 */
     __u8 first_fragment;
     __u8 later_fragment;
-    __u8 zero;
+    __u8 tcp_flags; /* only where a program can make something of them, see steer_read_xdp.h; else 0 */
     __u32 length; /* by the IP header, which is in it */
     __u32 tag; /* STEER_TAG(); 0: none */
 };

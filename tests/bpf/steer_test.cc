@@ -5,13 +5,16 @@
 #include <gtest/gtest.h>
 #include <linux/bpf.h>
 #include <linux/if_xdp.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <memory>
+#include <span>
 #include <string>
+#include <utility>
 
 #include "bpf/steer_shared.h"
 #include "daemon/device/af_xdp/program.h"
@@ -264,6 +267,73 @@ TEST_F(Steer, FlowsOfTheKernelStayWithTheKernel) {
 
     ASSERT_TRUE(program_->add_kernel_flow({kOurs6, 53}, {kPeer6, 40000}, Protocol::kUdp));
     EXPECT_EQ(judge(udp6(53)), "passed_kernel_flow");
+}
+
+/// A TCP segment with these flags.
+Bytes segment(unsigned from, unsigned to, unsigned flags) { return Bytes().u16(from).u16(to).zeros(8).u8(0x50).u8(flags).zeros(6); }
+constexpr unsigned kSyn = 2, kRst = 4, kAck = 16;
+
+/// A connection of the kernel's on loopback, as its server sees it.
+struct KernelConnection {
+    explicit KernelConnection(int family) {
+        sockaddr_storage name{};
+        name.ss_family = static_cast<sa_family_t>(family);
+        if (family == AF_INET)
+            reinterpret_cast<sockaddr_in&>(name).sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        else
+            reinterpret_cast<sockaddr_in6&>(name).sin6_addr = in6addr_loopback;
+        const socklen_t size = family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
+        socklen_t length = size;
+        listener.reset(::socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+        client.reset(::socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+        auto* const address = reinterpret_cast<sockaddr*>(&name);
+        EXPECT_EQ(::bind(listener.get(), address, size), 0);
+        EXPECT_EQ(::listen(listener.get(), 1), 0);
+        EXPECT_EQ(::getsockname(listener.get(), address, &length), 0);
+        local_port = ntohs(reinterpret_cast<sockaddr_in&>(name).sin_port);
+        EXPECT_EQ(::connect(client.get(), address, size), 0);
+        EXPECT_EQ(::getsockname(client.get(), address, &length), 0);
+        remote_port = ntohs(reinterpret_cast<sockaddr_in&>(name).sin_port);
+        server.reset(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    }
+    UniqueFd listener, client, server;
+    Port local_port = 0, remote_port = 0;
+};
+
+TEST_F(Steer, AFlowOfTheKernelsThatIsOverBeginsAnewWithUs) {
+    const Address loopback6 = Address::from_v6(std::as_bytes(std::span(in6addr_loopback.s6_addr)));
+    for (const auto& [family, address] : {std::pair{AF_INET, Address::v4(127, 0, 0, 1)}, std::pair{AF_INET6, loopback6}}) {
+        KernelConnection kernel(family);
+        const Endpoint local{address, kernel.local_port}, remote{address, kernel.remote_port};
+        const auto packet = [&](unsigned flags) {
+            const Bytes tcp = segment(remote.port, local.port, flags);
+            return address.is_v4() ? ethernet(kIp4, ipv4(address, address, kTcp, tcp)) : ethernet(kIp6, ipv6(address, address, kTcp, tcp));
+        };
+        ASSERT_TRUE(program_->set_address(address, true));
+        ASSERT_TRUE(program_->take_port(address, Protocol::kTcp, local.port));
+        ASSERT_TRUE(program_->add_kernel_flow(local, remote, Protocol::kTcp));
+        EXPECT_EQ(judge(packet(kSyn)), "passed_kernel_flow") << "it answers with a challenge ACK";
+        EXPECT_EQ(judge(packet(kAck)), "passed_kernel_flow");
+        kernel.server.reset();
+        char byte = 0;
+        EXPECT_EQ(::read(kernel.client.get(), &byte, 1), 0);
+        EXPECT_EQ(judge(packet(kSyn)), "passed_kernel_flow") << "half closed";
+        kernel.client.reset();  // the server's end is in TIME-WAIT now
+        for (const unsigned flags : {kAck, kSyn | kAck, kSyn | kRst, 0u})
+            EXPECT_EQ(judge(packet(flags)), "passed_kernel_flow") << "what comes late is the kernel's, flags " << flags;
+        EXPECT_EQ(judge(packet(kSyn).first(14 + (address.is_v4() ? 20 : 40) + 13)), "passed_kernel_flow") << "cut short";
+        EXPECT_EQ(judge(packet(kSyn)), "redirected") << "somebody new";
+        EXPECT_EQ(program_->kernel_flow_count(), 0u);
+        EXPECT_EQ(judge(packet(kAck)), "redirected") << "and what follows is ours as well";
+        ASSERT_TRUE(program_->remove_kernel_flow(local, remote, Protocol::kTcp));
+        EXPECT_EQ(program_->kernel_flow_count(), 0u);
+
+        const Endpoint nobody{address, 1};  // the kernel finds its listener
+        ASSERT_TRUE(program_->add_kernel_flow(local, nobody, Protocol::kTcp));
+        const Bytes tcp = segment(1, local.port, kSyn);
+        EXPECT_EQ(judge(address.is_v4() ? ethernet(kIp4, ipv4(address, address, kTcp, tcp)) : ethernet(kIp6, ipv6(address, address, kTcp, tcp))),
+                  "redirected");
+    }
 }
 
 TEST_F(Steer, DisabledPassesEverything) {
