@@ -417,8 +417,9 @@ private:
         CHECK(v6.has_value());
         if (v6->protocol() != wire::IpProtocol::kIcmpv6) return check_sent(v6->destination());
         const bool own = v6->source().is_unspecified() || stack_.is_local(v6->source());
-        // A stranger's to a stranger: its checksum is the two's business. It may have waited for its neighbour's address since then.
-        const bool forwarded = has_forwarded_ && !own;
+        // A stranger's to a stranger: its checksum is the two's business. It may have waited for its neighbour's address until forwarding
+        // was off, or the stranger's address our own. We ourselves send with 255, and reports of groups (they have an option) with 1.
+        const bool forwarded = has_forwarded_ && (!own || (v6->hop_limit() < 255 && v6->header_length() == 40));
         const RxPacket sent{.head = frame, .rest = {}, .length = static_cast<std::uint32_t>(frame.size())};
         CHECK(v6->is_fragment() || forwarded ||
               wire::verify_transport_checksum(sent, network(frame) + v6->header_length(), v6->payload_length(), v6->source(),
