@@ -88,16 +88,11 @@ static __always_inline int begins_anew(struct xdp_md *ctx, const struct steer_pa
     return steer_begin_anew(ctx, &flow);
 }
 
-/* Global: the verifier then knows the answer and the packet as numbers only, and goes on once, not from each place in a packet. */
-__attribute__((noinline)) int steer_judge_frame(struct xdp_md *ctx, struct steer_packet *packet) {
-    struct steer_xdp_cursor cursor = {.at = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end};
-    return packet ? steer_xdp_judge(&cursor, packet) : STEER_COUNT_passed_malformed;
-}
-
 SEC("xdp.frags")
 int culvert_steer(struct xdp_md *ctx) {
+    struct steer_xdp_cursor cursor = {.begin = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end};
     struct steer_packet packet = {};
-    int reason = steer_judge_frame(ctx, &packet);
+    int reason = steer_xdp_judge(&cursor, &packet);
     if (reason == STEER_COUNT_passed_kernel_flow && begins_anew(ctx, &packet)) reason = STEER_GO_ON;
     if (reason >= 0) {
         steer_count((__u32)reason);
