@@ -64,6 +64,43 @@ std::optional<Half> half_of(int fd) {
     return half;
 }
 
+struct SocketName {
+    sockaddr_storage storage{};
+    socklen_t length = 0;
+    sockaddr* get() { return reinterpret_cast<sockaddr*>(&storage); }
+};
+
+SocketName name_of(const Endpoint& endpoint, std::uint32_t interface) {
+    SocketName name;
+    const auto bytes = endpoint.address.wire_bytes();
+    if (endpoint.address.is_v4()) {
+        auto& in = reinterpret_cast<sockaddr_in&>(name.storage);
+        name.length = sizeof in;
+        in.sin_family = AF_INET;
+        in.sin_port = htons(endpoint.port);
+        std::memcpy(&in.sin_addr, bytes.data(), bytes.size());
+    } else {
+        auto& in6 = reinterpret_cast<sockaddr_in6&>(name.storage);
+        name.length = sizeof in6;
+        in6.sin6_family = AF_INET6;
+        in6.sin6_port = htons(endpoint.port);
+        std::memcpy(&in6.sin6_addr, bytes.data(), bytes.size());
+        if (endpoint.address.is_link_local()) in6.sin6_scope_id = interface;
+    }
+    return name;
+}
+
+/// True: what is sent there stays on this host. To an address of its own the kernel speaks from that address; a socket that is bound
+/// to a foreign one (IP_FREEBIND) proves nothing.
+bool is_of_this_host(const Endpoint& to, std::uint32_t interface) {
+    if (to.address.is_loopback()) return true;
+    const UniqueFd probe(::socket(to.address.is_v4() ? AF_INET : AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    SocketName name = name_of(to, interface);
+    if (!probe || ::connect(probe.get(), name.get(), name.length) != 0) return false;
+    const auto from = name_of(::getsockname, probe.get());
+    return from && from->address == to.address;
+}
+
 /// Who could be answered.
 bool is_sender(const Endpoint& remote) {
     const Address& from = remote.address;
@@ -106,27 +143,15 @@ bool DatagramReturn::give_one(const tenant::UnreadDatagram& datagram, std::span<
     if (raw < 0 || headers + payload.size() > 0xffff) return false;
     const std::vector<std::byte> packet = v4 ? packet_of(wire::Ipv4Header{}, wire::kIpv4HeaderLength, datagram, payload)
                                              : packet_of(wire::Ipv6Header{}, wire::kIpv6HeaderLength, datagram, payload);
-    sockaddr_storage name{};
-    socklen_t length = sizeof(sockaddr_in);
-    const auto to = datagram.local.address.wire_bytes();
-    if (v4) {
-        auto& in = reinterpret_cast<sockaddr_in&>(name);
-        in.sin_family = AF_INET;
-        std::memcpy(&in.sin_addr, to.data(), to.size());
-    } else {
-        auto& in6 = reinterpret_cast<sockaddr_in6&>(name);
-        length = sizeof in6;
-        in6.sin6_family = AF_INET6;
-        std::memcpy(&in6.sin6_addr, to.data(), to.size());
-        if (datagram.local.address.is_link_local()) in6.sin6_scope_id = datagram.interface;
-    }
-    return ::sendto(raw, packet.data(), packet.size(), MSG_DONTWAIT, reinterpret_cast<sockaddr*>(&name), length) >= 0;
+    SocketName name = name_of({datagram.local.address, 0}, datagram.interface);  // a raw socket has no ports
+    return ::sendto(raw, packet.data(), packet.size(), MSG_DONTWAIT, name.get(), name.length) >= 0;
 }
 
 std::uint32_t DatagramReturn::give(std::span<const tenant::UnreadDatagram> datagrams, int half_fd) {
     if (datagrams.empty()) return 0;
     const auto half = half_of(half_fd);
     std::uint32_t given = 0;
+    std::optional<std::pair<Endpoint, std::uint32_t>> known;  // the last one that is of this host: mostly all have the same
     std::size_t left = tenant::Tenant::kMostUnread;  // of single ones: bursts that came as one are cut
     for (const tenant::UnreadDatagram& datagram : datagrams) {
         if (!half || !half->takes(datagram) || !is_sender(datagram.remote) ||
@@ -134,6 +159,12 @@ std::uint32_t DatagramReturn::give(std::span<const tenant::UnreadDatagram> datag
             ++statistics_.refused;
             continue;
         }
+        const std::pair to(datagram.local, datagram.interface);
+        if (known != to && !is_of_this_host(datagram.local, datagram.interface)) {
+            ++statistics_.refused;
+            continue;
+        }
+        known = to;
         std::span<const std::byte> rest(datagram.payload);
         do {
             const std::size_t size = datagram.segment_size != 0 ? std::min<std::size_t>(datagram.segment_size, rest.size()) : rest.size();

@@ -7,7 +7,7 @@
 //
 // What the datagrams say comes from the program, so they must not reach anybody else in another's name: they go only to a port that a
 // socket holds which the program has shown, which lives in our network namespace, which would take them, and whose owner
-// has all the kernel's other sockets on that port, too.
+// has all the kernel's other sockets on that port, too; and only to addresses of this host, so that nothing ever leaves it.
 #pragma once
 
 #include <cstdint>

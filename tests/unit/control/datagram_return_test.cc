@@ -110,6 +110,37 @@ TEST_P(DatagramReturnTest, NotWhereAnotherUserHasASocketOnThePort) {
     EXPECT_EQ(next(), "none");
 }
 
+// A program may write any address into its segment, and bind to one that is not ours: nothing leaves the host in a stranger's name.
+TEST_P(DatagramReturnTest, OnlyToAddressesOfThisHost) {
+    const Address elsewhere = *Address::parse(v4() ? "192.0.2.1" : "2001:db8::1");
+    UniqueFd anywhere(::socket(v4() ? AF_INET : AF_INET6, SOCK_DGRAM, 0));
+    sockaddr_in6 name{};
+    name.sin6_family = v4() ? AF_INET : AF_INET6;
+    socklen_t length = v4() ? sizeof(sockaddr_in) : sizeof name;
+    ASSERT_EQ(::bind(anywhere.get(), reinterpret_cast<sockaddr*>(&name), length), 0);
+    ASSERT_EQ(::getsockname(anywhere.get(), reinterpret_cast<sockaddr*>(&name), &length), 0);
+    UniqueFd foreign(::socket(v4() ? AF_INET : AF_INET6, SOCK_DGRAM, 0));
+    const int on = 1;
+    ASSERT_EQ(::setsockopt(foreign.get(), v4() ? SOL_IP : SOL_IPV6, v4() ? IP_FREEBIND : IPV6_FREEBIND, &on, sizeof on), 0);
+    sockaddr_in6 far{};
+    far.sin6_family = name.sin6_family;
+    if (v4()) {
+        reinterpret_cast<sockaddr_in&>(far).sin_addr.s_addr = inet_addr("192.0.2.1");
+    } else {
+        ASSERT_EQ(::inet_pton(AF_INET6, "2001:db8::1", &far.sin6_addr), 1);
+    }
+    ASSERT_EQ(::bind(foreign.get(), reinterpret_cast<sockaddr*>(&far), length), 0);
+    ASSERT_EQ(::getsockname(foreign.get(), reinterpret_cast<sockaddr*>(&far), &length), 0);
+    UnreadDatagram to_anywhere = from(53, "x");
+    to_anywhere.local = {elsewhere, ntohs(name.sin6_port)};
+    UnreadDatagram to_foreign = from(53, "x");
+    to_foreign.local = {elsewhere, ntohs(far.sin6_port)};
+    EXPECT_EQ(returned.give({&to_anywhere, 1}, anywhere.get()), 0u);
+    EXPECT_EQ(returned.give({&to_foreign, 1}, foreign.get()), 0u);
+    EXPECT_EQ(returned.statistics().refused, 2u);
+    EXPECT_EQ(returned.statistics().lost, 0u);
+}
+
 TEST_P(DatagramReturnTest, AConnectedSocketHearsItsPeerOnly) {
     sockaddr_storage name{};
     socklen_t length = sizeof name;
