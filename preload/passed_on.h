@@ -8,6 +8,7 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <array>
 #include <cstdint>
 #include <iterator>
 
@@ -36,11 +37,34 @@ inline constexpr PassedOn kPassedOn[] = {
 };
 static_assert(std::size(kPassedOn) <= 64);
 
+/// 1 + the option's place in kPassedOn, by level and name: every setsockopt asks.
+struct PassedOnIndex {
+    static constexpr int kNames = 128;
+    std::array<std::array<std::uint8_t, kNames>, 4> places{};
+
+    static constexpr int row(int level) noexcept {
+        switch (level) {
+            case SOL_SOCKET: return 0;
+            case IPPROTO_IP: return 1;
+            case IPPROTO_IPV6: return 2;
+            case IPPROTO_TCP: return 3;
+            default: return -1;
+        }
+    }
+    constexpr PassedOnIndex() noexcept {
+        for (std::size_t i = 0; i < std::size(kPassedOn); ++i)
+            places.at(static_cast<std::size_t>(row(kPassedOn[i].level))).at(static_cast<std::size_t>(kPassedOn[i].name)) =
+                static_cast<std::uint8_t>(i + 1);
+    }
+};
+inline constexpr PassedOnIndex kPassedOnIndex;
+
 inline std::uint64_t passed_on_bit(int family, int level, int name) noexcept {
+    const int row = PassedOnIndex::row(level);
+    if (row < 0 || name < 0 || name >= PassedOnIndex::kNames) return 0;
     if (family == AF_INET && level == IPPROTO_IP && (name == IP_TOS || name == IP_TTL)) return 0;
-    for (std::size_t i = 0; i < std::size(kPassedOn); ++i)
-        if (kPassedOn[i].level == level && kPassedOn[i].name == name) return std::uint64_t{1} << i;
-    return 0;
+    const std::uint8_t place = kPassedOnIndex.places[static_cast<std::size_t>(row)][static_cast<std::size_t>(name)];
+    return place != 0 ? std::uint64_t{1} << (place - 1) : 0;
 }
 
 }  // namespace culvert::preload

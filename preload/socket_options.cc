@@ -304,7 +304,8 @@ int Socket::set_option(int fd, int level, int name, const void* value, socklen_t
         const bool for_listeners = type_ == SOCK_STREAM && only_kernel_listens(level, name) && asks_for_something(value, length);
         if (for_listeners) needs_kernel_to_listen_.store(true, std::memory_order_relaxed);
         if ((kernels || for_listeners) && path() == Path::kListener) give_back(fd, shm::KernelReason::kOption);
-        if (datagram_ == nullptr && path() != Path::kConnection) passed_on_.fetch_or(passed_on_bit(family_, level, name), std::memory_order_relaxed);
+        if (const std::uint64_t bit = datagram_ == nullptr && path() != Path::kConnection ? passed_on_bit(family_, level, name) : 0; bit != 0)
+            passed_on_.fetch_or(bit, std::memory_order_relaxed);
         keep_option(level, name, value, length);
         if (datagram_ != nullptr) keep_datagram_option(fd, level, name, value, length);
         return keep.pass(0);
