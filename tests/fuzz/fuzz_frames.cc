@@ -525,6 +525,8 @@ private:
             if (options.fast_open_cookie && !options.fast_open_cookie->empty())
                 flow.cookie.assign(options.fast_open_cookie->begin(), options.fast_open_cookie->end());
         }
+        // The SYN-ACK was lost (the interface was down), and a challenge ACK tells where the stream begins.
+        if (!flow.first && segment.segment_length() == 0) flow.first = segment.sequence();
         const std::uint32_t place = segment.sequence() + (segment.flags().syn() ? 1 : 0);
         const auto text = segment.payload_in_head();
         CHECK(text.empty() || flow.first.has_value());
