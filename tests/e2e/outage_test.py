@@ -601,15 +601,15 @@ class Clients(Outage):
 
     def is_reset(self):
         """The kernel closes a killed daemon's sockets a moment after its end: until then it is not known to be gone."""
-        with socket.create_connection((self.lab.ip4(), 7400), 10) as client:
-            client.settimeout(2)
-            try:
+        try:
+            with socket.create_connection((self.lab.ip4(), 7400), 10) as client:
+                client.settimeout(2)
                 client.recv(1)
-            except ConnectionResetError:
-                return True
-            except TimeoutError:
-                pass
-            return False
+        except ConnectionResetError:  # perhaps before connect() has returned
+            return True
+        except TimeoutError:
+            pass
+        return False
 
     def test_strict_programs_get_an_error(self):
         """--strict: neither a connection of the kernel's, nor one that it makes."""
