@@ -42,7 +42,7 @@ void Steering::set_addresses(int ifindex, const std::set<Address>& addresses) {
     if (!came) return;
     // The ports count from set_address on: the kernel's flows on the new addresses first.
     for (auto& [port, state] : tcp_ports_)
-        if (state.asked) keep_kernel_flows(port, state);
+        if (!state.asked.empty()) keep_kernel_flows(port, state);
     for (const Address& address : addresses) {
         if (old.contains(address)) continue;
         const Result<void> set = interface->maps->set_address(address, true);
@@ -93,7 +93,8 @@ void Steering::take_port(Protocol protocol, const Address& address, Port port) {
         tcp = &tcp_ports_[port];
         ++tcp->taken;
     }
-    const bool first_time = ask && !std::exchange(tcp->asked, true);
+    const bool covered = ask && tcp->asked.contains(Address::any(address.family()));  // it takes nothing new
+    const bool first_time = ask && !covered && tcp->asked.insert(address).second;
     if (first_time) keep_kernel_flows(port, *tcp);
     if (!address.is_unspecified()) {
         for (const Interface& interface : interfaces_) interface.maps->take_port(address, protocol, port);
@@ -116,6 +117,7 @@ void Steering::release_port(Protocol protocol, const Address& address, Port port
     } else if (const auto found = wildcards_.find({protocol, address.family(), port});
                found != wildcards_.end() && --found->second == 0) {
         wildcards_.erase(found);
+        if (const auto tcp = tcp_ports_.find(port); protocol == Protocol::kTcp && tcp != tcp_ports_.end()) tcp->second.asked.erase(address);
         for (const Interface& interface : interfaces_)
             for (const Address& own : interface.addresses)
                 if (own.family() == address.family()) interface.maps->release_port(own, protocol, port);

@@ -92,7 +92,7 @@ private:
     };
     struct TcpPort {
         std::uint32_t taken = 0;  // how often, on whatever address
-        bool asked = false;       // the kernel, about flows
+        std::set<Address> asked;  // for these the kernel has been asked about flows
         std::set<Flow> flows;
     };
     struct Wildcard {

@@ -146,7 +146,7 @@ class Service(Story):
         until(lambda: self.show("culvertd", "NRestarts") == "1" and self.show("culvertd", "ActiveState") == "active", "systemd to restart it")
         until(self.through_culvert, "the services to be Culvert's again")
         self.ask("systemctl", "reload", "culvertd")
-        self.assertEqual(self.show("culvertd", "ActiveState"), "active")
+        until(lambda: self.show("culvertd", "ActiveState") == "active", "culvertd to have read its configuration again")
         self.ask("systemctl", "stop", "culvertd")
         self.assertEqual(self.show("culvertd", "Result"), "success")
         self.serves()

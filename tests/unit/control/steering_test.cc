@@ -178,6 +178,18 @@ TEST_F(SteeringTest, KernelFlowsOnALaterAddressAreKeptBeforeItCounts) {
               (std::vector<std::string>{"take 10.0.0.1:80", "keep 10.0.0.1:80 10.0.0.5:4000", "+10.0.0.1"}));
 }
 
+// nginx has a socket for each family: what the kernel begins between the two is its own.
+TEST_F(SteeringTest, EachFamilyOfAPortIsAskedFor) {
+    steering.set_addresses(2, {address("10.0.0.1"), address("fd00::1")});
+    steering.take_port(kTcp, Address::any(Family::kIpv4), 80);
+    kernel = {established(endpoint("fd00::1", 80), endpoint("fd00::5", 4000))};
+    steering.take_port(kTcp, Address::any(Family::kIpv6), 80);
+    EXPECT_TRUE(eth0.flows.contains({endpoint("fd00::1", 80), endpoint("fd00::5", 4000)}));
+    const int before = asked;
+    steering.take_port(kTcp, Address::any(Family::kIpv6), 80);
+    EXPECT_EQ(asked, before) << "nothing new is taken";
+}
+
 TEST_F(SteeringTest, OutgoingConnectionsDoNotAskTheKernel) {
     steering.set_addresses(2, {address("10.0.0.1")});
     steering.take_port(kTcp, address("10.0.0.1"), 40000);
